@@ -1,0 +1,34 @@
+"""DistilBERT with inhibitor attention: the operator, the models and the tools to train and publish them.
+
+Importing the package registers the models with transformers' Auto classes.
+"""
+
+from importlib.metadata import version
+
+from .kernels.inhibitor_attention import inhibitor_attention
+from .modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
+from .modeling.modeling_inhibidistilbert import (
+    InhibiDistilBertForMaskedLM,
+    InhibiDistilBertForMultipleChoice,
+    InhibiDistilBertForQuestionAnswering,
+    InhibiDistilBertForSequenceClassification,
+    InhibiDistilBertForTokenClassification,
+    InhibiDistilBertModel,
+)
+from .registration import register_auto_classes
+
+register_auto_classes()
+
+__version__ = version("inhibidistilbert")
+
+__all__ = [
+    "InhibiDistilBertConfig",
+    "InhibiDistilBertForMaskedLM",
+    "InhibiDistilBertForMultipleChoice",
+    "InhibiDistilBertForQuestionAnswering",
+    "InhibiDistilBertForSequenceClassification",
+    "InhibiDistilBertForTokenClassification",
+    "InhibiDistilBertModel",
+    "__version__",
+    "inhibitor_attention",
+]

@@ -1,0 +1,29 @@
+"""The command line: `inhibidistilbert convert | distill | predict`, one word a job."""
+
+import sys
+
+import typer
+
+from .commands.convert import convert
+from .commands.distill import distill
+from .commands.predict import predict
+from .errors import UserError
+
+app = typer.Typer(
+    name="inhibidistilbert",
+    help="DistilBERT with inhibitor attention: convert, distill and use models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (convert, distill, predict):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point: bad input is one clear line on stderr and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,1 @@
+"""The commands of the command line: arguments here, the work in the package's modules."""
