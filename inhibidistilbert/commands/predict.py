@@ -1,0 +1,165 @@
+"""`inhibidistilbert predict`: label texts with a sequence classifier."""
+
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import typer
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.progress import track
+
+from ..errors import UserError
+from ..prediction import Prediction, TextClassifier, default_checkpoint
+
+# With fewer batches than this the work is done before a bar could be read.
+BATCHES_WORTH_A_BAR = 16
+
+
+@dataclass
+class NonBlank:
+    """Iterates over texts without the blank ones, which it counts."""
+
+    texts: Iterator[str]
+    skipped: int = field(default=0, init=False)
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self.texts:
+            if text.strip():
+                yield text
+            else:
+                self.skipped += 1
+
+
+def predict(
+    text: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts to label.")] = None,
+    file: Annotated[Path | None, typer.Option(metavar="PATH", help="A UTF-8 file, one text a line.")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="A checkpoint folder; no code in it is run. Left out: the sentiment model shipped."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line: text, label, score.")] = False,
+    stride: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Read long texts whole, in windows that overlap by N tokens; average their scores."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Texts, or windows of long ones, a forward pass.")] = 32,
+    device: Annotated[str, typer.Option(help="cpu, cuda, …; auto takes the accelerator when there is one.")] = "auto",
+) -> None:
+    """Label texts: those given, those of --file, or those on standard input, one a line.
+
+    Blank lines are skipped. Texts longer than the model's positions are cut, unless --stride is given.
+    """
+    name, source = open_texts(text, file)
+    texts = NonBlank(source)
+    remaining = iter(texts)
+    # The first text is read before the model, so that bad input is told at once.
+    first = next(remaining, None)
+    if first is None:
+        raise UserError(f"{name} holds no text (blank lines: {texts.skipped}); give at least one text, one a line.")
+    classifier = TextClassifier.from_folder(model or default_checkpoint(), device, batch_size, stride)
+    long, longest = print_predictions(classifier.predict(chain([first], remaining), progress_bar), classifier, as_json)
+    if long and stride is None:
+        note(
+            f"texts cut to the model's {classifier.max_tokens} positions: {long} (the longest has {longest} tokens); "
+            "--stride N reads them whole."
+        )
+    if texts.skipped:
+        note(f"blank lines skipped: {texts.skipped}.")
+
+
+def open_texts(arguments: Sequence[str] | None, file: Path | None) -> tuple[str, Iterator[str]]:
+    """Where the texts come from, as a user calls it, and the texts."""
+    if arguments and file:
+        raise UserError("give either TEXT arguments or --file, not both.")
+    if arguments:
+        return "TEXT", check_arguments(arguments)
+    if file:
+        return f"--file {str(file)!r}", read_file(file)
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UserError("there is no text: give TEXT arguments, --file PATH, or texts on standard input, one a line.")
+    return "standard input", read_lines(sys.stdin.buffer, "standard input")
+
+
+def check_arguments(arguments: Iterable[str]) -> Iterator[str]:
+    """The arguments, refused where the shell passed bytes that are not UTF-8."""
+    for number, argument in enumerate(arguments, 1):
+        if not argument.isascii() and any("\ud800" <= character <= "\udfff" for character in argument):
+            raise UserError(f"TEXT number {number} must be UTF-8, got {argument!r}.")
+        yield argument
+
+
+def read_file(file: Path) -> Iterator[str]:
+    """The lines of a UTF-8 text file."""
+    try:
+        with file.open("rb") as stream:
+            yield from read_lines(stream, f"--file {str(file)!r}")
+    except OSError as error:
+        raise UserError(
+            f"--file {str(file)!r} cannot be read ({error.strerror}); it must be a UTF-8 text file, one text a line."
+        ) from error
+
+
+def read_lines(stream: BinaryIO, name: str) -> Iterator[str]:
+    """The lines of `stream` without their ends, decoded one by one so that a bad one can be named."""
+    for number, line in enumerate(stream, 1):
+        try:
+            yield line.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{name} must be UTF-8, but byte {error.start + 1} of line {number} is 0x{line[error.start]:02x}."
+            ) from error
+
+
+def progress_bar(batches: Sequence[list[int]]) -> Iterable[list[int]]:
+    """`batches`, with a bar on stderr when someone is looking and there is much to do."""
+    if len(batches) < BATCHES_WORTH_A_BAR or not sys.stderr.isatty():
+        return batches
+    return track(batches, "Predicting", console=Console(stderr=True), transient=True)
+
+
+def print_predictions(predictions: Iterable[Prediction], classifier: TextClassifier, as_json: bool) -> tuple[int, int]:
+    """Print one line a prediction; the number of texts longer than the model's positions and the longest one's tokens."""
+    label_width, line_width = max(map(cell_len, classifier.labels)), terminal_width()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    long = longest = 0
+    for prediction in predictions:
+        line = json_line(prediction) if as_json else human_line(prediction, label_width, line_width)
+        # Flushed, so that a reader that has gone away is noticed here and not at exit.
+        print(line, flush=True)
+        longest = max(longest, prediction.tokens)
+        long += prediction.tokens > classifier.max_tokens
+    return long, longest
+
+
+def json_line(prediction: Prediction) -> str:
+    """`{"text": …, "label": …, "score": …}` in ASCII, so that nothing in a text can break the line."""
+    return json.dumps({"text": prediction.text, "label": prediction.label, "score": prediction.score})
+
+
+def human_line(prediction: Prediction, label_width: int, line_width: int | None) -> str:
+    """Label, score and text in columns; a text on one line, without control characters, cut to the terminal's width."""
+    text = "".join(c for c in " ".join(prediction.text.split()) if c.isprintable())
+    line = f"{set_cell_size(prediction.label, label_width)}  {prediction.score:7.4f}  {text}"
+    if line_width and cell_len(line) > line_width:
+        return set_cell_size(line, line_width - 1) + "…"
+    return line
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal that stdout is, or None."""
+    return os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else None
+
+
+def note(message: str) -> None:
+    """Something the user should know, on stderr."""
+    print(f"note: {message}", file=sys.stderr)

@@ -1,0 +1,312 @@
+"""Sequence classification of many texts with a checkpoint folder: loading with checks, batches by length, windows."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import islice
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from .errors import UserError
+from .modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
+from .modeling.modeling_inhibidistilbert import InhibiDistilBertForSequenceClassification
+
+# Texts read ahead: enough to find batches of equal length, few enough that memory stays small and output starts early.
+CHUNK_TEXTS = 2048
+
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+
+Track = Callable[[Sequence[list[int]]], Iterable[list[int]]]
+
+
+def default_checkpoint() -> Path:
+    """The folder of the sentiment model that ships with the package."""
+    return Path(str(files("inhibidistilbert") / "checkpoints" / "tiny-sentiment"))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one text.
+
+    Attributes:
+        text: the text.
+        label: name of the label with the highest score.
+        score: its probability; for a regression model the value itself.
+        tokens: length of the whole text in tokens, special tokens included.
+    """
+
+    text: str
+    label: str
+    score: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a text that fits the model: `owner` is the text's index, `ids` the tokens with the special ones."""
+
+    owner: int
+    ids: list[int]
+
+
+@dataclass
+class TextClassifier:
+    """A sequence classifier with its tokenizer.
+
+    Attributes:
+        model: put into evaluation mode.
+        tokenizer: a fast tokenizer, the model's own.
+        batch_size: windows a forward pass.
+        stride: None cuts texts longer than `max_tokens`; a number averages the probabilities of windows of `max_tokens`
+            that overlap by so many tokens.
+
+    Raises:
+        UserError: `batch_size` or `stride` out of range, or a tokenizer that does not fit the model.
+    """
+
+    model: InhibiDistilBertForSequenceClassification
+    tokenizer: PreTrainedTokenizerBase
+    batch_size: int = 32
+    stride: int | None = None
+
+    def __post_init__(self) -> None:
+        self.model.eval()
+        if self.batch_size < 1:
+            raise UserError(f"batch size must be at least 1, got {self.batch_size}.")
+        room = self.max_tokens - self.tokenizer.num_special_tokens_to_add()
+        if self.stride is not None and not 0 <= self.stride < room:
+            raise UserError(
+                f"stride must be at least 0 and below {room} (the model's {self.max_tokens} positions less the special "
+                f"tokens), got {self.stride}."
+            )
+        if not self.tokenizer.is_fast:
+            raise UserError(f"the tokenizer must be a fast one, got {type(self.tokenizer).__name__}.")
+        if len(self.tokenizer) > self.model.config.vocab_size:
+            raise UserError(
+                f"the tokenizer has {len(self.tokenizer)} tokens but the model's vocabulary holds "
+                f"{self.model.config.vocab_size}: they do not belong together."
+            )
+
+    @classmethod
+    def from_folder(
+        cls, folder: Path, device: str = "auto", batch_size: int = 32, stride: int | None = None
+    ) -> "TextClassifier":
+        """Load a folder written by `save_pretrained` of model and tokenizer. No code in the folder is run.
+
+        Raises:
+            UserError: files missing or damaged, another kind of model, weights missing, or an unknown device.
+        """
+        where = find_device(device)
+        check_folder(folder)
+        with quiet_transformers():
+            model, tokenizer = load_model(folder), load_tokenizer(folder)
+        model.to(where)  # type: ignore[arg-type]  # transformers' wrapper of `to` loses its signature.
+        return cls(model, tokenizer, batch_size, stride)
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest input of the model, special tokens included."""
+        return self.model.config.max_position_embeddings
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the labels, in the order of the model's outputs."""
+        return [str(name) for _, name in sorted((self.model.config.id2label or {}).items())]
+
+    def predict(self, texts: Iterable[str], track: Track | None = None) -> Iterator[Prediction]:
+        """Predictions in the order of `texts`, which are read `CHUNK_TEXTS` at a time.
+
+        track: wraps the batches of a chunk, say in a progress bar.
+
+        Raises:
+            UserError: when the model's scores are not finite.
+        """
+        remaining = iter(texts)
+        while chunk := list(islice(remaining, CHUNK_TEXTS)):
+            yield from self._predict_chunk(chunk, track)
+
+    def _predict_chunk(self, texts: list[str], track: Track | None) -> list[Prediction]:
+        windows = self._windows(texts)
+        lengths = self._text_lengths(windows, len(texts))
+        if self.stride is None:
+            windows = [window for i, window in enumerate(windows) if i == 0 or windows[i - 1].owner != window.owner]
+        values, labels = self._text_scores(windows, len(texts), track).max(-1)
+        if not values.isfinite().all():
+            raise UserError(f"the model in {self.model.name_or_path!r} gives scores that are not finite: it is damaged.")
+        names = self.labels
+        return [
+            Prediction(text, names[label], score, length)
+            for text, label, score, length in zip(texts, labels.tolist(), values.tolist(), lengths, strict=True)
+        ]
+
+    def _windows(self, texts: list[str]) -> list[Window]:
+        """The windows of all texts, those of a text together and in order. Without a stride they do not overlap."""
+        encoded = self.tokenizer(
+            texts,
+            truncation=True,
+            max_length=self.max_tokens,
+            stride=self.stride or 0,
+            return_overflowing_tokens=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        owners = encoded["overflow_to_sample_mapping"]
+        return [Window(owner, ids) for owner, ids in zip(owners, encoded["input_ids"], strict=True)]
+
+    def _text_lengths(self, windows: list[Window], texts: int) -> list[int]:
+        """Tokens of each text: those of its windows, less what every window but the first repeats."""
+        repeated = self.tokenizer.num_special_tokens_to_add() + (self.stride or 0)
+        lengths = [repeated] * texts
+        for window in windows:
+            lengths[window.owner] += len(window.ids) - repeated
+        return lengths
+
+    def _text_scores(self, windows: list[Window], texts: int, track: Track | None) -> Tensor:
+        """`(texts, labels)`: the mean of the scores of each text's windows."""
+        owners = torch.tensor([window.owner for window in windows])
+        scores = self._window_scores(windows, track)
+        summed = scores.new_zeros(texts, scores.shape[1]).index_add_(0, owners, scores)
+        return summed / owners.bincount(minlength=texts)[:, None]
+
+    def _window_scores(self, windows: list[Window], track: Track | None) -> Tensor:
+        """`(windows, labels)`, float32 on the CPU. Batches hold windows of similar length, the longest first."""
+        order = sorted(range(len(windows)), key=lambda index: len(windows[index].ids), reverse=True)
+        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        scores = torch.empty(len(windows), len(self.labels))
+        for batch in track(batches) if track else batches:
+            scores[batch] = self._batch_scores([windows[index].ids for index in batch]).cpu()
+        return scores
+
+    @torch.inference_mode()
+    def _batch_scores(self, batch: list[list[int]]) -> Tensor:
+        """`(B, labels)`. The id at padded places is of no account: the mask hides them."""
+        ids = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in batch], batch_first=True)
+        lengths = torch.tensor([len(ids) for ids in batch])
+        mask = torch.arange(ids.shape[1]) < lengths[:, None]
+        device = self.model.device
+        logits = self.model(ids.to(device), attention_mask=mask.to(device)).logits
+        return to_scores(logits.float(), self.model.config)
+
+
+def to_scores(logits: Tensor, config: InhibiDistilBertConfig) -> Tensor:
+    """Probabilities `(B, labels)` as the problem type asks; the logits themselves for regression.
+
+    Without a problem type one label means regression and several a single one of them, as in transformers' losses.
+    """
+    problem = config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
+    if problem == "regression":
+        return logits
+    return logits.sigmoid() if problem == "multi_label_classification" else logits.softmax(-1)
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; `"auto"` is the accelerator when there is one, otherwise the CPU.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).tolist()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device {name!r} is not available here; use auto, cpu, or an accelerator such as cuda.") from error
+    return device
+
+
+def check_folder(folder: Path) -> None:
+    """Look at the files of a checkpoint before anything is loaded.
+
+    Raises:
+        UserError: not a folder, files missing, or a config.json of another kind of model.
+    """
+    if not folder.is_dir():
+        raise UserError(f"model {str(folder)!r} is not a folder; give one written by save_pretrained.")
+    for names in (("config.json",), WEIGHT_FILES, TOKENIZER_FILES):
+        if not any((folder / name).is_file() for name in names):
+            raise UserError(
+                f"model folder {str(folder)!r} lacks {' or '.join(names)}; give one written by save_pretrained of model and "
+                "tokenizer."
+            )
+    config = _read_config(folder / "config.json")
+    expected = InhibiDistilBertConfig.model_type
+    if config.get("model_type") != expected:
+        raise UserError(f"model folder {str(folder)!r} must hold model_type {expected!r}, got {config.get('model_type')!r}.")
+    architectures, head = config.get("architectures"), InhibiDistilBertForSequenceClassification.__name__
+    if architectures and head not in architectures:
+        raise UserError(f"model folder {str(folder)!r} must hold a {head}, got {', '.join(map(str, architectures))}.")
+
+
+def _read_config(file: Path) -> dict:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(file)!r} cannot be read as JSON: {_one_line(error)}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{str(file)!r} must hold a JSON object, got {type(config).__name__}.")
+    return config
+
+
+def load_model(folder: Path) -> InhibiDistilBertForSequenceClassification:
+    """The sequence classifier in `folder`, every weight of it from the checkpoint.
+
+    Raises:
+        UserError: damaged files, weights missing or of another shape, scalars that are not finite.
+    """
+    try:
+        model, report = InhibiDistilBertForSequenceClassification.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # They are refused below, by name.
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        raise UserError(f"model folder {str(folder)!r} cannot be loaded: {_one_line(error)}") from error
+    unusable = sorted(report["missing_keys"]) + sorted(str(key[0]) for key in report["mismatched_keys"])
+    if unusable:
+        raise UserError(
+            f"model folder {str(folder)!r} lacks weights of the right shape for {', '.join(unusable)}; predicting needs a "
+            "trained sequence classifier."
+        )
+    return model
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder`.
+
+    Raises:
+        UserError: damaged files.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # The tokenizers library raises bare exceptions.
+        raise UserError(f"the tokenizer in {str(folder)!r} cannot be loaded: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No bars and reports from transformers: what matters of them is raised as one line."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
