@@ -1,0 +1,496 @@
+"""A checkpoint folder loads anywhere: with torch and transformers alone, offline or from a Hub, and after any re-save."""
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import remote_client
+import torch
+import transformers
+from hub import LoopbackHub
+from remote_client import IMPLEMENTATIONS, PIPELINES, model_outputs, run_pipeline
+from safetensors.torch import load_file
+from transformers import DistilBertTokenizer, PreTrainedModel
+from transformers.dynamic_module_utils import get_imports, get_relative_import_files, get_relative_imports
+
+import inhibidistilbert
+from inhibidistilbert import InhibiDistilBertConfig, InhibiDistilBertModel
+
+ROOT = Path(inhibidistilbert.__file__).parent
+SOURCES = sorted(file for room in ("kernels", "modeling") for file in (ROOT / room).glob("*.py"))
+SOURCE_NAMES = sorted(file.name for file in SOURCES)
+
+CLASS_NAMES = {
+    "AutoModel": "InhibiDistilBertModel",
+    "AutoModelForMaskedLM": "InhibiDistilBertForMaskedLM",
+    "AutoModelForSequenceClassification": "InhibiDistilBertForSequenceClassification",
+    "AutoModelForTokenClassification": "InhibiDistilBertForTokenClassification",
+    "AutoModelForQuestionAnswering": "InhibiDistilBertForQuestionAnswering",
+    "AutoModelForMultipleChoice": "InhibiDistilBertForMultipleChoice",
+}
+AUTO_CLASSES = list(CLASS_NAMES)
+FULL_AUTO_MAP = {
+    "AutoConfig": "configuration_inhibidistilbert.InhibiDistilBertConfig",
+    **{auto_class: f"modeling_inhibidistilbert.{name}" for auto_class, name in CLASS_NAMES.items()},
+}
+CLASSIFIER = "AutoModelForSequenceClassification"
+LABELS = {
+    CLASSIFIER: ["NEGATIVE", "POSITIVE"],
+    "AutoModelForTokenClassification": ["O", "B-PER", "I-PER"],
+}
+# Unlike the defaults, so that a field or scalar lost on the way shows.
+INHIBITOR_FIELDS = {
+    "alpha_init": 0.3,
+    "beta_init": 0.9,
+    "gamma_init": 0.7,
+    "scalars_per_head": True,
+    "length_normalization": "sqrt",
+}
+WORDS = ["the", "a", "film", "was", "quiet", "joy", "dull", "slow", "story", "and", "people", "##s"]
+
+
+@dataclass
+class Checkpoints:
+    """One saved model for every Auto class, as the package loads it, and the tokenizer saved with all of them."""
+
+    models: dict[str, PreTrainedModel]
+    tokenizer: DistilBertTokenizer
+    folders: dict[str, str]
+
+
+@dataclass
+class Session:
+    """What a clean interpreter reported."""
+
+    report: dict[str, dict]
+    stderr: str
+
+    def __getitem__(self, label: str):
+        """The value of the call `label`; the test fails with the traceback when the call failed."""
+        if "error" in self.report[label]:
+            pytest.fail(f"{label} failed in the clean interpreter:\n{self.report[label]['error']}", pytrace=False)
+        return self.report[label]["value"]
+
+
+def run_clean_session(folder: Path, calls: dict[str, list], environment: dict[str, str]) -> Session:
+    """Make `calls` of remote_client.py in a new interpreter, with empty caches and another working directory."""
+    folder.mkdir()
+    (folder / "calls.json").write_text(json.dumps(calls))
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "TRANSFORMERS_", "PYTHON"))}
+    clean = {
+        "HF_HOME": str(folder / "hf_home"),
+        "HF_MODULES_CACHE": str(folder / "hf_modules"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        # The same split of work over threads, hence the same rounding, as in this process.
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
+    process = subprocess.run(
+        [sys.executable, "-I", remote_client.__file__, "calls.json", "report.json"],
+        cwd=folder,
+        env={**inherited, **clean, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    return Session(json.loads((folder / "report.json").read_text()), process.stderr)
+
+
+def tiny_tokenizer() -> DistilBertTokenizer:
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    return DistilBertTokenizer(vocab={token: index for index, token in enumerate(tokens)}, model_max_length=64)
+
+
+def tiny_model(auto_class: str) -> PreTrainedModel:
+    """Random weights, every scalar of every head different."""
+    labels = LABELS.get(auto_class, ["LABEL_0", "LABEL_1"])
+    config = InhibiDistilBertConfig(
+        vocab_size=5 + len(WORDS),
+        max_position_embeddings=64,
+        dim=32,
+        hidden_dim=64,
+        n_heads=4,
+        n_layers=2,
+        id2label=dict(enumerate(labels)),
+        label2id={label: index for index, label in enumerate(labels)},
+        **INHIBITOR_FIELDS,
+    )
+    model = getattr(inhibidistilbert, CLASS_NAMES[auto_class])(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith((".alpha", ".beta", ".gamma")):
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+            elif parameter.ndim == 2:
+                # Large enough that answers differ from sentence to sentence.
+                parameter.mul_(10)
+    return model.eval()
+
+
+def assert_same_weights(model: PreTrainedModel, other: PreTrainedModel) -> None:
+    weights, others = model.state_dict(), other.state_dict()
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weight, others[name]) for name, weight in weights.items())
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> Checkpoints:
+    """Checkpoints as users make them: `model.save_pretrained` and `tokenizer.save_pretrained`, nothing else.
+
+    The models are loaded from there: sums round differently where weights lie differently in memory, as those from a
+    mapped file do.
+    """
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("checkpoints")
+    tokenizer, models, folders = tiny_tokenizer(), {}, {}
+    for auto_class in AUTO_CLASSES:
+        folder, model = root / f"{auto_class}-tiny-v1.0", tiny_model(auto_class)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        models[auto_class], folders[auto_class] = type(model).from_pretrained(folder), str(folder)
+        assert_same_weights(models[auto_class], model)
+    return Checkpoints(models, tokenizer, folders)
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoints) -> dict[str, torch.Tensor]:
+    """Outputs of the package's own models: `{"<Auto class>/<implementation>": tensor}`."""
+    tensors = {}
+    for auto_class, model in checkpoints.models.items():
+        for name in IMPLEMENTATIONS:
+            model.set_attn_implementation(name)
+            tensors[f"{auto_class}/{name}"] = model_outputs(model, checkpoints.tokenizer)
+        model.set_attn_implementation("inhibitor")
+    return tensors
+
+
+def copy_marked(folder: str, target: Path, marker: Path) -> str:
+    """A copy of a checkpoint whose every source file creates `marker` when it runs."""
+    shutil.copytree(folder, target)
+    for source in target.glob("*.py"):
+        source.write_text(source.read_text() + f"\nimport pathlib\npathlib.Path({str(marker)!r}).touch()\n")
+    return str(target)
+
+
+def copy_with_another_operator(folder: str, target: Path) -> str:
+    shutil.copytree(folder, target)
+    source = target / "inhibitor_attention.py"
+    source.write_text(source.read_text() + "\n\ndef inhibitor_attention(query, *args, **kwargs):\n    return query\n")
+    return str(target)
+
+
+def copies_without_one_file(folder: str, target: Path) -> dict[str, str]:
+    """For every file the model needs, a copy of the checkpoint that lacks it."""
+    copies = {}
+    for name in [*SOURCE_NAMES, "config.json", "model.safetensors"]:
+        copies[name] = str(target / name.replace(".", "_"))
+        shutil.copytree(folder, copies[name], ignore=lambda _, names, missing=name: {missing} & set(names))
+    return copies
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def stranger(checkpoints, work) -> Session:
+    """Someone without this package loads the saved folders, offline, and saves what they loaded."""
+    folders, classifier = checkpoints.folders, checkpoints.folders[CLASSIFIER]
+    untrusted = copy_marked(classifier, work / "untrusted", work / "code_ran_without_trust")
+    trusted = copy_marked(classifier, work / "trusted", work / "code_ran_with_trust")
+    other = copy_with_another_operator(classifier, work / "other_operator")
+    incomplete = copies_without_one_file(classifier, work / "incomplete")
+    calls = {
+        "refusals": ["refusals", {"source": untrusted, "auto_classes": ["AutoConfig", *AUTO_CLASSES]}],
+        "trusted": ["run_marked", {"source": trusted, "auto_class": CLASSIFIER}],
+        "config": ["config_fields", {"source": classifier, "fields": [*INHIBITOR_FIELDS, "dim", "n_layers"]}],
+        "outputs": ["outputs", {"sources": folders, "target": str(work / "stranger.safetensors")}],
+        "pipelines": ["pipelines", {"sources": folders}],
+        "head as base": ["outputs", {"sources": {"AutoModel": classifier}, "target": str(work / "base.safetensors")}],
+        "save again": ["save_again", {"sources": folders, "target": str(work / "saved-again.v2")}],
+        "save base": ["save_again", {"sources": {"AutoModel": classifier}, "target": str(work / "base")}],
+        "save new": ["save_new_from_config", {"source": classifier, "target": str(work / "new")}],
+        "two versions": ["two_versions", {"ours": classifier, "other": other, "auto_class": CLASSIFIER}],
+        "incomplete": ["load_errors", {"sources": incomplete, "auto_class": CLASSIFIER}],
+    }
+    return run_clean_session(work / "stranger", calls, {"HF_HUB_OFFLINE": "1"})
+
+
+REPOS = {auto_class: f"someone/tiny-{auto_class}" for auto_class in AUTO_CLASSES}
+
+
+@pytest.fixture(scope="module")
+def downloader(checkpoints, work) -> Session:
+    """Someone without this package loads the same checkpoints by name from a Hub, and saves what they loaded."""
+    repos = {REPOS[auto_class]: {"main": Path(folder)} for auto_class, folder in checkpoints.folders.items()}
+    repos["someone/versions"] = {
+        "main": Path(checkpoints.folders["AutoModelForMaskedLM"]),
+        "v1": Path(checkpoints.folders[CLASSIFIER]),
+    }
+    incomplete = copies_without_one_file(checkpoints.folders[CLASSIFIER], work / "incomplete_repos")
+    repos |= {f"incomplete/{Path(folder).name}": {"main": Path(folder)} for folder in incomplete.values()}
+    names = {missing: f"incomplete/{Path(folder).name}" for missing, folder in incomplete.items()}
+    version = {"sources": {CLASSIFIER: "someone/versions"}, "revision": "v1", "target": str(work / "v1.safetensors")}
+    calls = {
+        "outputs": ["outputs", {"sources": REPOS, "target": str(work / "downloader.safetensors")}],
+        "pipelines": ["pipelines", {"sources": REPOS}],
+        "revision": ["outputs", version],
+        "save again": ["save_again", {"sources": REPOS, "target": str(work / "downloaded")}],
+        "save new": ["save_new_from_config", {"source": REPOS["AutoModel"], "target": str(work / "new_downloaded")}],
+        "incomplete": ["load_errors", {"sources": names, "auto_class": CLASSIFIER}],
+        "unknown": ["load_errors", {"sources": {"nobody/nothing": "nobody/nothing"}, "auto_class": "AutoModel"}],
+    }
+    with LoopbackHub(repos) as hub:
+        session = run_clean_session(work / "downloader", calls, hub.environment())
+    (work / "requests.txt").write_text("\n".join(hub.requests))
+    return session
+
+
+SAVED_AGAIN = {"from a folder": "saved-again.v2", "from the Hub": "downloaded"}
+NEW_MODELS = {"from a folder": "new", "from the Hub": "new_downloaded"}
+
+
+@pytest.fixture(scope="module")
+def second_stranger(stranger, downloader, work) -> Session:
+    """A third person, offline and with empty caches, loads what the first two saved."""
+    calls = {}
+    for label, folder in SAVED_AGAIN.items():
+        sources = {auto_class: str(work / folder / auto_class) for auto_class in AUTO_CLASSES}
+        calls[label] = ["outputs", {"sources": sources, "target": str(work / f"{folder}.safetensors")}]
+    for label, folder in {**NEW_MODELS, "base": "base/AutoModel"}.items():
+        target = str(work / f"{Path(folder).parts[0]}_again.safetensors")
+        calls[f"new {label}"] = ["outputs", {"sources": {"AutoModel": str(work / folder)}, "target": target}]
+    return run_clean_session(work / "second_stranger", calls, {"HF_HUB_OFFLINE": "1"})
+
+
+def assert_same_outputs(file: Path, expected: dict[str, torch.Tensor]) -> None:
+    """Bit for bit under the same implementation, within 1e-5 across implementations."""
+    actual = load_file(file)
+    assert actual.keys() == expected.keys()
+    for name, tensor in actual.items():
+        assert torch.equal(tensor, expected[name]), name
+        for other in IMPLEMENTATIONS:
+            reference = expected[f"{name.partition('/')[0]}/{other}"]
+            torch.testing.assert_close(tensor, reference, rtol=0, atol=1e-5, msg=f"{name} against {other}")
+
+
+def assert_outputs_of_package(folder: Path, file: Path) -> None:
+    """`file` holds what the package's base model, loaded from `folder`, computes."""
+    tokenizer, actual = DistilBertTokenizer.from_pretrained(folder), load_file(file)
+    assert actual.keys() == {f"AutoModel/{name}" for name in IMPLEMENTATIONS}
+    for name in IMPLEMENTATIONS:
+        model = InhibiDistilBertModel.from_pretrained(folder, attn_implementation=name)
+        assert torch.equal(actual[f"AutoModel/{name}"], model_outputs(model, tokenizer)), name
+
+
+def assert_same_code(folder: Path, original: Path) -> None:
+    """`folder` carries every source file, byte for byte, no other code, and a map of all Auto classes into itself."""
+    assert sorted(file.name for file in folder.glob("*.py")) == SOURCE_NAMES
+    for name in SOURCE_NAMES:
+        assert (folder / name).read_bytes() == (original / name).read_bytes(), name
+    assert json.loads((folder / "config.json").read_text())["auto_map"] == FULL_AUTO_MAP
+
+
+class TestSources:
+    """What makes the source files fit for remote code, read off the files themselves."""
+
+    @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+    def test_transformers_finds_every_relative_import(self, source, checkpoints):
+        """transformers looks for imports with a regular expression; the syntax tree says which there really are."""
+        copy = Path(checkpoints.folders["AutoModel"], source.name)
+        imports = [node for node in ast.walk(ast.parse(copy.read_text())) if isinstance(node, ast.ImportFrom) and node.level]
+        assert all(node.level == 1 and node.module and "." not in node.module for node in imports)
+        assert set(get_relative_imports(copy)) == {node.module for node in imports}
+        assert {f"{node.module}.py" for node in imports} <= set(SOURCE_NAMES)
+
+    @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+    def test_only_torch_and_transformers_are_required(self, source):
+        """Of the packages that transformers insists on, which leave out those imported under `try`."""
+        allowed = {"torch", "transformers", "huggingface_hub"} | sys.stdlib_module_names
+        assert set(get_imports(source)) <= allowed
+
+    def test_every_file_is_reached_from_the_model(self, checkpoints):
+        """transformers copies what the modelling file imports, directly or not; a file beyond that is lost on the way."""
+        modeling = Path(checkpoints.folders["AutoModel"], "modeling_inhibidistilbert.py")
+        reached = {Path(file).name for file in get_relative_import_files(modeling)}
+        assert sorted(reached | {modeling.name}) == SOURCE_NAMES
+
+    def test_the_operator_imports_nothing_from_the_models(self):
+        for source in (ROOT / "kernels").glob("*.py"):
+            assert "from .." not in source.read_text(), source.name
+
+
+class TestFolder:
+    @pytest.mark.parametrize("auto_class", AUTO_CLASSES)
+    def test_holds_the_sources_and_the_full_auto_map(self, auto_class, checkpoints):
+        folder = Path(checkpoints.folders[auto_class])
+        assert sorted(file.name for file in folder.glob("*.py")) == SOURCE_NAMES
+        config = json.loads((folder / "config.json").read_text())
+        assert config["auto_map"] == FULL_AUTO_MAP
+        assert config["architectures"] == [CLASS_NAMES[auto_class]]
+
+    def test_holds_nothing_else(self, checkpoints):
+        others = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+        assert {file.name for file in Path(checkpoints.folders["AutoModel"]).iterdir()} == {*SOURCE_NAMES, *others}
+
+    @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+    def test_sources_differ_in_one_import_prefix_only(self, source, checkpoints):
+        lines = source.read_text().splitlines()
+        copied = Path(checkpoints.folders["AutoModel"], source.name).read_text().splitlines()
+        assert len(copied) == len(lines)
+        changes = [(line, copy) for line, copy in zip(lines, copied, strict=True) if line != copy]
+        for line, copy in changes:
+            assert line.lstrip().startswith("from ..kernels.")
+            assert copy == line.replace("from ..kernels.", "from .", 1)
+
+    def test_auto_map_that_points_elsewhere_is_replaced(self, checkpoints, tmp_path):
+        """As it does in models that some releases of transformers loaded from a Hub."""
+        model = InhibiDistilBertModel.from_pretrained(checkpoints.folders["AutoModel"])
+        model.config.auto_map = {"AutoModel": "someone/else--modeling_inhibidistilbert.InhibiDistilBertModel"}
+        model.save_pretrained(tmp_path)
+        assert_same_code(tmp_path, Path(checkpoints.folders["AutoModel"]))
+
+    def test_class_registered_by_hand(self, checkpoints, monkeypatch, tmp_path):
+        """As transformers' guide for custom models advises; transformers then copies sources in its own way, too."""
+        monkeypatch.setattr(InhibiDistilBertModel, "_auto_class", None)
+        InhibiDistilBertModel.register_for_auto_class("AutoModel")
+        checkpoints.models["AutoModel"].save_pretrained(tmp_path)
+        assert_same_code(tmp_path, Path(checkpoints.folders["AutoModel"]))
+
+
+class TestWithoutThePackage:
+    def test_package_was_out_of_reach(self, stranger, downloader, second_stranger):
+        for session in (stranger, downloader, second_stranger):
+            assert session["package modules"] == []
+
+    def test_config(self, stranger):
+        expected = {"class": "InhibiDistilBertConfig", **INHIBITOR_FIELDS, "dim": 32, "n_layers": 2}
+        assert stranger["config"] == expected
+
+    def test_outputs_from_a_folder(self, stranger, work, expected):
+        assert stranger["outputs"] is None
+        assert_same_outputs(work / "stranger.safetensors", expected)
+
+    def test_outputs_from_the_hub(self, downloader, work, expected):
+        assert downloader["outputs"] is None
+        assert_same_outputs(work / "downloader.safetensors", expected)
+        requests = (work / "requests.txt").read_text().splitlines()
+        for name in [*SOURCE_NAMES, "model.safetensors"]:
+            assert any(
+                line.startswith(f"GET /{REPOS[CLASSIFIER]}/resolve/") and line.endswith(f"/{name}") for line in requests
+            )
+
+    def test_outputs_from_a_revision_of_the_hub(self, downloader, work, expected):
+        assert downloader["revision"] is None
+        wanted = {name: tensor for name, tensor in expected.items() if name.startswith(f"{CLASSIFIER}/")}
+        assert_same_outputs(work / "v1.safetensors", wanted)
+
+    @pytest.mark.parametrize("task", PIPELINES)
+    def test_pipeline(self, task, stranger, downloader, checkpoints):
+        own = run_pipeline(task, checkpoints.models[PIPELINES[task]], tokenizer=checkpoints.tokenizer)
+        assert stranger["pipelines"][task] == own
+        assert downloader["pipelines"][task] == own
+
+    def test_pipelines_know_the_models(self, stranger, downloader):
+        for session in (stranger, downloader):
+            assert "is not supported for" not in session.stderr
+
+    def test_base_model_from_a_head_folder(self, stranger, work, checkpoints):
+        assert stranger["head as base"] is None
+        encoder, actual = checkpoints.models[CLASSIFIER].distilbert, load_file(work / "base.safetensors")
+        assert torch.equal(actual["AutoModel/inhibitor"], model_outputs(encoder, checkpoints.tokenizer))
+
+    def test_two_versions_of_the_operator_in_one_process(self, stranger):
+        assert set(stranger["two versions"].values()) == {True}, stranger["two versions"]
+
+
+class TestSavedAgain:
+    """From classes that were themselves loaded as remote code."""
+
+    @pytest.mark.parametrize("origin", SAVED_AGAIN)
+    @pytest.mark.parametrize("auto_class", AUTO_CLASSES)
+    def test_folder(self, auto_class, origin, stranger, downloader, work, checkpoints):
+        assert {"from a folder": stranger, "from the Hub": downloader}[origin]["save again"] is None
+        assert_same_code(work / SAVED_AGAIN[origin] / auto_class, Path(checkpoints.folders[auto_class]))
+
+    @pytest.mark.parametrize("origin", SAVED_AGAIN)
+    def test_outputs(self, origin, second_stranger, work, expected):
+        assert second_stranger[origin] is None
+        assert_same_outputs(work / f"{SAVED_AGAIN[origin]}.safetensors", expected)
+
+    @pytest.mark.parametrize("origin", NEW_MODELS)
+    def test_new_model_from_the_config(self, origin, stranger, downloader, second_stranger, work, checkpoints):
+        assert {"from a folder": stranger, "from the Hub": downloader}[origin]["save new"] is None
+        assert second_stranger[f"new {origin}"] is None
+        folder = work / NEW_MODELS[origin]
+        assert_same_code(folder, Path(checkpoints.folders["AutoModel"]))
+        assert_outputs_of_package(folder, work / f"{folder.name}_again.safetensors")
+
+    def test_base_model_of_a_head_folder(self, stranger, second_stranger, work, checkpoints):
+        assert stranger["save base"] is None
+        assert second_stranger["new base"] is None
+        folder = work / "base" / "AutoModel"
+        assert_same_code(folder, Path(checkpoints.folders["AutoModel"]))
+        assert_same_weights(InhibiDistilBertModel.from_pretrained(folder), checkpoints.models[CLASSIFIER].distilbert)
+        assert_outputs_of_package(folder, work / "base_again.safetensors")
+
+
+class TestRefusal:
+    @pytest.mark.parametrize("attempt", ["AutoConfig", *AUTO_CLASSES, "pipeline"])
+    def test_no_trust_no_model(self, attempt, stranger):
+        for label in (attempt, f"{attempt}, trust_remote_code=False"):
+            message = stranger["refusals"][label]
+            assert message.startswith("ValueError: The repository")
+            assert "contains custom code" in message
+            assert "`trust_remote_code=True`" in message
+
+    def test_no_trust_no_code_runs(self, stranger, work):
+        assert stranger["trusted"] == CLASS_NAMES[CLASSIFIER]
+        assert (work / "code_ran_with_trust").exists(), "the marker must work for its absence to prove anything"
+        assert not (work / "code_ran_without_trust").exists()
+
+    @pytest.mark.parametrize("missing", [*SOURCE_NAMES, "config.json", "model.safetensors"])
+    def test_incomplete_checkpoint(self, missing, stranger, downloader):
+        for session in (stranger, downloader):
+            message = session["incomplete"][missing]
+            # transformers takes a folder without configuration for a model of unknown type, but names the file as well.
+            assert message.startswith("ValueError: " if missing == "config.json" else ("OSError: ", "FileNotFoundError: "))
+            assert missing in message
+
+    def test_unknown_repository(self, downloader):
+        message = downloader["unknown"]["nobody/nothing"]
+        assert message.startswith("OSError: nobody/nothing is not a local folder and is not a valid model identifier")
+
+
+class TestWithThePackage:
+    """No `trust_remote_code` is needed, and the folder's own code never runs."""
+
+    @pytest.mark.parametrize("trust", [{}, {"trust_remote_code": True}], ids=["plain", "trusted"])
+    @pytest.mark.parametrize("auto_class", AUTO_CLASSES)
+    def test_auto_class(self, auto_class, trust, checkpoints, expected, tmp_path):
+        folder = copy_marked(checkpoints.folders[auto_class], tmp_path / "marked", tmp_path / "code_ran")
+        model = getattr(transformers, auto_class).from_pretrained(folder, **trust)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **trust)
+        assert type(model) is getattr(inhibidistilbert, CLASS_NAMES[auto_class])
+        assert type(transformers.AutoConfig.from_pretrained(folder, **trust)) is InhibiDistilBertConfig
+        assert torch.equal(model_outputs(model, tokenizer), expected[f"{auto_class}/inhibitor"])
+        assert not (tmp_path / "code_ran").exists()
+
+    @pytest.mark.parametrize("task", PIPELINES)
+    def test_pipeline(self, task, checkpoints):
+        own = run_pipeline(task, checkpoints.models[PIPELINES[task]], tokenizer=checkpoints.tokenizer)
+        assert run_pipeline(task, checkpoints.folders[PIPELINES[task]]) == own
+
+    def test_what_a_stranger_saved(self, stranger, work, expected):
+        assert stranger["save again"] is None
+        folder = work / SAVED_AGAIN["from a folder"] / CLASSIFIER
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        assert torch.equal(model_outputs(model, tokenizer), expected[f"{CLASSIFIER}/inhibitor"])
