@@ -1,0 +1,102 @@
+"""`inhibidistilbert convert`: an inhibitor student from a DistilBERT or BERT checkpoint."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from ..conversion import ConversionReport, StudentOptions, convert_checkpoint
+from ..errors import UserError
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="DistilBERT or BERT checkpoint: a folder or a Hub id.")],
+    output_dir: Annotated[Path, typer.Argument(help="Folder to write.")],
+    layers: Annotated[
+        str | None, typer.Option(help="The source's layers to keep, from 0 and in this order: 0,2,4.", show_default="all")
+    ] = None,
+    scalars_per_head: Annotated[bool, typer.Option(help="alpha, beta and gamma per head, not per layer.")] = False,
+    length_normalization: Annotated[
+        str, typer.Option(metavar="none|sqrt|mean", help="What divides the sum over the keys.")
+    ] = "none",
+    alpha_init: Annotated[float, typer.Option(help="Initial shift of the scores.")] = 0.5,
+    beta_init: Annotated[float, typer.Option(help="Initial scale of the attention output.")] = 1.0,
+    gamma_init: Annotated[float, typer.Option(help="Initial scale of the scores.")] = 1.0,
+    head: Annotated[bool, typer.Option(help="Keep the source's head where the student has the same one.")] = True,
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="float32|float16|bfloat16", help="Of the written weights.", show_default="the source's"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint in OUTPUT_DIR.")] = False,
+) -> None:
+    """Make an inhibitor student from a DistilBERT or BERT checkpoint, to be trained by `distill`.
+
+    Embeddings, projections, feed-forward layers and matching heads are copied; alpha, beta and gamma are new. Runs no
+    code from the source.
+    """
+    options = StudentOptions(
+        layers=None if layers is None else parse_layers(layers),
+        head=head,
+        dtype=dtype,
+        scalars_per_head=scalars_per_head,
+        length_normalization=length_normalization,
+        alpha_init=alpha_init,
+        beta_init=beta_init,
+        gamma_init=gamma_init,
+    )
+    torch.manual_seed(0)  # so that a head that is new is the same one every time
+    report = convert_checkpoint(source, output_dir, options, overwrite=overwrite)
+    if as_json:
+        print(json.dumps({"output": str(output_dir)} | dataclasses.asdict(report)))
+    else:
+        print_report(report, output_dir)
+
+
+def parse_layers(text: str) -> list[int]:
+    """`"0,2,4"` -> `[0, 2, 4]`. Raises `UserError` for anything that is not a list of integers."""
+    try:
+        return [int(layer) for layer in text.split(",")]
+    except ValueError:
+        raise UserError(f"--layers must be integers separated by commas, such as 0,2,4; got {text!r}.") from None
+
+
+def print_report(report: ConversionReport, output_dir: Path) -> None:
+    """The report for people: what was copied, what is new, what was left out."""
+    console = Console()
+    chosen = ", ".join(map(str, report.layers))
+    console.print(
+        f"{report.source_class} → {report.student_class}, layers {chosen} of {report.source_layers}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for title, names, parameters in (
+        ("copied", report.copied, f", {report.parameters_copied:,} parameters"),
+        ("new", report.new, f", {report.parameters_new:,} parameters"),
+        ("left out", report.left_out, ""),
+    ):
+        console.print(f"[bold]{title}[/bold]: {len(names)} tensors{parameters}", highlight=False)
+        for name in grouped(names):
+            console.print(f"  {escape(name)}", highlight=False, soft_wrap=True)
+    for warning in report.warnings:
+        console.print(f"[yellow]warning:[/yellow] {escape(warning)}", highlight=False)
+    console.print(f"written to {escape(str(output_dir))}", highlight=False, soft_wrap=True)
+
+
+def grouped(names: Iterable[str]) -> list[str]:
+    """Modules in place of their parameters; those that differ in the layer's number only are one: `layer.{0,2}.x`."""
+    layers: dict[str, list[str]] = {}
+    for name in names:
+        module = re.sub(r"\.(weight|bias)$", "", name)
+        number = re.search(r"(?<=layer\.)\d+(?=\.)", module)
+        pattern = layers.setdefault(re.sub(r"(?<=layer\.)\d+(?=\.)", "{}", module), [])
+        if number and number[0] not in pattern:
+            pattern.append(number[0])
+    return [name.replace("{}", "{" + ",".join(numbers) + "}") for name, numbers in layers.items()]
