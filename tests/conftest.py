@@ -1,0 +1,30 @@
+"""What every test gets: uninitialised memory that shows, and the same random numbers on every run."""
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fill the memory of `torch.empty` and its kin with NaN (integers: the largest value).
+
+    A buffer that is read before it is written then fails a test every time, not only when the allocator is dirty.
+    """
+    # The filling is part of the deterministic mode; "warn only", so that no operation is refused because of it.
+    enabled, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    """The same draws for a test, whichever tests ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)

@@ -1,0 +1,403 @@
+"""The judge of the operator's tests, independent of the kernels.
+
+- `loop_attention`: a triple loop over Python floats (float64), with the gradients written out.
+- `cdist_attention`: a second opinion in float64, differentiated by autograd; it only checks the loop.
+- `Case` and `draw`: inputs with 20 to 80 % of the terms active, away from every kink where asked.
+- `run` and `relative_rms`: one call of the operator, and how far it is from the judge.
+"""
+
+import math
+from dataclasses import dataclass, field
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from inhibidistilbert import inhibitor_attention
+
+# Every form of the operator under test.
+BACKENDS = ("naive", "torch")
+
+FORWARD_TOLERANCE = 1e-5
+GRADIENT_TOLERANCES = {"query": 1e-5, "key": 1e-5, "value": 1e-5, "alpha": 3e-4, "beta": 3e-4, "gamma": 3e-4}
+
+_KINK_MARGIN = 1e-4
+_DTYPE_NAMES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One drawing of inputs. Shapes: queries `(B, H, M, D)`, keys and values `(B, H, N, D)`.
+
+    `attn_mask` is the mask's shape; `scalars` the shape of alpha, beta and gamma; `offset` is added to queries and keys;
+    with `ties` the first query of each head is the first key; without `off_kinks` the inputs are whatever comes.
+    """
+
+    B: int = 2
+    H: int = 2
+    M: int = 7
+    N: int = 9
+    D: int = 5
+    dtype: torch.dtype = torch.float32
+    signed: bool = True
+    centered: bool = True
+    causal: bool = False
+    padding: str | None = None
+    dropout: bool = False
+    attn_mask: tuple[int, int, int, int] | None = None
+    alpha: float = 0.5
+    beta: float = 1.3
+    gamma: float = 0.8
+    scalars: tuple[int, ...] = (1,)
+    offset: float = 0.0
+    ties: bool = False
+    off_kinks: bool = True
+    seed: int = 0
+
+    def __str__(self) -> str:
+        words = [f"B{self.B}", f"M{self.M}", f"N{self.N}", f"H{self.H}", f"D{self.D}", _DTYPE_NAMES[self.dtype]]
+        words += ["signed" if self.signed else "unsigned", "centered" if self.centered else "uncentered"]
+        words += [name for name in ("causal", "dropout", "ties") if getattr(self, name)]
+        if self.padding is not None:
+            words.append(self.padding)
+        if self.attn_mask is not None:
+            words.append("mask" + "x".join(map(str, self.attn_mask)))
+        for name, usual in (("alpha", 0.5), ("beta", 1.3), ("gamma", 0.8), ("offset", 0.0)):
+            if getattr(self, name) != usual:
+                words.append(f"{name}{getattr(self, name):g}")
+        return "-".join(words)
+
+
+@dataclass
+class Inputs:
+    """What one call takes: the differentiable tensors by name, the options, and the incoming gradients."""
+
+    tensors: dict[str, Tensor]
+    options: dict[str, object]
+    grad_output: Tensor
+    grad_scores: Tensor
+
+
+@dataclass
+class Result:
+    """Output, scores Z, and the gradient of every differentiable input by name; `active`: the share of terms that pass."""
+
+    output: Tensor
+    scores: Tensor | None
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    active: float = math.nan
+
+
+def relative_rms(got: Tensor, want: Tensor) -> float:
+    """Root mean square of the error over that of `want`; absolute where `want` is all zero. NaN stays NaN."""
+    assert got.shape == want.shape, f"shape {tuple(got.shape)} instead of {tuple(want.shape)}"
+    if want.numel() == 0:
+        return 0.0
+    got, want = got.double(), want.double()
+    error, size = (got - want).square().mean().sqrt().item(), want.square().mean().sqrt().item()
+    return error / size if size else error
+
+
+def assert_agrees(got: Result, want: Result) -> None:
+    """`got` is the judge's result to the tolerances of inputs away from the kinks."""
+    errors = {"output": relative_rms(got.output, want.output)}
+    if got.scores is not None:
+        errors["scores"] = relative_rms(got.scores, want.scores)
+    errors |= {name: relative_rms(got.gradients[name], want.gradients[name]) for name in GRADIENT_TOLERANCES}
+    wrong = {name: error for name, error in errors.items() if not error < GRADIENT_TOLERANCES.get(name, FORWARD_TOLERANCE)}
+    assert not wrong, f"relative RMS error beyond the tolerance: {wrong}"
+
+
+def run(inputs: Inputs, backend: str, return_scores: bool = False) -> Result:
+    """Output, and every gradient, of one call of the operator."""
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs.tensors.items()}
+    result = inhibitor_attention(**leaves, **inputs.options, return_scores=return_scores, backend=backend)
+    output, scores = result if return_scores else (result, None)
+    outputs, incoming = [output], [inputs.grad_output.to(output.dtype)]
+    if return_scores:
+        outputs.append(scores)
+        incoming.append(inputs.grad_scores.to(scores.dtype))
+    gradients = torch.autograd.grad(outputs, list(leaves.values()), incoming)
+    return Result(output.detach(), None if scores is None else scores.detach(), dict(zip(leaves, gradients, strict=True)))
+
+
+# The triple loop
+
+
+def _relu(x: float) -> float:
+    return x if x > 0 else 0.0
+
+
+def _sign(x: float) -> int:
+    return (x > 0) - (x < 0)
+
+
+def _term(v: float, z: float, signed: bool) -> tuple[float, int]:
+    """One term of the sum, and its derivative by v; its derivative by z is minus that times the sign of the term."""
+    if signed:
+        return _relu(_relu(v) - z) - _relu(_relu(-v) - z), int(abs(v) > z)
+    return _relu(v - z), int(v > z)
+
+
+class _Head:
+    """One head of one sequence: nested lists in, nested lists out."""
+
+    def __init__(self, q, k, v, alpha, beta, gamma, centered, signed):
+        self.q, self.k, self.v = q, k, v
+        self.alpha, self.beta, self.gamma = alpha, beta, gamma
+        self.centered, self.signed = centered, signed
+        self.size = len(q[0]) if q else len(k[0]) if k else 0
+        self.output = [[0.0] * self.size for _ in q]
+        self.scores = [[0.0] * len(k) for _ in q]
+        self.dq, self.dk, self.dv = ([[0.0] * self.size for _ in rows] for rows in (q, k, k))
+        self.dalpha = self.dbeta = self.dgamma = 0.0
+        self.terms = self.active = 0
+
+    def row(self, i: int, seen: list[int], kept: list[bool], g: list[float], gz: list[float]) -> None:
+        """Query i, which sees the keys `seen`, with the gradients g of its output and gz of its scores."""
+        if not seen:
+            return
+        root = 1 / math.sqrt(self.size)
+        distance = {j: root * sum(abs(a - b) for a, b in zip(self.q[i], self.k[j], strict=True)) for j in seen}
+        if self.centered:
+            mean = sum(distance.values()) / len(seen)
+            distance = {j: x - mean for j, x in distance.items()}
+        ds = {}
+        for j in seen:
+            s = self.gamma * distance[j] + self.alpha
+            self.scores[i][j] = z = _relu(s)
+            dz = gz[j] + (self._inhibit(i, j, z, g) if kept[j] else 0.0)
+            ds[j] = dz if s > 0 else 0.0
+        self._distances(i, distance, ds, root)
+
+    def _inhibit(self, i: int, j: int, z: float, g: list[float]) -> float:
+        """Add key j's values to the output of query i; returns the gradient of z."""
+        dz = 0.0
+        for c, v in enumerate(self.v[j]):
+            term, passes = _term(v, z, self.signed)
+            self.output[i][c] += self.beta * term
+            self.dbeta += g[c] * term
+            self.dv[j][c] += self.beta * g[c] * passes
+            dz -= self.beta * g[c] * passes * (_sign(v) if self.signed else 1)
+            self.terms += 1
+            self.active += passes
+        return dz
+
+    def _distances(self, i: int, distance: dict[int, float], ds: dict[int, float], root: float) -> None:
+        """From the gradients of the scores to those of alpha, gamma, query and keys."""
+        self.dalpha += sum(ds.values())
+        self.dgamma += sum(ds[j] * x for j, x in distance.items())
+        mean = sum(ds.values()) / len(ds) if self.centered else 0.0
+        for j in ds:
+            slope = self.gamma * root * (ds[j] - mean)
+            for c, (a, b) in enumerate(zip(self.q[i], self.k[j], strict=True)):
+                self.dq[i][c] += slope * _sign(a - b)
+                self.dk[j][c] -= slope * _sign(a - b)
+
+
+def visible_keys(
+    query: Tensor,
+    key: Tensor,
+    key_padding_mask: Tensor | None = None,
+    attn_mask: Tensor | None = None,
+    causal: bool = False,
+    **_: object,
+) -> Tensor:
+    """`(B, H, M, N)` bool: real, allowed by the mask, and with `causal` not in the future."""
+    (batch, heads, queries, _), keys = query.shape, key.shape[2]
+    visible = torch.ones(batch, heads, queries, keys, dtype=torch.bool)
+    if key_padding_mask is not None:
+        visible &= key_padding_mask[:, None, None]
+    if attn_mask is not None:
+        visible &= attn_mask
+    return visible.tril(keys - queries) if causal else visible
+
+
+def loop_attention(inputs: Inputs) -> Result:
+    """The definition as a triple loop in float64, with the gradients by the explicit formulas.
+
+    At every kink the derivative is 0. Invisible keys are never looked at.
+    """
+    tensors = {name: tensor.detach().double() for name, tensor in inputs.tensors.items()}
+    query, key, value = (tensors[name] for name in ("query", "key", "value"))
+    batch, heads, _, _ = query.shape
+    options = inputs.options
+    visible = visible_keys(query, key, **options)
+    kept = options.get("key_dropout_mask")
+    kept = torch.ones(batch, key.shape[2], dtype=torch.bool) if kept is None else kept
+    per_head = [tensors[name].reshape(-1).expand(heads).tolist() for name in ("alpha", "beta", "gamma")]
+    flags = (options.get("centered", True), options.get("signed", True))
+
+    done: list[list[_Head]] = []
+    for b in range(batch):
+        done.append([])
+        for h in range(heads):
+            nested = (tensor[b, h].tolist() for tensor in (query, key, value))
+            head = _Head(*nested, *(scalar[h] for scalar in per_head), *flags)
+            grads = zip(inputs.grad_output[b, h].tolist(), inputs.grad_scores[b, h].tolist(), strict=True)
+            for i, (g, gz) in enumerate(grads):
+                head.row(i, visible[b, h, i].nonzero().flatten().tolist(), kept[b].tolist(), g, gz)
+            done[b].append(head)
+
+    def gathered(name: str, shape: torch.Size) -> Tensor:
+        return torch.tensor([[getattr(head, name) for head in row] for row in done], dtype=torch.float64).reshape(shape)
+
+    gradients = {name: gathered(f"d{name[0]}", tensors[name].shape) for name in ("query", "key", "value")}
+    for name in ("alpha", "beta", "gamma"):
+        gradient = gathered(f"d{name}", torch.Size((batch, heads))).sum(0)
+        gradients[name] = gradient.sum_to_size((1,) if tensors[name].numel() == 1 else (heads,)).reshape(tensors[name].shape)
+    terms = sum(head.terms for row in done for head in row)
+    active = sum(head.active for row in done for head in row) / terms if terms else math.nan
+    return Result(gathered("output", query.shape), gathered("scores", visible.shape), gradients, active)
+
+
+# The second opinion
+
+
+def cdist_attention(inputs: Inputs) -> Result:
+    """The closed form of the sum, sum relu(v - Z) = (sum v - sum Z + sum |v - Z|) / 2, one query at a time, in float64.
+
+    The gradients come from autograd. Away from the kinks only: at v = Z its derivative is one half.
+    """
+    leaves = {name: tensor.detach().double().requires_grad_() for name, tensor in inputs.tensors.items()}
+    query, key, value = (leaves[name] for name in ("query", "key", "value"))
+    options = inputs.options
+    alpha, beta, gamma = (leaves[name].reshape(-1).expand(query.shape[1]) for name in ("alpha", "beta", "gamma"))
+    visible = visible_keys(query, key, **options)
+    kept = options.get("key_dropout_mask")
+    loss = torch.zeros((), dtype=torch.float64)
+    output, scores = torch.zeros(query.shape, dtype=torch.float64), torch.zeros(visible.shape, dtype=torch.float64)
+    for b, h, i in torch.cartesian_prod(*map(torch.arange, query.shape[:3])).tolist():
+        seen = visible[b, h, i]
+        if not seen.any():
+            continue
+        s = gamma[h] * torch.cdist(query[b, h, i, None], key[b, h, seen], p=1)[0] / math.sqrt(query.shape[-1])
+        z = ((s - s.mean() if options.get("centered", True) else s) + alpha[h]).relu()
+        v = value[b, h, seen]
+        rest = slice(None) if kept is None else kept[b, seen]
+        row = beta[h] * _closed_form(v[rest], z[rest], options.get("signed", True))
+        loss = loss + (row * inputs.grad_output[b, h, i]).sum() + (z * inputs.grad_scores[b, h, i, seen]).sum()
+        output[b, h, i], scores[b, h, i, seen] = row.detach(), z.detach()
+    return Result(output, scores, dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True)))
+
+
+def _closed_form(v: Tensor, z: Tensor, signed: bool) -> Tensor:
+    def l1(columns: Tensor) -> Tensor:
+        return torch.cdist(z[None], columns.T.contiguous(), p=1)[0]
+
+    if signed:
+        return (v.sum(0) + l1(v.relu()) - l1((-v).relu())) / 2
+    return (v.sum(0) - z.sum() + l1(v)) / 2
+
+
+# Drawing
+
+
+def _padding(kind: str | None, case: Case) -> Tensor | None:
+    """A different number of real keys in each sequence."""
+    if kind is None:
+        return None
+    if kind == "holes":
+        real = torch.rand(case.B, case.N) < 0.6
+        real[:, case.N // 2] = True
+        return real
+    lengths = torch.arange(case.B)[:, None] + case.N // 2
+    position = torch.arange(case.N)
+    return position < lengths if kind == "right" else position >= case.N - lengths
+
+
+def _scores(query: Tensor, key: Tensor, alpha: Tensor, gamma: Tensor, visible: Tensor, centered: bool) -> Tensor:
+    """S + alpha in float64, `(B, H, M, N)`."""
+    s = gamma * torch.cdist(query.double(), key.double(), p=1) / math.sqrt(query.shape[-1])
+    if centered:
+        s = s - (s * visible).sum(-1, keepdim=True) / visible.sum(-1, keepdim=True).clamp(min=1)
+    return s + alpha
+
+
+def _draw_query(case: Case, key: Tensor, visible: Tensor, alpha: Tensor, gamma: Tensor) -> Tensor:
+    """Queries whose scores and coordinates stay away from the kinks S = -alpha and q = k (exact ties are no trouble)."""
+
+    def fresh() -> Tensor:
+        query = (torch.randn(case.B, case.H, case.M, case.D) + case.offset).to(case.dtype)
+        if case.ties:
+            query[:, :, 0] = key[:, :, 0]
+        return query
+
+    query = fresh()
+    for _ in range(100 if case.off_kinks else 0):
+        gap = (query.double()[..., :, None, :] - key.double()[..., None, :, :]).abs()
+        near = ((gap > 0) & (gap < _KINK_MARGIN)).any(-1)
+        near |= _scores(query, key, alpha, gamma, visible, case.centered).abs() < _KINK_MARGIN
+        bad = (near & visible).any(-1, keepdim=True)
+        if not bad.any():
+            break
+        query = torch.where(bad, fresh(), query)
+    else:
+        assert not case.off_kinks, f"no queries away from the kinks for {case}"
+    return query
+
+
+def _draw_value(case: Case, z: Tensor, visible: Tensor) -> Tensor:
+    """Values scaled so that about half of the terms are active, away from the kink |v| = Z."""
+
+    def gap(value: Tensor) -> Tensor:
+        magnitude = value.double().abs() if case.signed else value.double()
+        return magnitude[..., None, :, :] - z[..., None]
+
+    def share(scale: float) -> float:
+        return (gap(unit * scale) > 0)[visible].double().mean().item()
+
+    unit = torch.randn(case.B, case.H, case.N, case.D)
+    scale = min((0.1 * 1.5**n for n in range(14)), key=lambda scale: abs(share(scale) - 0.5)) if visible.any() else 1.0
+    value = (unit * scale).to(case.dtype)
+    for _ in range(100 if case.off_kinks else 0):
+        bad = ((gap(value).abs() < _KINK_MARGIN) & visible[..., None]).any(2)
+        if not bad.any():
+            break
+        value = torch.where(bad, (torch.randn_like(unit) * scale).to(case.dtype), value)
+    else:
+        assert not case.off_kinks, f"no values away from the kinks for {case}"
+    return value
+
+
+def draw(case: Case) -> Inputs:
+    """The inputs of a case, the same on every call."""
+    torch.manual_seed(case.seed)
+    wide = torch.float64 if case.dtype == torch.float64 else torch.float32
+    scalars = {
+        name: (getattr(case, name) * (1 + 0.1 * torch.arange(math.prod(case.scalars)))).to(wide).reshape(case.scalars)
+        for name in ("alpha", "beta", "gamma")
+    }
+    key = (torch.randn(case.B, case.H, case.N, case.D) + case.offset).to(case.dtype)
+    options = {"signed": case.signed, "centered": case.centered, "causal": case.causal}
+    options["key_padding_mask"] = _padding(case.padding, case)
+    options["key_dropout_mask"] = torch.rand(case.B, case.N) < 0.7 if case.dropout else None
+    options["attn_mask"] = torch.rand(case.attn_mask) < 0.7 if case.attn_mask is not None else None
+    visible = visible_keys(torch.empty(case.B, case.H, case.M, case.D), key, **options)
+
+    alpha, gamma = (scalars[name].double().reshape(1, -1, 1, 1) for name in ("alpha", "gamma"))
+    query = _draw_query(case, key, visible, alpha, gamma)
+    value = _draw_value(case, _scores(query, key, alpha, gamma, visible, case.centered).relu(), visible)
+    return Inputs(
+        {"query": query, "key": key, "value": value, **scalars},
+        options,
+        # Rounded to the case's dtype, so that judge and operator take the same incoming gradients.
+        grad_output=torch.randn(query.shape).to(case.dtype).double(),
+        grad_scores=torch.randn(visible.shape).to(case.dtype).double(),
+    )
+
+
+def judge(inputs: Inputs, through_scores: bool = False) -> Result:
+    """The triple loop on these inputs; without `through_scores` nothing flows back through Z."""
+    if not through_scores:
+        inputs = Inputs(inputs.tensors, inputs.options, inputs.grad_output, torch.zeros_like(inputs.grad_scores))
+    return loop_attention(inputs)
+
+
+@cache
+def judged(case: Case, through_scores: bool = False) -> tuple[Inputs, Result]:
+    """Inputs and the judge's result of a case, worked out once for all backends; 20 to 80 % of the terms are active."""
+    inputs = draw(case)
+    want = judge(inputs, through_scores)
+    assert 0.2 <= want.active <= 0.8, f"{want.active:.0%} of the terms are active in {case}: this tests nothing"
+    return inputs, want

@@ -1,0 +1,114 @@
+"""Gradients by finite differences, by homogeneity, and what a second derivative does."""
+
+from functools import partial
+
+import pytest
+import torch
+from inhibitor_reference import BACKENDS, Case, draw, relative_rms
+from torch import Tensor
+
+from inhibidistilbert import inhibitor_attention
+
+FLAGS = [{"signed": signed, "centered": centered} for signed in (True, False) for centered in (True, False)]
+MASKS = [
+    {},
+    {"padding": "left", "causal": True},
+    {"padding": "holes", "dropout": True},
+    {"attn_mask": (2, 1, 5, 6)},
+    {"M": 6, "N": 4, "causal": True},
+]
+SMALL = {"M": 5, "N": 6, "D": 3, "dtype": torch.float64}
+CASES = [Case(**(SMALL | masks), scalars=(2,), **flags) for flags in FLAGS for masks in MASKS]
+NAMES = ("query", "key", "value", "alpha", "beta", "gamma")
+
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def call(*tensors: Tensor, **options) -> Tensor | tuple[Tensor, Tensor]:
+    return inhibitor_attention(**dict(zip(NAMES, tensors, strict=True)), **options)
+
+
+def leaves(case: Case) -> tuple[list[Tensor], dict]:
+    inputs = draw(case)
+    return [inputs.tensors[name].requires_grad_() for name in NAMES], inputs.options
+
+
+@every_backend
+@pytest.mark.parametrize("return_scores", [False, True], ids=["output", "output-and-scores"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gradcheck(case: Case, return_scores: bool, backend: str) -> None:
+    tensors, options = leaves(case)
+    function = partial(call, **options, return_scores=return_scores, backend=backend)
+    assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
+
+
+@every_backend
+@pytest.mark.parametrize("scalars", [{"gamma": -0.8}, {"gamma": 0.0}, {"beta": 0.0}, {"alpha": -0.2}], ids=str)
+def test_gradcheck_of_odd_scalars(scalars: dict, backend: str) -> None:
+    tensors, options = leaves(Case(**SMALL, padding="holes", **scalars))
+    assert torch.autograd.gradcheck(partial(call, **options, backend=backend), tensors, fast_mode=True)
+
+
+@every_backend
+@pytest.mark.parametrize("wanted", NAMES)
+def test_each_gradient_alone(wanted: str, backend: str) -> None:
+    """An input that needs no gradient takes nothing from those that do."""
+    inputs = draw(Case(padding="left"))
+    every = {name: tensor.clone().requires_grad_() for name, tensor in inputs.tensors.items()}
+    one = {name: tensor.clone().requires_grad_(name == wanted) for name, tensor in inputs.tensors.items()}
+    for tensors in (every, one):
+        output = inhibitor_attention(**tensors, **inputs.options, backend=backend)
+        output.backward(inputs.grad_output.float())
+    assert every[wanted].grad.any()
+    assert relative_rms(one[wanted].grad, every[wanted].grad) < 1e-6
+    assert all(tensor.grad is None for name, tensor in one.items() if name != wanted)
+
+
+@every_backend
+@pytest.mark.parametrize("gamma", [0.8, -0.8])
+@pytest.mark.parametrize("case", CASES[:5], ids=str)
+def test_scores_are_homogeneous_in_queries_and_keys(case: Case, gamma: float, backend: str) -> None:
+    """gamma · d/dgamma = sum q · dq + sum k · dk, head by head: no finite differences, no second implementation."""
+    tensors, options = leaves(case)
+    query, key, value, alpha, beta, _ = tensors
+    scale = torch.tensor([gamma, 2 * gamma], dtype=torch.float64, requires_grad=True)
+    output = call(query, key, value, alpha, beta, scale, **options, backend=backend)
+    dq, dk, dscale = torch.autograd.grad(output, (query, key, scale), torch.randn_like(output))
+    assert dscale.all()
+    torch.testing.assert_close(
+        scale * dscale, ((query * dq).sum((0, 2, 3)) + (key * dk).sum((0, 2, 3))), rtol=1e-9, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("second", NAMES)
+@pytest.mark.parametrize("first", NAMES)
+def test_second_derivative_of_the_torch_form_is_refused(first: str, second: str) -> None:
+    """Its gradients are written by hand: a second derivative would miss terms, or be a silent zero."""
+    tensors, options = leaves(Case())
+    named = dict(zip(NAMES, tensors, strict=True))
+    output = call(*tensors, **options, backend="torch")
+    (gradient,) = torch.autograd.grad(output.sum(), named[first], create_graph=True)
+    with pytest.raises(RuntimeError, match=r"twice|second derivative"):
+        torch.autograd.grad(gradient.square().sum(), named[second])
+
+
+@pytest.mark.parametrize("linear", [True, False], ids=["linear-loss", "square-loss"])
+def test_gradient_penalty_of_the_torch_form_is_refused(linear: bool) -> None:
+    """The usual way to a second derivative: a loss plus the size of its own gradient."""
+    tensors, options = leaves(Case())
+    output = call(*tensors, **options, backend="torch")
+    loss = output.sum() if linear else output.square().sum()
+    (gradient,) = torch.autograd.grad(loss, tensors[0], create_graph=True)
+    with pytest.raises(RuntimeError, match=r"twice|second derivative"):
+        (loss + gradient.square().sum()).backward()
+
+
+def test_double_backward_of_the_definition() -> None:
+    """d/dbeta of d output/dv counts the terms that pass: the naive form has it."""
+    tensors, options = leaves(Case(dtype=torch.float64))
+    output = call(*tensors, **options, backend="naive")
+    (gradient,) = torch.autograd.grad(output.sum(), tensors[2], create_graph=True)
+    (second,) = torch.autograd.grad(gradient.sum(), tensors[4])
+    beta = tensors[4].item()
+    assert second.item() == pytest.approx(gradient.sum().item() / beta)
+    assert second.item() == pytest.approx(round(second.item()))
