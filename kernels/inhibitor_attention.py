@@ -136,12 +136,18 @@ def inhibitor_attention(
         raise ValueError("quantized=True is not supported by any backend of this version; use quantized=False.")
 
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    scalars = [_scalar(name, s, query, dtype) for name, s in (("alpha", alpha), ("beta", beta), ("gamma", gamma))]
-    masks = KeyMasks(key_padding_mask, key_dropout_mask, attn_mask, causal)
-    tensors = [tensor.to(dtype) for tensor in (query, key, value)]
-    if backend == "naive":
-        output, scores = naive_inhibitor_attention(*tensors, *scalars, masks, centered, signed)
-    else:
-        output, scores = torch_inhibitor_attention(*tensors, *scalars, masks, centered, signed, return_scores)
+    forward = naive_inhibitor_attention if backend == "naive" else torch_inhibitor_attention
+    output, scores = forward(
+        query.to(dtype),
+        key.to(dtype),
+        value.to(dtype),
+        _scalar("alpha", alpha, query, dtype),
+        _scalar("beta", beta, query, dtype),
+        _scalar("gamma", gamma, query, dtype),
+        masks=KeyMasks(key_padding_mask, key_dropout_mask, attn_mask, causal),
+        centered=centered,
+        signed=signed,
+        return_scores=return_scores,
+    )
     output = output.to(query.dtype)
-    return (output, scores.to(query.dtype)) if return_scores else output
+    return output if scores is None else (output, scores.to(query.dtype))

@@ -19,11 +19,12 @@ def naive_inhibitor_attention(
     masks: KeyMasks,
     centered: bool,
     signed: bool,
-) -> tuple[Tensor, Tensor]:
+    return_scores: bool,
+) -> tuple[Tensor, Tensor | None]:
     """Inhibitor attention with every intermediate in memory: O(B·H·M·N·d).
 
     query `(B, H, M, d)`; key, value `(B, H, N, d)`; alpha, beta, gamma `(1, 1 or H, 1, 1)`; all of one floating dtype,
-    in which everything is computed. Returns the output `(B, H, M, d)` and the scores Z `(B, H, M, N)`, 0 at invisible keys.
+    in which everything is computed. Returns the output `(B, H, M, d)` and, with `return_scores`, Z `(B, H, M, N)`.
     """
     queries, keys = query.shape[-2], key.shape[-2]
     visible = masks.visible(queries, keys, query.device)
@@ -51,4 +52,6 @@ def naive_inhibitor_attention(
     if aggregated is not None:
         inhibited = inhibited.masked_fill(~aggregated[..., None], 0)
     output = beta * inhibited.sum(-2)
+    if not return_scores:
+        return output, None
     return output, z if visible is None else z.masked_fill(~visible, 0)

@@ -78,8 +78,8 @@ class _InhibitorAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output, grad_scores):
-        query, key, value, alpha, beta, gamma, *saved_masks = ctx.saved_tensors
-        masks = KeyMasks(*saved_masks, ctx.causal)
+        query, key, value, alpha, beta, gamma, padding, dropout, attention = ctx.saved_tensors
+        masks = KeyMasks(padding, dropout, attention, ctx.causal)
         root = query.shape[-1] ** -0.5
         magnitude, sign = (value.abs(), value.sign()) if ctx.signed else (value, None)
         grad_query = torch.empty_like(query, memory_format=torch.contiguous_format)

@@ -62,6 +62,13 @@ class InhibiDistilBertConfig(PreTrainedConfig):
     scalars_per_head: bool = False
     length_normalization: str = "none"
 
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        fields, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not fields:
+            raise OSError(f"{str(pretrained_model_name_or_path)!r} has no config.json.")
+        return fields, kwargs
+
     def validate_sizes_and_scalars(self):
         """Run by `@strict` on every construction."""
         for name in ("vocab_size", "max_position_embeddings", "n_heads", "dim", "hidden_dim"):

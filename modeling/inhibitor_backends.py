@@ -1,7 +1,9 @@
 """Inhibitor attention behind transformers' attention interface: one adapter and one mask function a name."""
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 from transformers.utils import logging
@@ -36,7 +38,7 @@ def visible_key_count(attention_mask: Tensor | None, keys: int) -> Tensor | int:
 
 
 def _attention_forward(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -52,7 +54,7 @@ def _attention_forward(
     if dropout:
         # Drawn here, outside the kernels: checkpointing recomputes it from the same random state.
         kept = torch.rand(key.shape[0], key.shape[2], device=key.device) >= dropout
-    result = inhibitor_attention(
+    result: Any = inhibitor_attention(
         query,
         key,
         value,

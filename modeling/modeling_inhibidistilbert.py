@@ -3,6 +3,9 @@
 Layout, module names and heads follow DistilBERT, so its checkpoints load here with only alpha, beta and gamma new.
 """
 
+from pathlib import Path
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
@@ -18,9 +21,7 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.modeling_utils import AttentionInterface, PreTrainedModel
-from transformers.processing_utils import Unpack
 from transformers.pytorch_utils import apply_chunking_to_forward
-from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -41,6 +42,14 @@ def sinusoidal_position_embeddings(positions: int, dim: int) -> Tensor:
     channel = torch.arange(dim, dtype=torch.float64)
     angle = torch.arange(positions, dtype=torch.float64)[:, None] / 10000 ** (2 * (channel // 2) / dim)
     return torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float()
+
+
+def first_token(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The state of each row's first real token, `(B, L, dim)` -> `(B, dim)`: behind padding it does not stand at 0."""
+    if attention_mask is None or attention_mask.ndim != 2:
+        return hidden_states[:, 0]
+    first = attention_mask.bool().int().argmax(-1)
+    return hidden_states[torch.arange(first.shape[0], device=first.device), first]
 
 
 class Embeddings(nn.Module):
@@ -75,6 +84,8 @@ class InhibiDistilBertSelfAttention(nn.Module):
 
     def __init__(self, config: InhibiDistilBertConfig):
         super().__init__()
+        if config.dim % config.n_heads:
+            raise ValueError(f"n_heads must divide dim evenly, got n_heads={config.n_heads} and dim={config.dim}.")
         self.config = config
         self.attention_head_size = config.dim // config.n_heads
         self.dropout_p = config.attention_dropout
@@ -100,9 +111,7 @@ class InhibiDistilBertSelfAttention(nn.Module):
                 scalar.data = value.to(device=scalar.device, dtype=torch.float32)
         return self
 
-    def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs) -> tuple[Tensor, Tensor | None]:
         input_shape = hidden_states.shape[:-1]
         head_shape = (*input_shape, -1, self.attention_head_size)
         query, key, value = (
@@ -150,9 +159,7 @@ class TransformerBlock(GradientCheckpointingLayer):
         self.ffn = FFN(config)
         self.output_layer_norm = nn.LayerNorm(config.dim, eps=1e-12)
 
-    def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
-    ) -> Tensor:
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs) -> Tensor:
         attended, _ = self.attention(hidden_states, attention_mask=attention_mask, **kwargs)
         hidden_states = self.sa_layer_norm(attended + hidden_states)
         return self.output_layer_norm(self.ffn(hidden_states) + hidden_states)
@@ -164,9 +171,7 @@ class Transformer(nn.Module):
         self.layer = nn.ModuleList([TransformerBlock(config) for _ in range(config.n_layers)])
         self.gradient_checkpointing = False
 
-    def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
-    ) -> Tensor:
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs) -> Tensor:
         for layer in self.layer:
             hidden_states = layer(hidden_states, attention_mask, **kwargs)
         return hidden_states
@@ -212,11 +217,14 @@ class InhibiDistilBertPreTrainedModel(PreTrainedModel):
                 f"attn_implementation={requested_attention!r} computes softmax attention, which this model does not have; "
                 f"use one of {', '.join(map(repr, ATTENTION_FORWARDS))}."
             )
-        return super().get_correct_attn_implementation(requested_attention, is_init_check)
+        try:
+            return super().get_correct_attn_implementation(requested_attention, is_init_check)
+        except ValueError as error:
+            raise ValueError(f"{error} This model's own: {', '.join(map(repr, ATTENTION_FORWARDS))}.") from error
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        loaded = super().from_pretrained(*args, **kwargs)
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        loaded: Any = super().from_pretrained(*args, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded)._check_scalars()
         return loaded
 
@@ -226,6 +234,10 @@ class InhibiDistilBertPreTrainedModel(PreTrainedModel):
                 raise ValueError(
                     f"{name} in {self.name_or_path!r} must be finite, got {parameter.tolist()}: the checkpoint is damaged."
                 )
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class="AutoModel") -> None:
+        """Nothing to note: `save_pretrained` writes the sources and the full map of Auto classes itself."""
 
     def save_pretrained(self, save_directory, *args, push_to_hub: bool = False, **kwargs):
         """Save weights, configuration and the source files, so that the folder loads without this package.
@@ -237,18 +249,21 @@ class InhibiDistilBertPreTrainedModel(PreTrainedModel):
         if kwargs.get("is_main_process", True):
             write_remote_code(save_directory)
         if push_to_hub:
-            repo_id = kwargs.pop("repo_id", None) or str(save_directory).rstrip("/").rpartition("/")[2]
-            self.push_to_hub(repo_id, **kwargs)
+            options = ("commit_message", "create_pr", "max_shard_size", "private", "revision", "token")
+            self.push_to_hub(  # type: ignore[arg-type]  # transformers rebinds it in a way the checker cannot follow
+                kwargs.get("repo_id") or Path(save_directory).name,
+                **{name: kwargs[name] for name in options if name in kwargs},
+            )
 
     def get_position_embeddings(self) -> nn.Embedding:
-        return self.base_model.embeddings.position_embeddings
+        return cast(Embeddings, self.base_model.embeddings).position_embeddings
 
     def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
         """Make the position table `new_num_position_embeddings` long: cut at its end, or lengthened by freshly
         initialised rows (by the formula's rows when the positions are sinusoidal)."""
         if new_num_position_embeddings < 1:
             raise ValueError(f"new_num_position_embeddings must be at least 1, got {new_num_position_embeddings}.")
-        embeddings = self.base_model.embeddings
+        embeddings = cast(Embeddings, self.base_model.embeddings)
         old = embeddings.position_embeddings.weight
         kept = min(len(old), new_num_position_embeddings)
         new = nn.Embedding(new_num_position_embeddings, old.shape[1], device=old.device, dtype=old.dtype)
@@ -260,7 +275,7 @@ class InhibiDistilBertPreTrainedModel(PreTrainedModel):
             new.weight[:kept] = old[:kept]
         new.weight.requires_grad_(old.requires_grad)
         embeddings.position_embeddings = new
-        embeddings.position_ids = torch.arange(new_num_position_embeddings, device=old.device).expand((1, -1))
+        embeddings.position_ids.data = torch.arange(new_num_position_embeddings, device=old.device).expand((1, -1))
         self.config.max_position_embeddings = new_num_position_embeddings
 
 
@@ -276,8 +291,8 @@ class InhibiDistilBertModel(InhibiDistilBertPreTrainedModel):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embeddings.word_embeddings
 
-    def set_input_embeddings(self, new_embeddings: nn.Embedding) -> None:
-        self.embeddings.word_embeddings = new_embeddings
+    def set_input_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.embeddings.word_embeddings = cast(nn.Embedding, new_embeddings)
 
     @merge_with_config_defaults
     @capture_outputs
@@ -287,7 +302,7 @@ class InhibiDistilBertModel(InhibiDistilBertPreTrainedModel):
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         position_ids: Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs,
     ) -> BaseModelOutput | tuple[Tensor, ...]:
         """Encode `input_ids` `(B, L)` or `inputs_embeds` `(B, L, dim)`.
 
@@ -307,10 +322,13 @@ class InhibiDistilBertModel(InhibiDistilBertPreTrainedModel):
                     f"attention_mask must have shape (batch, length) = {(batch, length)} or (batch, 1 or heads, length, "
                     f"length), got {tuple(attention_mask.shape)}."
                 )
-        attention_mask = create_bidirectional_mask(
-            config=self.config, inputs_embeds=embeddings, attention_mask=attention_mask
-        )
-        return BaseModelOutput(last_hidden_state=self.transformer(embeddings, attention_mask, **kwargs))
+            if attention_mask.ndim == 4 and attention_mask.dtype != torch.bool and not attention_mask.is_floating_point():
+                raise ValueError(
+                    "attention_mask with 4 dimensions must be bool (True = visible) or floating (0 = visible, below 0 = "
+                    f"hidden), got {attention_mask.dtype}."
+                )
+        mask = create_bidirectional_mask(config=self.config, inputs_embeds=embeddings, attention_mask=attention_mask)
+        return BaseModelOutput(last_hidden_state=self.transformer(embeddings, mask, **kwargs))
 
 
 class InhibiDistilBertForMaskedLM(InhibiDistilBertPreTrainedModel):
@@ -331,7 +349,7 @@ class InhibiDistilBertForMaskedLM(InhibiDistilBertPreTrainedModel):
         return self.vocab_projector
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.vocab_projector = new_embeddings
+        self.vocab_projector = cast(nn.Linear, new_embeddings)
 
     @can_return_tuple
     def forward(
@@ -341,7 +359,7 @@ class InhibiDistilBertForMaskedLM(InhibiDistilBertPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         position_ids: Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs,
     ) -> MaskedLMOutput | tuple[Tensor, ...]:
         """labels: `(B, L)` token ids, -100 where the loss looks away. Logits: `(B, L, vocab_size)`."""
         outputs = self.distilbert(input_ids, attention_mask, inputs_embeds, position_ids, return_dict=True, **kwargs)
@@ -358,10 +376,10 @@ class InhibiDistilBertForSequenceClassification(InhibiDistilBertPreTrainedModel)
 
     def __init__(self, config: InhibiDistilBertConfig):
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = cast(int, config.num_labels)
         self.distilbert = InhibiDistilBertModel(config)
         self.pre_classifier = nn.Linear(config.dim, config.dim)
-        self.classifier = nn.Linear(config.dim, config.num_labels)
+        self.classifier = nn.Linear(config.dim, self.num_labels)
         self.dropout = nn.Dropout(config.seq_classif_dropout)
         self.post_init()
 
@@ -373,11 +391,11 @@ class InhibiDistilBertForSequenceClassification(InhibiDistilBertPreTrainedModel)
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         position_ids: Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs,
     ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
         """labels: `(B,)` classes or values, or `(B, num_labels)`; `config.problem_type`, or else their type, decides."""
         outputs = self.distilbert(input_ids, attention_mask, inputs_embeds, position_ids, return_dict=True, **kwargs)
-        pooled = self.dropout(self.pre_classifier(outputs.last_hidden_state[:, 0]).relu())
+        pooled = self.dropout(self.pre_classifier(first_token(outputs.last_hidden_state, attention_mask)).relu())
         logits = self.classifier(pooled)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return SequenceClassifierOutput(
@@ -390,10 +408,10 @@ class InhibiDistilBertForTokenClassification(InhibiDistilBertPreTrainedModel):
 
     def __init__(self, config: InhibiDistilBertConfig):
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = cast(int, config.num_labels)
         self.distilbert = InhibiDistilBertModel(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(config.dim, config.num_labels)
+        self.classifier = nn.Linear(config.dim, self.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -404,7 +422,7 @@ class InhibiDistilBertForTokenClassification(InhibiDistilBertPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         position_ids: Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs,
     ) -> TokenClassifierOutput | tuple[Tensor, ...]:
         """labels: `(B, L)` classes, -100 where the loss looks away. Logits: `(B, L, num_labels)`."""
         outputs = self.distilbert(input_ids, attention_mask, inputs_embeds, position_ids, return_dict=True, **kwargs)
@@ -423,7 +441,7 @@ class InhibiDistilBertForQuestionAnswering(InhibiDistilBertPreTrainedModel):
         if config.num_labels != 2:
             raise ValueError(f"num_labels must be 2 (start and end) for question answering, got {config.num_labels}.")
         self.distilbert = InhibiDistilBertModel(config)
-        self.qa_outputs = nn.Linear(config.dim, config.num_labels)
+        self.qa_outputs = nn.Linear(config.dim, 2)
         self.dropout = nn.Dropout(config.qa_dropout)
         self.post_init()
 
@@ -436,7 +454,7 @@ class InhibiDistilBertForQuestionAnswering(InhibiDistilBertPreTrainedModel):
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
         position_ids: Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs,
     ) -> QuestionAnsweringModelOutput | tuple[Tensor, ...]:
         """start_positions, end_positions: `(B,)` token indices; those outside the input are left out of the loss."""
         outputs = self.distilbert(input_ids, attention_mask, inputs_embeds, position_ids, return_dict=True, **kwargs)
@@ -473,16 +491,18 @@ class InhibiDistilBertForMultipleChoice(InhibiDistilBertPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         position_ids: Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs,
     ) -> MultipleChoiceModelOutput | tuple[Tensor, ...]:
         """Inputs `(B, choices, L)`, or `(B, choices, L, dim)` for `inputs_embeds`; labels `(B,)`: the right choice."""
-        choices = (input_ids if input_ids is not None else inputs_embeds).shape[1]
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds.")
+        choices = cast(Tensor, inputs_embeds if input_ids is None else input_ids).shape[1]
         input_ids, attention_mask, inputs_embeds, position_ids = (
             None if tensor is None else tensor.flatten(0, 1)
             for tensor in (input_ids, attention_mask, inputs_embeds, position_ids)
         )
         outputs = self.distilbert(input_ids, attention_mask, inputs_embeds, position_ids, return_dict=True, **kwargs)
-        pooled = self.dropout(self.pre_classifier(outputs.last_hidden_state[:, 0]).relu())
+        pooled = self.dropout(self.pre_classifier(first_token(outputs.last_hidden_state, attention_mask)).relu())
         logits = self.classifier(pooled).view(-1, choices)
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return MultipleChoiceModelOutput(

@@ -1,0 +1,35 @@
+# Two commands do everything on a machine with Python 3.11, git and make: `make demo` and `make test`.
+PYTHON ?= python3
+# One exact version: a range would let pip pick a build with several gigabytes of CUDA where none is needed.
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test test-full data check checkpoint-sources
+
+demo: $(INSTALLED) ## classify real sentences, in process and from an exported folder
+	$(BIN)/python -m inhibidistilbert.demo
+
+test: $(INSTALLED) ## the tests, without the slow ones
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow"
+
+test-full: $(INSTALLED) ## all tests
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+check: $(INSTALLED) ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+data: $(INSTALLED) ## fetch and prepare the offline data of the shipped checkpoint into .cache/data
+	$(BIN)/python -m inhibidistilbert.distillation.review_data .cache/data
+
+checkpoint-sources: $(INSTALLED) ## renew the source files inside the shipped checkpoint after a change to them
+	$(BIN)/python -m inhibidistilbert.distillation.shipped_sources
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@

@@ -1,0 +1,1 @@
+"""Distillation of inhibitor students: data, teacher, student, training."""

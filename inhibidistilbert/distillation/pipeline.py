@@ -1,0 +1,273 @@
+"""Task-specific distillation of a sequence classifier, from files to a loadable folder."""
+
+import dataclasses
+import hashlib
+import json
+import platform
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..errors import UserError
+from .data import read_labelled, read_transfer, tokenize
+from .student import build_student
+from .teacher import add_teacher_logits, load_teacher, save_classifier
+from .trainer import ClassifierTrainer
+
+_SAVE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class TrainingOptions:
+    """Of one training, the teacher's or the student's. Lengths in tokens, warm-up as a share of the steps."""
+
+    epochs: float
+    learning_rate: float
+    batch_size: int
+    max_length: int
+    warmup: float = 0.06
+    weight_decay: float = 0.01
+
+
+@dataclass
+class Distillation:
+    """A task-specific distillation; the options of `inhibidistilbert distill`, with its names and meanings.
+
+    Raises:
+        UserError: an option out of its range.
+    """
+
+    output_dir: Path
+    teacher: str
+    student: str
+    train_files: list[Path]
+    transfer_files: list[Path] = field(default_factory=list)
+    eval_file: Path | None = None
+    text_column: str = "text"
+    label_column: str = "label"
+    labels: list[str] = field(default_factory=list)
+    fine_tune_teacher: bool = False
+    teacher_training: TrainingOptions = field(default_factory=lambda: TrainingOptions(3, 6e-5, 32, 128))
+    student_training: TrainingOptions = field(default_factory=lambda: TrainingOptions(4, 5e-4, 64, 128))
+    scalar_learning_rate: float = 5e-3
+    temperature: float = 2.0
+    hard_weight: float = 0.5
+    position_offsets: bool = True
+    seed: int = 0
+    bf16: bool = False
+    compile: bool = False
+    save_dtype: str = "float32"
+    save_steps: int = 500
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.train_files:
+            raise UserError("--train-file: at least one file of labelled texts is needed.")
+        if self.save_dtype not in _SAVE_DTYPES:
+            raise UserError(f"--save-dtype must be one of {', '.join(_SAVE_DTYPES)}, got {self.save_dtype!r}.")
+        positive = {"--temperature": self.temperature, "--save-steps": self.save_steps}
+        for prefix, options in (("--teacher-", self.teacher_training), ("--", self.student_training)):
+            for name in ("epochs", "learning_rate", "batch_size", "max_length"):
+                positive[f"{prefix}{name.replace('_', '-')}"] = getattr(options, name)
+        for name, value in positive.items():
+            if not value > 0:
+                raise UserError(f"{name} must be above 0, got {value}.")
+        if self.hard_weight < 0:
+            raise UserError(f"--hard-weight must not be negative, got {self.hard_weight}.")
+
+    @property
+    def work_dir(self) -> Path:
+        """Where a running distillation keeps what it needs to resume."""
+        return self.output_dir.with_name(self.output_dir.name + ".work")
+
+    def as_json(self) -> dict[str, Any]:
+        return json.loads(json.dumps(dataclasses.asdict(self), default=str))
+
+
+def distill(options: Distillation, resume: bool = False) -> dict[str, Any]:
+    """Fine-tune the teacher if asked to, label all texts with it, train the student and write `options.output_dir`.
+
+    Everything in progress lies in `options.work_dir`: the teacher, the labelled data and the Trainer's checkpoints.
+    With `resume` each finished step is taken from there and the student's training goes on at its last checkpoint.
+
+    Returns the log that is also written as `distillation.json`: options, data, versions and metrics.
+
+    Raises:
+        UserError: bad options or files, a work folder in the way, or one of another distillation to resume.
+    """
+    _claim_work_dir(options, resume)
+    set_seed(options.seed)
+    train = read_labelled(options.train_files, "--train-file", options.text_column, options.label_column)
+    evaluation = None
+    if options.eval_file is not None:
+        evaluation = read_labelled([options.eval_file], "--eval-file", options.text_column, options.label_column)
+    teacher, tokenizer, teacher_metrics = _teacher(options, train, evaluation)
+    labelled = _labelled(options, train, teacher, tokenizer)
+
+    set_seed(options.seed)
+    student = build_student(options.student, teacher)
+    tokenizer.model_max_length = student.config.max_position_embeddings
+    student_metrics = _train(
+        options,
+        options.student_training,
+        student,
+        tokenizer,
+        labelled,
+        evaluation,
+        folder=options.work_dir / "student",
+        scalar_learning_rate=options.scalar_learning_rate,
+        temperature=options.temperature,
+        hard_weight=options.hard_weight,
+        position_offsets=options.position_offsets,
+    )
+    log = {
+        "options": options.as_json(),
+        "data": {str(path): _describe(path) for path in _data_files(options)},
+        "texts": {"labelled": len(train), "all": len(labelled)},
+        "metrics": {"teacher": teacher_metrics, "student": student_metrics},
+        "versions": {module.__name__: module.__version__ for module in (torch, transformers, datasets)},
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+    }
+    _write_output(options, student, tokenizer, log)
+    return log
+
+
+def _claim_work_dir(options: Distillation, resume: bool) -> None:
+    if options.output_dir.exists():
+        raise UserError(f"OUTPUT_DIR: {str(options.output_dir)!r} exists already: give another name or remove it.")
+    record = options.work_dir / "options.json"
+    if not resume:
+        if options.work_dir.exists():
+            raise UserError(f"{str(options.work_dir)!r} holds an unfinished distillation: give --resume, or remove it.")
+        options.work_dir.mkdir(parents=True)
+        record.write_text(json.dumps(options.as_json(), indent=2))
+    elif not record.is_file():
+        raise UserError(f"--resume: there is no unfinished distillation in {str(options.work_dir)!r}.")
+    else:
+        before, now = json.loads(record.read_text()), options.as_json()
+        changed = sorted(name for name in now if before.get(name) != now[name])
+        if changed:
+            raise UserError(f"--resume: {', '.join(changed)} differ from the distillation in {str(options.work_dir)!r}.")
+
+
+def _data_files(options: Distillation) -> list[Path]:
+    return [*options.train_files, *options.transfer_files, *([options.eval_file] if options.eval_file else [])]
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _teacher(
+    options: Distillation, train: Dataset, evaluation: Dataset | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, float]]:
+    if not options.fine_tune_teacher:
+        model, tokenizer = load_teacher(options.teacher, None, options.trust_remote_code)
+        return model, tokenizer, {}
+    folder = options.work_dir / "teacher"
+    metrics_file = folder / "metrics.json"
+    if metrics_file.is_file():
+        model, tokenizer = load_teacher(str(folder), None, options.trust_remote_code)
+        return model, tokenizer, json.loads(metrics_file.read_text())
+    classes = max(train["label"][:]) + 1
+    model, tokenizer = load_teacher(options.teacher, max(classes, len(options.labels)), options.trust_remote_code)
+    if options.labels:
+        if len(options.labels) < classes:
+            raise UserError(f"--label: {len(options.labels)} names for {classes} classes: give one for each, in order.")
+        model.config.id2label = dict(enumerate(options.labels))
+        model.config.label2id = {name: index for index, name in enumerate(options.labels)}
+    settings = options.teacher_training
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    data = tokenize(train, tokenizer, settings.max_length)
+    metrics = _train(options, settings, model, tokenizer, data, evaluation, folder=options.work_dir / "teacher_training")
+    save_classifier(model, tokenizer, folder, torch.float32)
+    metrics_file.write_text(json.dumps(metrics))
+    return model, tokenizer, metrics
+
+
+def _labelled(
+    options: Distillation, train: Dataset, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Dataset:
+    """All texts with token ids, label and the teacher's logits, kept in the work folder."""
+    folder = options.work_dir / "labelled"
+    if folder.is_dir():
+        return datasets.load_from_disk(str(folder))
+    texts = train
+    if options.transfer_files:
+        transfer = read_transfer(options.transfer_files, options.text_column)
+        texts = datasets.concatenate_datasets([train, transfer])
+    data = tokenize(texts, tokenizer, options.student_training.max_length)
+    data = add_teacher_logits(data, teacher, tokenizer, options.bf16)
+    temporary = folder.with_name("labelled.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    data.save_to_disk(str(temporary))
+    temporary.rename(folder)
+    return data
+
+
+def _train(
+    options: Distillation,
+    settings: TrainingOptions,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Dataset,
+    evaluation: Dataset | None,
+    folder: Path,
+    **losses: Any,
+) -> dict[str, float]:
+    """Train in place, resuming from the last checkpoint in `folder`; returns the metrics of the last evaluation."""
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=64,
+        weight_decay=settings.weight_decay,
+        warmup_steps=settings.warmup,
+        max_grad_norm=1.0,
+        train_sampling_strategy="group_by_length",
+        # A last, smaller batch would be compiled for itself.
+        dataloader_drop_last=options.compile,
+        remove_unused_columns=False,
+        bf16=options.bf16,
+        use_cpu=not torch.accelerator.is_available(),
+        torch_compile=options.compile,
+        seed=options.seed,
+        eval_strategy="epoch" if evaluation is not None else "no",
+        save_steps=options.save_steps,
+        save_total_limit=2,
+        logging_steps=50,
+        report_to="none",
+    )
+    trainer = ClassifierTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=data,
+        eval_dataset=None if evaluation is None else tokenize(evaluation, tokenizer, settings.max_length),
+        processing_class=tokenizer,
+        **losses,
+    )
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    result = trainer.train(resume_from_checkpoint=last)
+    metrics = {"loss": result.training_loss}
+    if evaluation is not None:
+        metrics["accuracy"] = trainer.evaluate()["eval_accuracy"]
+    return metrics
+
+
+def _write_output(
+    options: Distillation, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, log: dict[str, Any]
+) -> None:
+    finished = options.work_dir / options.output_dir.name
+    save_classifier(student, tokenizer, finished, _SAVE_DTYPES[options.save_dtype])
+    (finished / "distillation.json").write_text(json.dumps(log, indent=2) + "\n")
+    finished.rename(options.output_dir)

@@ -1,0 +1,69 @@
+"""The student: loaded from a checkpoint, or new with embeddings projected from the teacher's."""
+
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..errors import UserError
+from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
+from ..modeling.modeling_inhibidistilbert import InhibiDistilBertForSequenceClassification
+
+
+def published_sizes() -> list[str]:
+    """Names of the configurations in `hub_configs`."""
+    root = files("inhibidistilbert") / "hub_configs"
+    return sorted(entry.name for entry in root.iterdir() if (entry / "config.json").is_file())
+
+
+def _size_config(name: str) -> InhibiDistilBertConfig:
+    with as_file(files("inhibidistilbert") / "hub_configs" / name) as folder:
+        return InhibiDistilBertConfig.from_pretrained(folder)
+
+
+@torch.no_grad()
+def project_embeddings(teacher: torch.Tensor, dim: int, std: float) -> torch.Tensor:
+    """Word embeddings `(vocab, width)` on their first `dim` principal components, scaled to `std`: `(vocab, dim)`."""
+    centered = teacher.float() - teacher.float().mean(0)
+    # The principal axes from the small (width, width) covariance.
+    _, axes = torch.linalg.eigh(centered.T @ centered)
+    projected = centered @ axes.flip(1)[:, :dim]
+    return projected * (std / projected.std())
+
+
+def build_student(source: str, teacher: PreTrainedModel) -> InhibiDistilBertForSequenceClassification:
+    """An inhibitor student with the teacher's labels.
+
+    source: one of `published_sizes()`, for a new student whose word embeddings are the teacher's on their principal
+    components; or the folder of an InhibiDistilBERT checkpoint with the teacher's vocabulary.
+
+    Raises:
+        UserError: neither of the two, or another vocabulary size than the teacher's.
+    """
+    labels = {"id2label": teacher.config.id2label, "label2id": teacher.config.label2id}
+    embeddings = cast(nn.Embedding, teacher.get_input_embeddings()).weight
+    if source in published_sizes():
+        config = _size_config(source)
+        config.update({**labels, "vocab_size": len(embeddings), "pad_token_id": teacher.config.pad_token_id})
+        student = InhibiDistilBertForSequenceClassification(config)
+        if config.dim <= embeddings.shape[1]:
+            projected = project_embeddings(embeddings, config.dim, std=0.05)
+            student.distilbert.embeddings.word_embeddings.weight.data.copy_(projected)
+        return student
+    if not (Path(source) / "config.json").is_file():
+        raise UserError(
+            f"--student: {source!r} is neither a folder with a config.json nor one of {', '.join(published_sizes())}."
+        )
+    try:
+        student = InhibiDistilBertForSequenceClassification.from_pretrained(source, **labels)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"--student: {source!r} does not load: {error}") from error
+    if student.config.vocab_size != len(embeddings):
+        raise UserError(
+            f"--student: {source!r} has {student.config.vocab_size} word embeddings, the teacher {len(embeddings)}: "
+            "they must share a tokenizer."
+        )
+    return student
