@@ -21,13 +21,15 @@ class KeyMasks(NamedTuple):
     causal: bool
 
     def visible(self, queries: int, keys: int, device: torch.device, rows: slice = slice(None)) -> Tensor | None:
-        """Visible keys of the queries in `rows`: bool, broadcastable to `(B, H, len(rows), N)`, or None for all.
+        """Visible keys of the queries in `rows`: bool `(1 or B, 1 or H, 1 or len(rows), N)`, or None for all.
 
         Dropped keys stay visible: dropout removes a key's value, not its part in the row mean.
         """
         visible = None if self.padding is None else self.padding[:, None, None, :]
         if self.attention is not None:
             attention = self.attention if self.attention.shape[-2] == 1 else self.attention[..., rows, :]
+            # The keys are counted along the last dimension, so that one must not be left to broadcasting.
+            attention = attention.expand(-1, -1, -1, keys)
             visible = attention if visible is None else visible & attention
         if self.causal:
             last = torch.arange(queries, device=device)[rows] + (keys - queries)

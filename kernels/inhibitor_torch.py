@@ -8,7 +8,6 @@ compiled anew for every length.
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .inhibitor_masks import KeyMasks
 
@@ -76,8 +75,16 @@ class _InhibitorAttention(torch.autograd.Function):
         return output, scores
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_output, grad_scores):
+        with torch.no_grad():
+            gradients = _InhibitorAttention._gradients(ctx, grad_output, grad_scores)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # create_graph=True: what was computed without a graph must not pass for a constant.
+            gradients = _RefuseSecondDerivative.apply(*gradients, *ctx.saved_tensors[:6])
+        return *gradients, None, None, None, None
+
+    @staticmethod
+    def _gradients(ctx, grad_output, grad_scores):
         query, key, value, alpha, beta, gamma, padding, dropout, attention = ctx.saved_tensors
         masks = KeyMasks(padding, dropout, attention, ctx.causal)
         root = query.shape[-1] ** -0.5
@@ -121,7 +128,19 @@ class _InhibitorAttention(torch.autograd.Function):
             grad_query[..., rows, :] = direction.sum(-2)
             grad_key -= direction.sum(-3)
 
-        return grad_query, grad_key, grad_value, grad_alpha, grad_beta, grad_gamma, None, None, None, None
+        return grad_query, grad_key, grad_value, grad_alpha, grad_beta, grad_gamma
+
+
+class _RefuseSecondDerivative(torch.autograd.Function):
+    """Hands the six gradients on, tied to the six inputs, so that differentiating them raises."""
+
+    @staticmethod
+    def forward(ctx, *gradients_and_inputs):
+        return tuple(gradient.view_as(gradient) for gradient in gradients_and_inputs[:6])
+
+    @staticmethod
+    def backward(ctx, *grad_outputs):
+        raise RuntimeError('inhibitor_attention has no second derivative in its "torch" form; use backend="naive" for one.')
 
 
 def torch_inhibitor_attention(
@@ -139,7 +158,7 @@ def torch_inhibitor_attention(
     """Inhibitor attention with explicit gradients and O(B·H·block·N·d) extra memory.
 
     Shapes and meaning as in `naive_inhibitor_attention`; the scores Z are computed in full only with `return_scores`.
-    A second derivative is refused by autograd ("marked with @once_differentiable").
+    Differentiating its gradients raises RuntimeError.
     """
     if masks.padding is not None:
         # Whatever stands at a padded position must not reach the result: 0 * nan is nan.

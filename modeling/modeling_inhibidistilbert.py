@@ -250,10 +250,9 @@ class InhibiDistilBertPreTrainedModel(PreTrainedModel):
             write_remote_code(save_directory)
         if push_to_hub:
             options = ("commit_message", "create_pr", "max_shard_size", "private", "revision", "token")
-            self.push_to_hub(  # type: ignore[arg-type]  # transformers rebinds it in a way the checker cannot follow
-                kwargs.get("repo_id") or Path(save_directory).name,
-                **{name: kwargs[name] for name in options if name in kwargs},
-            )
+            push: Any = self.push_to_hub  # transformers rebinds the method in a way that hides its signature
+            repo_id = kwargs.get("repo_id") or Path(save_directory).name
+            push(repo_id, **{name: kwargs[name] for name in options if name in kwargs})
 
     def get_position_embeddings(self) -> nn.Embedding:
         return cast(Embeddings, self.base_model.embeddings).position_embeddings
