@@ -235,8 +235,6 @@ def _train(
         warmup_steps=settings.warmup,
         max_grad_norm=1.0,
         train_sampling_strategy="group_by_length",
-        # A last, smaller batch would be compiled for itself.
-        dataloader_drop_last=options.compile,
         remove_unused_columns=False,
         bf16=options.bf16,
         use_cpu=not torch.accelerator.is_available(),
