@@ -15,6 +15,9 @@ def distill(
         list[Path] | None, typer.Option(help="Texts for the teacher to label; also .txt, one a line. Repeatable.")
     ] = None,
     eval_file: Annotated[Path | None, typer.Option(help="Labelled texts to evaluate on after each epoch.")] = None,
+    test_file: Annotated[
+        list[Path] | None, typer.Option(help="Labelled texts to test teacher and student on at the end. Repeatable.")
+    ] = None,
     student: Annotated[
         str, typer.Option(help="New student of this size (base, small, tiny), or a checkpoint folder.")
     ] = "tiny",
@@ -58,6 +61,7 @@ def distill(
         train_files=train_file,
         transfer_files=transfer_file or [],
         eval_file=eval_file,
+        test_files=test_file or [],
         text_column=text_column,
         label_column=label_column,
         labels=label or [],
@@ -80,9 +84,7 @@ def distill(
         print(json.dumps(log))
     else:
         for role, metrics in log["metrics"].items():
-            print(
-                f"{role}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-                if metrics
-                else f"{role}: as given"
-            )
+            print(f"{role}: " + (", ".join(f"{name} {value:.4f}" for name, value in metrics.items()) or "as given"))
+            for file, result in log["tests"][role].items():
+                print(f"{role}, {file}: accuracy {result['accuracy']:.4f} on {result['texts']} texts")
         print(f"Written to {output_dir}.")

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..errors import UserError
+from ..modeling.modeling_inhibidistilbert import InhibiDistilBertForSequenceClassification
 from .data import read_labelled, read_transfer, tokenize
 from .student import build_student
 from .teacher import add_teacher_logits, load_teacher, save_classifier
@@ -51,6 +52,7 @@ class Distillation:
     train_files: list[Path]
     transfer_files: list[Path] = field(default_factory=list)
     eval_file: Path | None = None
+    test_files: list[Path] = field(default_factory=list)
     text_column: str = "text"
     label_column: str = "label"
     labels: list[str] = field(default_factory=list)
@@ -128,15 +130,24 @@ def distill(options: Distillation, resume: bool = False) -> dict[str, Any]:
         hard_weight=options.hard_weight,
         position_offsets=options.position_offsets,
     )
+    finished = options.work_dir / options.output_dir.name
+    shutil.rmtree(finished, ignore_errors=True)
+    save_classifier(student, tokenizer, finished, _SAVE_DTYPES[options.save_dtype])
     log = {
         "options": options.as_json(),
         "data": {str(path): _describe(path) for path in _data_files(options)},
         "texts": {"labelled": len(train), "all": len(labelled)},
         "metrics": {"teacher": teacher_metrics, "student": student_metrics},
+        "tests": {
+            "teacher": _test(options, teacher, tokenizer),
+            # As stored, so with its rounding.
+            "student": _test(options, InhibiDistilBertForSequenceClassification.from_pretrained(finished), tokenizer),
+        },
         "versions": {module.__name__: module.__version__ for module in (torch, transformers, datasets)},
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
     }
-    _write_output(options, student, tokenizer, log)
+    (finished / "distillation.json").write_text(json.dumps(log, indent=2) + "\n")
+    finished.rename(options.output_dir)
     return log
 
 
@@ -159,7 +170,12 @@ def _claim_work_dir(options: Distillation, resume: bool) -> None:
 
 
 def _data_files(options: Distillation) -> list[Path]:
-    return [*options.train_files, *options.transfer_files, *([options.eval_file] if options.eval_file else [])]
+    return [
+        *options.train_files,
+        *options.transfer_files,
+        *([options.eval_file] if options.eval_file else []),
+        *options.test_files,
+    ]
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -262,10 +278,20 @@ def _train(
     return metrics
 
 
-def _write_output(
-    options: Distillation, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, log: dict[str, Any]
-) -> None:
-    finished = options.work_dir / options.output_dir.name
-    save_classifier(student, tokenizer, finished, _SAVE_DTYPES[options.save_dtype])
-    (finished / "distillation.json").write_text(json.dumps(log, indent=2) + "\n")
-    finished.rename(options.output_dir)
+def _test(options: Distillation, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, float]]:
+    """Accuracy on each test file, its texts cut at the model's positions."""
+    arguments = TrainingArguments(
+        output_dir=str(options.work_dir / "test"),
+        per_device_eval_batch_size=32,
+        train_sampling_strategy="group_by_length",
+        remove_unused_columns=False,
+        use_cpu=not torch.accelerator.is_available(),
+        report_to="none",
+    )
+    results = {}
+    for path in options.test_files:
+        rows = read_labelled([path], "--test-file", options.text_column, options.label_column)
+        data = tokenize(rows, tokenizer, model.config.max_position_embeddings)
+        trainer = ClassifierTrainer(model=model, args=arguments, eval_dataset=data, processing_class=tokenizer)
+        results[str(path)] = {"accuracy": trainer.evaluate()["eval_accuracy"], "texts": len(data)}
+    return results
