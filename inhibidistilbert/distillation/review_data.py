@@ -7,7 +7,8 @@ Written below the data folder:
 
 - `minilm/`: the sentence encoder all-MiniLM-L6-v2 as a DistilBERT folder, the teacher's origin;
 - `rotten_tomatoes_train.csv`, `imdb_train.csv`, `imdb_train_10k.csv` (a part of it): labelled texts (`text`, `label`);
-- `transfer.txt`: sentences and longer passages of the IMDB training reviews, one a line, without labels;
+- `transfer.txt`: sentences and longer passages of the IMDB training reviews, and phrases of the Rotten Tomatoes training
+  sentences, one a line, without labels;
 - `rotten_tomatoes_validation.csv`, `rotten_tomatoes_test.csv`, `imdb_test.csv`: held out, never trained on.
 """
 
@@ -177,6 +178,17 @@ def passages(review: str, generator: random.Random) -> list[str]:
     return result
 
 
+def fragments(sentence: str, generator: random.Random, count: int = 5) -> list[str]:
+    """Random runs of three or more words, but not all, of a sentence: short phrases for the teacher to judge."""
+    words = sentence.split()
+    result = []
+    for _ in range(count if len(words) > 3 else 0):
+        length = generator.randint(3, len(words) - 1)
+        start = generator.randint(0, len(words) - length)
+        result.append(" ".join(words[start : start + length]))
+    return result
+
+
 def _write_csv(path: Path, rows: list[Labelled]) -> None:
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer)
@@ -214,6 +226,7 @@ def prepare(folder: Path, seed: int = 0) -> None:
         print(f"{name}.csv: {len(rows)} texts")
     _write_csv(folder / "imdb_train_10k.csv", imdb_train[:10_000])
     transfer = [passage for review, _ in imdb_train for passage in passages(review, generator)]
+    transfer += [fragment for sentence, _ in tomatoes for fragment in fragments(sentence, generator)]
     transfer = list(dict.fromkeys(transfer))
     generator.shuffle(transfer)
     _write(folder / "transfer.txt", "\n".join(transfer) + "\n")
