@@ -1,4 +1,7 @@
-"""Makes an inhibitor student from a DistilBERT or BERT checkpoint: shared weights copied, attention scalars new."""
+"""Makes an inhibitor student from a DistilBERT or BERT checkpoint: shared weights copied, attention scalars new.
+
+A checkpoint of the inhibitor's authors is such a student already: its scalars are copied too (see `authors_format`).
+"""
 
 import dataclasses
 import math
@@ -19,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers.utils import has_file, logging
 
+from . import authors_format
 from .errors import UserError
 from .modeling import modeling_inhibidistilbert
 from .modeling.configuration_inhibidistilbert import LENGTH_NORMALIZATIONS, InhibiDistilBertConfig
@@ -37,6 +41,7 @@ _SHARED_HEADS = (
 )
 _HEADS = {"distilbert": _SHARED_HEADS, "bert": ("ForPreTraining", *_SHARED_HEADS)}
 _CLASS_PREFIX = {"distilbert": "DistilBert", "bert": "Bert"}
+_SCALAR_INITS = ("alpha_init", "beta_init", "gamma_init")
 
 # BERT's name of a configuration field: the name it has here. Fields of the same name are carried as well.
 _BERT_FIELDS = {
@@ -95,7 +100,9 @@ class StudentOptions:
         layers: the source's layers to keep, in this order, counted from 0; None keeps all.
         head: keep the source's head where the student has the same one; otherwise write the bare encoder.
         dtype: `"float32"`, `"float16"` or `"bfloat16"`; None keeps the source's. alpha, beta, gamma are always float32.
-        scalars_per_head, length_normalization, alpha_init, beta_init, gamma_init: see `InhibiDistilBertConfig`.
+        scalars_per_head, length_normalization: see `InhibiDistilBertConfig`.
+        alpha_init, beta_init, gamma_init: None means the default of `InhibiDistilBertConfig`. Not for a source that has
+            these scalars itself.
     """
 
     layers: Sequence[int] | None = None
@@ -103,9 +110,9 @@ class StudentOptions:
     dtype: str | None = None
     scalars_per_head: bool = False
     length_normalization: str = "none"
-    alpha_init: float = 0.5
-    beta_init: float = 1.0
-    gamma_init: float = 1.0
+    alpha_init: float | None = None
+    beta_init: float | None = None
+    gamma_init: float | None = None
 
     def check(self) -> None:
         """Raise `UserError` for a value that no source could make right."""
@@ -114,10 +121,24 @@ class StudentOptions:
         if self.length_normalization not in LENGTH_NORMALIZATIONS:
             known = ", ".join(LENGTH_NORMALIZATIONS)
             raise UserError(f"--length-normalization must be one of {known}, got {self.length_normalization!r}.")
-        for name in ("alpha_init", "beta_init", "gamma_init"):
-            if not math.isfinite(getattr(self, name)):
-                option = name.replace("_", "-")
-                raise UserError(f"--{option} must be a finite number, got {getattr(self, name)}.")
+        for name, value in self.given_inits().items():
+            if not math.isfinite(value):
+                raise UserError(f"--{name.replace('_', '-')} must be a finite number, got {value}.")
+
+    def check_with_scalars(self, source: str) -> None:
+        """Raise `UserError` for what contradicts a source that has alpha, beta and gamma itself."""
+        for name in self.given_inits():
+            scalar = name.removesuffix("_init")
+            raise UserError(f"--{scalar}-init does not fit SOURCE {source!r}: its weights hold {scalar}; leave it out.")
+        if self.length_normalization != "none":
+            raise UserError(
+                f"--length-normalization {self.length_normalization} does not fit SOURCE {source!r}: its sums are not "
+                "normalised; leave it out."
+            )
+
+    def given_inits(self) -> dict[str, Any]:
+        """The initial scalars that are not None."""
+        return {name: value for name in _SCALAR_INITS if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True)
@@ -205,6 +226,9 @@ def student_from(
     source = str(source)
     config = _read_config(source)
     layers = _check_layers(options.layers, config)
+    has_scalars = authors_format.is_authors_format(config.to_dict())
+    if has_scalars:
+        options.check_with_scalars(source)
     source_class, student_class = _classes(config, options.head)
     teacher, missing, unexpected = _load_source(source, source_class, config)
     # Each tied parameter once. In float32, so that folding rounds once; what is cast back unchanged is exact.
@@ -215,6 +239,11 @@ def student_from(
         weights = bert_to_distilbert(state, layers)
     else:
         weights = {ours: state[theirs] for ours, theirs in names.items()}
+    warnings: list[str] = []
+    if has_scalars:
+        scalars_per_layer = config.num_attention_heads if options.scalars_per_head else 1
+        scalars, warnings = authors_format.student_scalars(source, weights, scalars_per_layer)
+        weights |= scalars
     student = _build(source, student_class, config, layers, options)
     student.load_state_dict(weights, strict=False)
     student.to(DTYPES[options.dtype] if options.dtype else teacher.dtype)  # type: ignore[arg-type]
@@ -235,7 +264,7 @@ def student_from(
         left_out=left_out,
         parameters_copied=sum(size for name, size in sizes.items() if name in weights),
         parameters_new=sum(sizes[name] for name in new),
-        warnings=_warnings(config, source_class.__name__, new),
+        warnings=warnings + _warnings(config, source_class.__name__, new),
     )
     return student.eval(), report
 
@@ -301,11 +330,8 @@ def _check_supported(source: str, raw: Mapping[str, Any]) -> None:
     model_type = raw.get("model_type")
     if model_type not in _HEADS:
         raise UserError(f"SOURCE {source!r} has model_type {model_type!r}; supported are {', '.join(_HEADS)}.")
-    if "distance_metric" in raw:
-        raise UserError(
-            f"SOURCE {source!r} has distance_metric {raw['distance_metric']!r}, so it is an inhibitor model already; "
-            "supported are DistilBERT and BERT checkpoints with softmax attention."
-        )
+    if authors_format.is_authors_format(raw):
+        authors_format.check_fields(source, raw)
     positions = raw.get("position_embedding_type") or "absolute"
     if positions != "absolute":
         raise UserError(f"SOURCE {source!r} has position_embedding_type {positions!r}; only 'absolute' is supported.")
@@ -329,12 +355,18 @@ def _classes(
 ) -> tuple[type[transformers.PreTrainedModel], type[InhibiDistilBertPreTrainedModel]]:
     """The class to load the source with, so that its head is loaded too, and the student's."""
     prefix = _CLASS_PREFIX[config.model_type]
+    has_scalars = authors_format.is_authors_format(config.to_dict())
     architecture = (config.architectures or [""])[0]
+    if has_scalars and architecture.startswith(authors_format.CLASS_PREFIX):
+        architecture = prefix + architecture.removeprefix(authors_format.CLASS_PREFIX)
     suffix = architecture.removeprefix(prefix) if architecture.startswith(prefix) else ""
     if not head or suffix not in _HEADS[config.model_type]:
         suffix = "Model"
     student = "ForMaskedLM" if suffix == "ForPreTraining" else suffix
-    return getattr(transformers, prefix + suffix), getattr(modeling_inhibidistilbert, f"InhibiDistilBert{student}")
+    source_class = getattr(transformers, prefix + suffix)
+    if has_scalars:
+        source_class = authors_format.with_scalars(source_class)
+    return source_class, getattr(modeling_inhibidistilbert, f"InhibiDistilBert{student}")
 
 
 def _load_source(
@@ -391,19 +423,21 @@ def _student_config(
     if carried.get("seq_classif_dropout") is None:
         # BERT's classifier_dropout None means its hidden dropout.
         carried["seq_classif_dropout"] = carried["dropout"]
+    if authors_format.is_authors_format(config.to_dict()):
+        carried |= authors_format.student_fields(config.to_dict())
     return InhibiDistilBertConfig(
         **carried,
         n_layers=len(layers),
         scalars_per_head=options.scalars_per_head,
         length_normalization=options.length_normalization,
-        alpha_init=options.alpha_init,
-        beta_init=options.beta_init,
-        gamma_init=options.gamma_init,
+        **options.given_inits(),
     )
 
 
 def _warnings(config: transformers.PreTrainedConfig, source_class: str, new: Sequence[str]) -> list[str]:
     warnings = []
+    if authors_format.is_authors_format(config.to_dict()):
+        warnings += authors_format.padding_warnings(config.to_dict())
     if config.model_type == "bert" and config.type_vocab_size > 1:
         warnings.append(
             "Pair inputs lose their segments: token_type_ids are not supported, every token gets segment embedding 0."

@@ -537,7 +537,6 @@ def test_config_that_is_no_json(bert):
     [
         ({"model_type": "roberta"}, "has model_type 'roberta'; supported are distilbert, bert"),
         ({"model_type": None}, "has model_type None; supported are distilbert, bert"),
-        ({"distance_metric": "cosine_distance"}, "distance_metric 'cosine_distance'"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'; only 'absolute'"),
         ({"is_decoder": True}, "decoder"),
         ({"add_cross_attention": True}, "decoder"),

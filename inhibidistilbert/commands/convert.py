@@ -17,7 +17,7 @@ from ..errors import UserError
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="DistilBERT or BERT checkpoint: a folder or a Hub id.")],
+    source: Annotated[str, typer.Argument(help="DistilBERT, BERT or authors' inhibitor checkpoint: a folder or a Hub id.")],
     output_dir: Annotated[Path, typer.Argument(help="Folder to write.")],
     layers: Annotated[
         str | None, typer.Option(help="The source's layers to keep, from 0 and in this order: 0,2,4.", show_default="all")
@@ -26,9 +26,9 @@ def convert(
     length_normalization: Annotated[
         str, typer.Option(metavar="none|sqrt|mean", help="What divides the sum over the keys.")
     ] = "none",
-    alpha_init: Annotated[float, typer.Option(help="Initial shift of the scores.")] = 0.5,
-    beta_init: Annotated[float, typer.Option(help="Initial scale of the attention output.")] = 1.0,
-    gamma_init: Annotated[float, typer.Option(help="Initial scale of the scores.")] = 1.0,
+    alpha_init: Annotated[float | None, typer.Option(help="Initial shift of the scores.", show_default="0.5")] = None,
+    beta_init: Annotated[float | None, typer.Option(help="Initial scale of the output.", show_default="1.0")] = None,
+    gamma_init: Annotated[float | None, typer.Option(help="Initial scale of the scores.", show_default="1.0")] = None,
     head: Annotated[bool, typer.Option(help="Keep the source's head where the student has the same one.")] = True,
     dtype: Annotated[
         str | None,
@@ -41,6 +41,8 @@ def convert(
 
     Embeddings, projections, feed-forward layers and matching heads are copied; alpha, beta and gamma are new. Runs no
     code from the source.
+
+    A checkpoint in the format of the inhibitor's authors keeps its own alpha, beta and gamma.
     """
     options = StudentOptions(
         layers=None if layers is None else parse_layers(layers),
