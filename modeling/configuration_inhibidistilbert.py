@@ -2,8 +2,13 @@
 
 import math
 
-from huggingface_hub.dataclasses import strict
-from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils.versions import require_version
+
+# Before anything that an older transformers lacks. A checkpoint's code comes through here first.
+require_version("transformers>=5.17,<6", "InhibiDistilBERT: pip install 'transformers>=5.17,<6'")
+
+from huggingface_hub.dataclasses import strict  # noqa: E402
+from transformers.configuration_utils import PreTrainedConfig  # noqa: E402
 
 LENGTH_NORMALIZATIONS = ("none", "sqrt", "mean")
 
