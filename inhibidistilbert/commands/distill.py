@@ -1,6 +1,8 @@
 """`inhibidistilbert distill`."""
 
+import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -79,7 +81,9 @@ def distill(
         save_steps=save_steps,
         trust_remote_code=trust_remote_code,
     )
-    log = run(options, resume)
+    # The Trainer prints its progress to stdout, which --json keeps for the one object.
+    with contextlib.redirect_stdout(sys.stderr):
+        log = run(options, resume)
     if as_json:
         print(json.dumps(log))
     else:

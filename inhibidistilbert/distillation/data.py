@@ -1,5 +1,6 @@
 """Reads the texts of a distillation and turns them into token ids."""
 
+import glob
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,11 @@ NO_LABEL = -100
 _LOADERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
 
 
+def reason(error: BaseException) -> str:
+    """What went wrong, on one line: of an error of `datasets` that only wraps another, that other one's message."""
+    return " ".join(str(error.__cause__ or error).split())
+
+
 def _load(path: Path, argument: str) -> Dataset:
     if not path.is_file():
         raise UserError(f"{argument}: {str(path)!r} is not a file.")
@@ -20,19 +26,23 @@ def _load(path: Path, argument: str) -> Dataset:
         raise UserError(f"{argument}: {str(path)!r} must end in one of {', '.join(_LOADERS)}.")
     if path.stat().st_size == 0:
         raise UserError(f"{argument}: {str(path)!r} is empty.")
-    options = {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
+    # A text "NA" or "null" is a text.
+    options: dict = {"keep_default_na": False} if loader == "csv" else {}
+    if path.suffix.lower() == ".tsv":
+        options["sep"] = "\t"
     try:
-        return load_dataset(loader, data_files=str(path), split="train", **options)
+        # Escaped: a name such as "reviews[1].csv" is no pattern here.
+        return load_dataset(loader, data_files=glob.escape(str(path)), split="train", **options)
     except Exception as error:
-        raise UserError(f"{argument}: {str(path)!r} could not be read as {loader}: {error}") from error
+        raise UserError(f"{argument}: {str(path)!r} could not be read as {loader}: {reason(error)}") from error
 
 
 def read_labelled(files: Sequence[Path], argument: str, text_column: str, label_column: str) -> Dataset:
     """The files' rows as one dataset with columns `text` and `label` (class index).
 
     Raises:
-        UserError: a file that is missing, empty, of an unknown format, or without these columns; labels that are not
-            integers.
+        UserError: a file that is missing, empty, of an unknown format, or without these columns; rows without a text;
+            labels that are not integers from 0.
     """
     parts = []
     for path in files:
@@ -45,17 +55,35 @@ def read_labelled(files: Sequence[Path], argument: str, text_column: str, label_
         part = part.select_columns([text_column, label_column])
         part = part.rename_columns({text_column: "text", label_column: "label"})
         try:
-            part = part.cast_column("text", Value("string")).cast_column("label", Value("int64"))
+            part = part.cast_column("text", Value("string"))
         except Exception as error:
-            raise UserError(f"{argument}: {str(path)!r} must hold integer classes in {label_column!r}: {error}") from error
+            raise UserError(f"{argument}: {str(path)!r} must hold texts in {text_column!r}: {reason(error)}") from error
+        try:
+            part = part.cast_column("label", Value("int64"))
+        except Exception as error:
+            raise UserError(
+                f"{argument}: {str(path)!r} must hold integer classes in {label_column!r}: {reason(error)}"
+            ) from error
         if None in part["label"][:] or min(part["label"][:]) < 0:
             raise UserError(f"{argument}: {str(path)!r} has rows without a class index >= 0 in {label_column!r}.")
+        if not all(map(_is_text, part["text"][:])):
+            raise UserError(f"{argument}: {str(path)!r} has rows without a text in {text_column!r}.")
         parts.append(part)
     return concatenate_datasets(parts)
 
 
+def _is_text(text: str | None) -> bool:
+    return bool(text and text.strip())
+
+
 def read_transfer(files: Sequence[Path], text_column: str) -> Dataset:
-    """The files' texts, to be labelled by the teacher: column `text`, and `label` filled with `NO_LABEL`."""
+    """The files' texts, to be labelled by the teacher: column `text`, and `label` filled with `NO_LABEL`.
+
+    Rows without a text are left out.
+
+    Raises:
+        UserError: a file that is missing, of an unknown format, without this column, or without any text.
+    """
     parts = []
     for path in files:
         part = _load(path, "--transfer-file")
@@ -65,7 +93,14 @@ def read_transfer(files: Sequence[Path], text_column: str) -> Dataset:
                 f"--transfer-file: {str(path)!r} has no column {column!r}; it has {', '.join(part.column_names)}."
             )
         part = part.select_columns([column]).rename_columns({column: "text"} if column != "text" else {})
-        parts.append(part.cast_column("text", Value("string")).filter(lambda text: bool(text), input_columns="text"))
+        try:
+            part = part.cast_column("text", Value("string"))
+        except Exception as error:
+            raise UserError(f"--transfer-file: {str(path)!r} must hold texts in {column!r}: {reason(error)}") from error
+        part = part.filter(_is_text, input_columns="text")
+        if not len(part):
+            raise UserError(f"--transfer-file: {str(path)!r} holds no text.")
+        parts.append(part)
     texts = concatenate_datasets(parts)
     return texts.add_column("label", [NO_LABEL] * len(texts)).cast_column("label", Value("int64"))
 

@@ -3,26 +3,27 @@
 import dataclasses
 import hashlib
 import json
+import math
 import platform
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import torch
 import transformers
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..errors import UserError
 from ..modeling.modeling_inhibidistilbert import InhibiDistilBertForSequenceClassification
-from .data import read_labelled, read_transfer, tokenize
-from .student import build_student
+from .data import read_labelled, read_transfer, reason, tokenize
+from .student import build_student, student_config
 from .teacher import add_teacher_logits, load_teacher, save_classifier
-from .trainer import ClassifierTrainer
+from .trainer import ClassifierTrainer, EpochOrder
 
+_SHORTEST = 3  # tokens: [CLS], one of the text, [SEP]
 _SAVE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -77,13 +78,21 @@ class Distillation:
             raise UserError(f"--save-dtype must be one of {', '.join(_SAVE_DTYPES)}, got {self.save_dtype!r}.")
         positive = {"--temperature": self.temperature, "--save-steps": self.save_steps}
         for prefix, options in (("--teacher-", self.teacher_training), ("--", self.student_training)):
-            for name in ("epochs", "learning_rate", "batch_size", "max_length"):
+            for name in ("epochs", "learning_rate", "batch_size"):
                 positive[f"{prefix}{name.replace('_', '-')}"] = getattr(options, name)
+            if options.max_length < _SHORTEST:
+                raise UserError(f"{prefix}max-length must be at least {_SHORTEST} tokens, got {options.max_length}.")
         for name, value in positive.items():
-            if not value > 0:
-                raise UserError(f"{name} must be above 0, got {value}.")
-        if self.hard_weight < 0:
-            raise UserError(f"--hard-weight must not be negative, got {self.hard_weight}.")
+            if not 0 < value < math.inf:
+                raise UserError(f"{name} must be a number above 0, got {value}.")
+        not_negative = {"--hard-weight": self.hard_weight, "--scalar-learning-rate": self.scalar_learning_rate}
+        for name, value in not_negative.items():
+            if not 0 <= value < math.inf:
+                raise UserError(f"{name} must be a number from 0, got {value}.")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed must be between 0 and {2**32 - 1}, got {self.seed}.")
+        if len(set(self.labels)) < len(self.labels):
+            raise UserError(f"--label: the names must differ, got {', '.join(self.labels)}.")
 
     @property
     def work_dir(self) -> Path:
@@ -92,6 +101,40 @@ class Distillation:
 
     def as_json(self) -> dict[str, Any]:
         return json.loads(json.dumps(dataclasses.asdict(self), default=str))
+
+
+@dataclass
+class _Texts:
+    """What the files hold. All of it is read before any training, so that a bad file is told at once."""
+
+    train: Dataset
+    transfer: Dataset | None
+    evaluation: Dataset | None
+    tests: dict[Path, Dataset]
+
+    @classmethod
+    def read(cls, options: Distillation) -> "_Texts":
+        columns = options.text_column, options.label_column
+        return cls(
+            train=read_labelled(options.train_files, "--train-file", *columns),
+            transfer=read_transfer(options.transfer_files, options.text_column) if options.transfer_files else None,
+            evaluation=read_labelled([options.eval_file], "--eval-file", *columns) if options.eval_file else None,
+            tests={path: read_labelled([path], "--test-file", *columns) for path in options.test_files},
+        )
+
+    @property
+    def classes(self) -> int:
+        """As many as the labels of the training texts need."""
+        return max(self.train["label"][:]) + 1
+
+    def check_classes(self, classes: int) -> None:
+        """Raises a UserError where a label is not one of `classes`."""
+        parts = {"--train-file": self.train, **{f"--test-file {str(path)!r}": data for path, data in self.tests.items()}}
+        if self.evaluation is not None:
+            parts["--eval-file"] = self.evaluation
+        for argument, data in parts.items():
+            if (largest := max(data["label"][:])) >= classes:
+                raise UserError(f"{argument}: has class {largest}, but the classifier has classes 0 to {classes - 1} only.")
 
 
 def distill(options: Distillation, resume: bool = False) -> dict[str, Any]:
@@ -107,12 +150,11 @@ def distill(options: Distillation, resume: bool = False) -> dict[str, Any]:
     """
     _claim_work_dir(options, resume)
     set_seed(options.seed)
-    train = read_labelled(options.train_files, "--train-file", options.text_column, options.label_column)
-    evaluation = None
-    if options.eval_file is not None:
-        evaluation = read_labelled([options.eval_file], "--eval-file", options.text_column, options.label_column)
-    teacher, tokenizer, teacher_metrics = _teacher(options, train, evaluation)
-    labelled = _labelled(options, train, teacher, tokenizer)
+    texts = _Texts.read(options)
+    positions = student_config(options.student).max_position_embeddings
+    _check_length("--max-length", options.student_training, f"--student {options.student!r}", positions)
+    teacher, tokenizer, teacher_metrics = _teacher(options, texts)
+    labelled = _labelled(options, texts, teacher, tokenizer)
 
     set_seed(options.seed)
     student = build_student(options.student, teacher)
@@ -123,7 +165,7 @@ def distill(options: Distillation, resume: bool = False) -> dict[str, Any]:
         student,
         tokenizer,
         labelled,
-        evaluation,
+        texts.evaluation,
         folder=options.work_dir / "student",
         scalar_learning_rate=options.scalar_learning_rate,
         temperature=options.temperature,
@@ -131,17 +173,16 @@ def distill(options: Distillation, resume: bool = False) -> dict[str, Any]:
         position_offsets=options.position_offsets,
     )
     finished = options.work_dir / options.output_dir.name
-    shutil.rmtree(finished, ignore_errors=True)
     save_classifier(student, tokenizer, finished, _SAVE_DTYPES[options.save_dtype])
     log = {
         "options": options.as_json(),
         "data": {str(path): _describe(path) for path in _data_files(options)},
-        "texts": {"labelled": len(train), "all": len(labelled)},
+        "texts": {"labelled": len(texts.train), "all": len(labelled)},
         "metrics": {"teacher": teacher_metrics, "student": student_metrics},
         "tests": {
-            "teacher": _test(options, teacher, tokenizer),
+            "teacher": _test(options, texts, teacher, tokenizer),
             # As stored, so with its rounding.
-            "student": _test(options, InhibiDistilBertForSequenceClassification.from_pretrained(finished), tokenizer),
+            "student": _test(options, texts, InhibiDistilBertForSequenceClassification.from_pretrained(finished), tokenizer),
         },
         "versions": {module.__name__: module.__version__ for module in (torch, transformers, datasets)},
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
@@ -156,17 +197,39 @@ def _claim_work_dir(options: Distillation, resume: bool) -> None:
         raise UserError(f"OUTPUT_DIR: {str(options.output_dir)!r} exists already: give another name or remove it.")
     record = options.work_dir / "options.json"
     if not resume:
-        if options.work_dir.exists():
+        # The record alone is left by one that stopped at its input: nothing is lost by starting anew.
+        if options.work_dir.is_file() or any(path != record for path in options.work_dir.glob("*")):
             raise UserError(f"{str(options.work_dir)!r} holds an unfinished distillation: give --resume, or remove it.")
-        options.work_dir.mkdir(parents=True)
-        record.write_text(json.dumps(options.as_json(), indent=2))
+        try:
+            options.work_dir.mkdir(parents=True, exist_ok=True)
+            record.write_text(json.dumps(options.as_json(), indent=2))
+        except OSError as error:
+            raise UserError(f"OUTPUT_DIR: {str(options.work_dir)!r} cannot be written: {reason(error)}") from error
     elif not record.is_file():
         raise UserError(f"--resume: there is no unfinished distillation in {str(options.work_dir)!r}.")
     else:
-        before, now = json.loads(record.read_text()), options.as_json()
-        changed = sorted(name for name in now if before.get(name) != now[name])
-        if changed:
-            raise UserError(f"--resume: {', '.join(changed)} differ from the distillation in {str(options.work_dir)!r}.")
+        before, now = _flat(json.loads(record.read_text())), _flat(options.as_json())
+        # The tests come at the end and change nothing.
+        names = sorted(name for name in now.keys() - {"test_files"} if before.get(name) != now[name])
+        if names:
+            changes = ", ".join(f"{name} {now[name]!r} (was {before.get(name)!r})" for name in names)
+            raise UserError(f"--resume: not the options of the distillation in {str(options.work_dir)!r}: {changes}.")
+
+
+def _flat(options: dict[str, Any]) -> dict[str, Any]:
+    """The same with the fields of `TrainingOptions` as `teacher_training.epochs`, …"""
+    flat = {}
+    for name, value in options.items():
+        if isinstance(value, dict):
+            flat.update({f"{name}.{part}": entry for part, entry in value.items()})
+        else:
+            flat[name] = value
+    return flat
+
+
+def _check_length(argument: str, settings: TrainingOptions, model: str, positions: int) -> None:
+    if settings.max_length > positions:
+        raise UserError(f"{argument} must be at most {positions}, the positions of {model}, got {settings.max_length}.")
 
 
 def _data_files(options: Distillation) -> list[Path]:
@@ -183,45 +246,49 @@ def _describe(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _teacher(
-    options: Distillation, train: Dataset, evaluation: Dataset | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, float]]:
-    if not options.fine_tune_teacher:
-        model, tokenizer = load_teacher(options.teacher, None, options.trust_remote_code)
-        return model, tokenizer, {}
+def _teacher(options: Distillation, texts: _Texts) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, float]]:
+    """The teacher, fine-tuned if asked to, its tokenizer and the metrics of its training."""
     folder = options.work_dir / "teacher"
     metrics_file = folder / "metrics.json"
     if metrics_file.is_file():
         model, tokenizer = load_teacher(str(folder), None, options.trust_remote_code)
         return model, tokenizer, json.loads(metrics_file.read_text())
-    classes = max(train["label"][:]) + 1
-    model, tokenizer = load_teacher(options.teacher, max(classes, len(options.labels)), options.trust_remote_code)
-    if options.labels:
-        if len(options.labels) < classes:
-            raise UserError(f"--label: {len(options.labels)} names for {classes} classes: give one for each, in order.")
-        model.config.id2label = dict(enumerate(options.labels))
-        model.config.label2id = {name: index for index, name in enumerate(options.labels)}
+    classes = max(texts.classes, len(options.labels)) if options.fine_tune_teacher else None
+    model, tokenizer = load_teacher(options.teacher, classes, options.trust_remote_code)
+    texts.check_classes(cast(int, model.config.num_labels))
+    _name_labels(model, options.labels)
+    positions = model.config.max_position_embeddings
+    _check_length("--max-length", options.student_training, f"--teacher {options.teacher!r}", positions)
+    if not options.fine_tune_teacher:
+        return model, tokenizer, {}
     settings = options.teacher_training
-    tokenizer.model_max_length = model.config.max_position_embeddings
-    data = tokenize(train, tokenizer, settings.max_length)
-    metrics = _train(options, settings, model, tokenizer, data, evaluation, folder=options.work_dir / "teacher_training")
+    _check_length("--teacher-max-length", settings, f"--teacher {options.teacher!r}", positions)
+    tokenizer.model_max_length = positions
+    data = tokenize(texts.train, tokenizer, settings.max_length)
+    training = options.work_dir / "teacher_training"
+    metrics = _train(options, settings, model, tokenizer, data, texts.evaluation, folder=training)
     save_classifier(model, tokenizer, folder, torch.float32)
     metrics_file.write_text(json.dumps(metrics))
     return model, tokenizer, metrics
 
 
-def _labelled(
-    options: Distillation, train: Dataset, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> Dataset:
+def _name_labels(model: PreTrainedModel, names: list[str]) -> None:
+    """Give the classes these names; without any they keep theirs."""
+    if not names:
+        return
+    if len(names) != model.config.num_labels:
+        raise UserError(f"--label: {len(names)} names for {model.config.num_labels} classes: give one for each, in order.")
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: index for index, name in enumerate(names)}
+
+
+def _labelled(options: Distillation, texts: _Texts, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """All texts with token ids, label and the teacher's logits, kept in the work folder."""
     folder = options.work_dir / "labelled"
     if folder.is_dir():
         return datasets.load_from_disk(str(folder))
-    texts = train
-    if options.transfer_files:
-        transfer = read_transfer(options.transfer_files, options.text_column)
-        texts = datasets.concatenate_datasets([train, transfer])
-    data = tokenize(texts, tokenizer, options.student_training.max_length)
+    parts = [texts.train] if texts.transfer is None else [texts.train, texts.transfer]
+    data = tokenize(datasets.concatenate_datasets(parts), tokenizer, options.student_training.max_length)
     data = add_teacher_logits(data, teacher, tokenizer, options.bf16)
     temporary = folder.with_name("labelled.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -262,15 +329,16 @@ def _train(
         logging_steps=50,
         report_to="none",
     )
+    last = _last_checkpoint(folder)
     trainer = ClassifierTrainer(
         model=model,
         args=arguments,
+        callbacks=[EpochOrder(last)],
         train_dataset=data,
         eval_dataset=None if evaluation is None else tokenize(evaluation, tokenizer, settings.max_length),
         processing_class=tokenizer,
         **losses,
     )
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     result = trainer.train(resume_from_checkpoint=last)
     metrics = {"loss": result.training_loss}
     if evaluation is not None:
@@ -278,7 +346,15 @@ def _train(
     return metrics
 
 
-def _test(options: Distillation, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, float]]:
+def _last_checkpoint(folder: Path) -> str | None:
+    """The last whole checkpoint of a training: one that has the Trainer's state, which is written last."""
+    whole = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
+
+
+def _test(
+    options: Distillation, texts: _Texts, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, dict[str, float]]:
     """Accuracy on each test file, its texts cut at the model's positions."""
     arguments = TrainingArguments(
         output_dir=str(options.work_dir / "test"),
@@ -289,8 +365,7 @@ def _test(options: Distillation, model: PreTrainedModel, tokenizer: PreTrainedTo
         report_to="none",
     )
     results = {}
-    for path in options.test_files:
-        rows = read_labelled([path], "--test-file", options.text_column, options.label_column)
+    for path, rows in texts.tests.items():
         data = tokenize(rows, tokenizer, model.config.max_position_embeddings)
         trainer = ClassifierTrainer(model=model, args=arguments, eval_dataset=data, processing_class=tokenizer)
         results[str(path)] = {"accuracy": trainer.evaluate()["eval_accuracy"], "texts": len(data)}

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from ..errors import UserError
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from ..modeling.modeling_inhibidistilbert import InhibiDistilBertForSequenceClassification
+from .data import reason
 
 
 def published_sizes() -> list[str]:
@@ -22,6 +23,24 @@ def published_sizes() -> list[str]:
 def _size_config(name: str) -> InhibiDistilBertConfig:
     with as_file(files("inhibidistilbert") / "hub_configs" / name) as folder:
         return InhibiDistilBertConfig.from_pretrained(folder)
+
+
+def student_config(source: str) -> InhibiDistilBertConfig:
+    """The configuration of `build_student`'s source, without its weights.
+
+    Raises:
+        UserError: neither a published size nor a folder with a configuration.
+    """
+    if source in published_sizes():
+        return _size_config(source)
+    if not (Path(source) / "config.json").is_file():
+        raise UserError(
+            f"--student: {source!r} is neither a folder with a config.json nor one of {', '.join(published_sizes())}."
+        )
+    try:
+        return InhibiDistilBertConfig.from_pretrained(source)
+    except Exception as error:  # the libraries raise nothing more special for damaged files
+        raise UserError(f"--student: {source!r} does not load: {reason(error)}") from error
 
 
 @torch.no_grad()
@@ -38,32 +57,30 @@ def build_student(source: str, teacher: PreTrainedModel) -> InhibiDistilBertForS
     """An inhibitor student with the teacher's labels.
 
     source: one of `published_sizes()`, for a new student whose word embeddings are the teacher's on their principal
-    components; or the folder of an InhibiDistilBERT checkpoint with the teacher's vocabulary.
+    components; or the folder of an InhibiDistilBERT checkpoint with the teacher's vocabulary, whose head is kept if it
+    has the teacher's number of classes.
 
     Raises:
         UserError: neither of the two, or another vocabulary size than the teacher's.
     """
     labels = {"id2label": teacher.config.id2label, "label2id": teacher.config.label2id}
     embeddings = cast(nn.Embedding, teacher.get_input_embeddings()).weight
+    config = student_config(source)
     if source in published_sizes():
-        config = _size_config(source)
         config.update({**labels, "vocab_size": len(embeddings), "pad_token_id": teacher.config.pad_token_id})
         student = InhibiDistilBertForSequenceClassification(config)
         if config.dim <= embeddings.shape[1]:
             projected = project_embeddings(embeddings, config.dim, std=0.05)
             student.distilbert.embeddings.word_embeddings.weight.data.copy_(projected)
         return student
-    if not (Path(source) / "config.json").is_file():
+    if config.vocab_size != len(embeddings):
         raise UserError(
-            f"--student: {source!r} is neither a folder with a config.json nor one of {', '.join(published_sizes())}."
-        )
-    try:
-        student = InhibiDistilBertForSequenceClassification.from_pretrained(source, **labels)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"--student: {source!r} does not load: {error}") from error
-    if student.config.vocab_size != len(embeddings):
-        raise UserError(
-            f"--student: {source!r} has {student.config.vocab_size} word embeddings, the teacher {len(embeddings)}: "
+            f"--student: {source!r} has {config.vocab_size} word embeddings, the teacher {len(embeddings)}: "
             "they must share a tokenizer."
         )
-    return student
+    try:
+        return InhibiDistilBertForSequenceClassification.from_pretrained(
+            source, dtype=torch.float32, ignore_mismatched_sizes=True, **labels
+        )
+    except Exception as error:  # the libraries raise nothing more special for damaged files
+        raise UserError(f"--student: {source!r} does not load: {reason(error)}") from error

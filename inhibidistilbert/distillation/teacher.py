@@ -1,5 +1,6 @@
 """The teacher: loading, and labelling texts with its logits."""
 
+import shutil
 import uuid
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from transformers import (
 
 from ..conversion import MODEL_INPUTS
 from ..errors import UserError
+from .data import reason
 
 
 def load_teacher(
@@ -21,12 +23,13 @@ def load_teacher(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The sequence classifier and tokenizer in `source`, a folder or a Hub id.
 
-    num_labels: classes of a new head, for an encoder that is to be fine-tuned; None demands a trained head.
+    num_labels: classes of a teacher that is to be fine-tuned, whose head is new unless it has as many; None demands a
+    trained head.
 
     Raises:
-        UserError: a source that does not load, or without a trained head where one is needed.
+        UserError: a source that does not load, without a tokenizer, or without a trained head where one is needed.
     """
-    options = {} if num_labels is None else {"num_labels": num_labels}
+    options = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
     try:
         # Without segments: the student has none, and a BERT teacher takes single texts as segment 0 by itself.
         tokenizer = AutoTokenizer.from_pretrained(
@@ -35,8 +38,11 @@ def load_teacher(
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source, output_loading_info=True, dtype=torch.float32, trust_remote_code=trust_remote_code, **options
         )
-    except (OSError, ValueError) as error:
-        raise UserError(f"--teacher: {source!r} does not load as a sequence classifier: {error}") from error
+    except Exception as error:  # the libraries raise nothing more special for damaged files
+        raise UserError(f"--teacher: {source!r} does not load as a sequence classifier: {reason(error)}") from error
+    # transformers makes up a tokenizer of a few special tokens where there is none.
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise UserError(f"--teacher: {source!r} has no tokenizer.")
     if num_labels is None and info["missing_keys"]:
         raise UserError(
             f"--teacher: {source!r} has no trained classification head (missing {', '.join(sorted(info['missing_keys']))}): "
@@ -71,6 +77,7 @@ def add_teacher_logits(
 def save_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype) -> None:
     """Write a loadable folder, whole or not at all; weights of two or more dimensions are stored in `dtype`.
 
+    It replaces a folder of that name, and the tokenizer is written without the truncation of the training.
     The configuration keeps the dtype to compute in, so a half-precision file still loads as float32.
     """
     temporary = folder.with_name(folder.name + ".tmp")
@@ -79,5 +86,9 @@ def save_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         for name, tensor in model.state_dict().items()
     }
     model.save_pretrained(temporary, state_dict=state)
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(temporary)
-    temporary.replace(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)

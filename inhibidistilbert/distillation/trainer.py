@@ -1,12 +1,13 @@
 """The Trainer of students and of their teachers: losses, parameter groups, positions."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase, Trainer
+from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from ..modeling.modeling_inhibidistilbert import SCALARS
 from .data import NO_LABEL
@@ -115,6 +116,34 @@ class ClassifierTrainer(Trainer):
         else:
             loss = distillation_loss(outputs.logits, labels, teacher_logits, self.temperature, self.hard_weight)
         return (loss, outputs) if return_outputs else loss
+
+
+class EpochOrder(TrainerCallback):
+    """Lets a training that stopped within an epoch go on with the texts this epoch has not seen.
+
+    The Trainer draws an epoch's order from torch's random state at the epoch's start, which its checkpoints do not hold:
+    a resumed epoch would get another order, and so some texts twice and others never. This keeps it beside each checkpoint.
+
+    Args:
+        resumed: the checkpoint that the training goes on from, None for a new training.
+    """
+
+    FILE = "epoch_rng_state.pth"
+
+    def __init__(self, resumed: str | None):
+        self.resumed = resumed
+        self.random_state = torch.get_rng_state()
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if self.resumed is not None and not float(state.epoch).is_integer():
+            file = Path(self.resumed, self.FILE)
+            if file.is_file():
+                torch.set_rng_state(torch.load(file, weights_only=True))
+        self.resumed = None
+        self.random_state = torch.get_rng_state()
+
+    def on_save(self, args, state, control, **kwargs):
+        torch.save(self.random_state, Path(args.output_dir, f"checkpoint-{state.global_step}", self.FILE))
 
 
 class _WithoutLength:
