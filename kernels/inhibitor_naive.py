@@ -42,6 +42,8 @@ def naive_inhibitor_attention(
             count = visible.sum(-1, keepdim=True).clamp(min=1)
             scores = scores - scores.masked_fill(~visible, 0).sum(-1, keepdim=True) / count
     z = (scores + alpha).relu()
+    if visible is not None:
+        z = z.masked_fill(~visible, 0)
 
     shift, value = z[..., None], value[..., None, :, :]
     if signed:
@@ -52,6 +54,4 @@ def naive_inhibitor_attention(
     if aggregated is not None:
         inhibited = inhibited.masked_fill(~aggregated[..., None], 0)
     output = beta * inhibited.sum(-2)
-    if not return_scores:
-        return output, None
-    return output, z if visible is None else z.masked_fill(~visible, 0)
+    return output, z if return_scores else None

@@ -50,6 +50,35 @@ def test_gradcheck_of_odd_scalars(scalars: dict, backend: str) -> None:
 
 
 @every_backend
+@pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
+def test_output_has_a_gradient_in_the_scores_returned_with_it(signed: bool, backend: str) -> None:
+    """What an explanation of a prediction asks for: dZ_ij = -beta · sum over k of the gradients whose value passes Z_ij."""
+    inputs = draw(Case(padding="holes", dropout=True, causal=True, signed=signed, dtype=torch.float64))
+    tensors = {name: tensor.requires_grad_() for name, tensor in inputs.tensors.items()}
+    output, scores = inhibitor_attention(**tensors, **inputs.options, return_scores=True, backend=backend)
+    (got,) = torch.autograd.grad(output, scores, inputs.grad_output)
+
+    value = tensors["value"][:, :, None]  # (B, H, 1, N, D)
+    passes = value.abs() > scores[..., None] if signed else value > scores[..., None]
+    sign = value.sign() if signed else 1
+    want = -tensors["beta"] * (inputs.grad_output[..., None, :] * sign * passes).sum(-1)
+    counted = inputs.options["key_padding_mask"] & inputs.options["key_dropout_mask"]
+    seen = torch.arange(9) <= torch.arange(7)[:, None] + 2
+    want = want.masked_fill(~(counted[:, None, None] & seen), 0)
+    assert want.any()
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("second", ["value", "query", "beta"])
+def test_second_derivative_through_the_scores_is_refused(second: str) -> None:
+    tensors, options = leaves(Case())
+    output, scores = call(*tensors, **options, return_scores=True, backend="torch")
+    (gradient,) = torch.autograd.grad(output.sum() + scores.sum(), tensors[0], create_graph=True)
+    with pytest.raises(RuntimeError, match=r"twice|second derivative"):
+        torch.autograd.grad(gradient.square().sum(), dict(zip(NAMES, tensors, strict=True))[second])
+
+
+@every_backend
 @pytest.mark.parametrize("wanted", NAMES)
 def test_each_gradient_alone(wanted: str, backend: str) -> None:
     """An input that needs no gradient takes nothing from those that do."""
