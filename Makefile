@@ -2,6 +2,7 @@
 PYTHON ?= python3
 # One exact version: a range would let pip pick a build with several gigabytes of CUDA where none is needed.
 TORCH ?= torch==2.13.0
+CHECKPOINT := inhibidistilbert/checkpoints/tiny-sentiment
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -26,7 +27,7 @@ data: $(INSTALLED) ## fetch and prepare the offline data of the shipped checkpoi
 	$(BIN)/python -m inhibidistilbert.distillation.review_data .cache/data
 
 checkpoint-sources: $(INSTALLED) ## renew the source files inside the shipped checkpoint after a change to them
-	$(BIN)/python -m inhibidistilbert.distillation.shipped_sources
+	$(BIN)/python -c "from inhibidistilbert.modeling.remote_code import write_remote_code as w; w('$(CHECKPOINT)')"
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
