@@ -186,6 +186,7 @@ class Steps:
     """Which steps a Trainer took, by the name of its folder; it stops before `stop`, a folder and a step."""
 
     taken: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    trainers: dict[str, ClassifierTrainer] = dataclasses.field(default_factory=dict)
     stop: tuple[str, int] | None = None
 
 
@@ -199,6 +200,7 @@ def watched_steps(stop: tuple[str, int] | None = None) -> Iterator[Steps]:
             if place == steps.stop:
                 raise KeyboardInterrupt
             steps.taken.setdefault(place[0], []).append(place[1])
+            steps.trainers[place[0]] = self
             return super().training_step(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -279,6 +281,18 @@ def test_an_end_that_was_interrupted_is_made_up_for(resumed, tmp_path):
     assert steps.taken == {}
     assert (output / "model.safetensors").read_bytes() == (resumed.options.output_dir / "model.safetensors").read_bytes()
     assert not (output / "half.safetensors").exists()
+
+
+def test_a_finished_teacher_is_taken_as_it_is(resumed, tmp_path):
+    """Without a look at the checkpoints of its training."""
+    options = dataclasses.replace(resumed.options, output_dir=tmp_path / "out")
+    shutil.copytree(resumed.options.work_dir, options.work_dir)
+    (options.work_dir / "options.json").write_text(json.dumps(options.as_json()))
+    shutil.rmtree(options.work_dir / "teacher_training")
+    with watched_steps() as steps:
+        log = distill(options, resume=True)
+    assert steps.taken == {}
+    assert log["metrics"]["teacher"] == json.loads((options.work_dir / "teacher" / "metrics.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -370,6 +384,19 @@ def test_a_given_bert_teacher_is_not_trained(toy, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(options.output_dir)
     assert set(tokenizer("a good film")) == {"input_ids", "attention_mask"}
     assert tokenizer.model_max_length == POSITIONS
+
+
+@pytest.mark.parametrize("position_offsets", [False, True])
+def test_the_options_reach_the_students_training(toy, tmp_path, position_offsets):
+    teacher = write_distilbert(tmp_path / "teacher")
+    settings = {"scalar_learning_rate": 1e-2, "temperature": 3.0, "hard_weight": 0.25, "position_offsets": position_offsets}
+    with watched_steps(stop=("student", 1)) as steps, pytest.raises(KeyboardInterrupt):
+        distill(quick_options(teacher, toy, tmp_path / "out", **settings))
+    trainer = steps.trainers["student"]
+    assert {name: getattr(trainer, name) for name in settings} == settings
+    assert trainer.positions == POSITIONS
+    assert trainer.args.learning_rate == 1e-3
+    assert trainer.optimizer.param_groups[-1]["initial_lr"] == 1e-2
 
 
 def test_a_new_student_of_a_published_size_is_distilled(toy, tmp_path):
