@@ -20,13 +20,14 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers.utils import has_file, logging
+from transformers.utils import has_file
 
 from . import authors_format
-from .errors import UserError
+from .errors import UserError, reason
 from .modeling import modeling_inhibidistilbert
 from .modeling.configuration_inhibidistilbert import LENGTH_NORMALIZATIONS, InhibiDistilBertConfig
 from .modeling.modeling_inhibidistilbert import InhibiDistilBertPreTrainedModel
+from .quiet import quiet_transformers
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 MODEL_INPUTS = ["input_ids", "attention_mask"]
@@ -311,13 +312,13 @@ def _read_config(source: str) -> transformers.PreTrainedConfig:
         raw, _ = transformers.PreTrainedConfig.get_config_dict(source)
     except (OSError, ValueError) as error:
         kind = "cannot be read" if folder.is_dir() else "is not a folder, and could not be read from the Hub as a model id"
-        raise UserError(f"SOURCE {source!r} {kind}: {_one_line(error)}") from error
+        raise UserError(f"SOURCE {source!r} {kind}: {reason(error)}") from error
     _check_supported(source, raw)
     config_class = transformers.BertConfig if raw["model_type"] == "bert" else transformers.DistilBertConfig
     try:
         config = config_class.from_dict(raw)
     except (StrictDataclassError, ValueError) as error:
-        raise UserError(f"SOURCE {source!r}: its config.json is not valid: {_one_line(error)}") from error
+        raise UserError(f"SOURCE {source!r}: its config.json is not valid: {reason(error)}") from error
     if config.hidden_size % config.num_attention_heads:
         raise UserError(
             f"SOURCE {source!r}: the number of attention heads must divide the hidden size evenly, but its config.json says "
@@ -373,14 +374,14 @@ def _load_source(
     source: str, source_class: type[transformers.PreTrainedModel], config: transformers.PreTrainedConfig
 ) -> tuple[transformers.PreTrainedModel, set[str], set[str]]:
     """The source in its own dtype, the names of its parameters that no file holds, and those in the file it has not."""
-    with _quiet():
+    with quiet_transformers():
         try:
             # Mismatched shapes are let through here to be named below.
             loaded: Any = source_class.from_pretrained(
                 source, config=config, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
             )
         except _LOADING_ERRORS as error:
-            raise UserError(f"SOURCE {source!r}: the checkpoint does not load: {_one_line(error)}") from error
+            raise UserError(f"SOURCE {source!r}: the checkpoint does not load: {reason(error)}") from error
     model, info = loaded
     if info["mismatched_keys"]:
         name, in_file, in_config = min(info["mismatched_keys"])
@@ -410,7 +411,7 @@ def _build(
     try:
         return student_class(_student_config(config, layers, options))
     except (StrictDataclassError, ValueError) as error:
-        raise UserError(f"SOURCE {source!r}: {_one_line(error)}") from error
+        raise UserError(f"SOURCE {source!r}: {reason(error)}") from error
 
 
 def _student_config(
@@ -458,14 +459,14 @@ def _load_tokenizer(source: str, positions: int) -> transformers.PreTrainedToken
     # Without this test transformers makes up a tokenizer of five special tokens.
     if not any(has_file(source, name) for name in ("tokenizer.json", "vocab.txt")):
         return None
-    with _quiet():
+    with quiet_transformers():
         try:
             # Passed here and not set afterwards, because save_pretrained writes what the tokenizer was made with.
             return transformers.AutoTokenizer.from_pretrained(
                 source, model_max_length=positions, model_input_names=MODEL_INPUTS, trust_remote_code=False
             )
         except Exception as error:  # the tokenizers library raises nothing more special for damaged files
-            raise UserError(f"SOURCE {source!r}: its tokenizer cannot be read: {_one_line(error)}") from error
+            raise UserError(f"SOURCE {source!r}: its tokenizer cannot be read: {reason(error)}") from error
 
 
 def _check_output(source: str | os.PathLike, output: Path, overwrite: bool) -> None:
@@ -491,7 +492,7 @@ def _staged(output: Path) -> Iterator[Path]:
     try:
         staging.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"OUTPUT_DIR {str(output)!r} cannot be made: {_one_line(error)}") from error
+        raise UserError(f"OUTPUT_DIR {str(output)!r} cannot be made: {reason(error)}") from error
     try:
         yield staging
         if output.exists():
@@ -503,21 +504,3 @@ def _staged(output: Path) -> Iterator[Path]:
             old.rename(output)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers' loading report: what it would say is in the conversion's own."""
-    before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if bar:
-            logging.enable_progress_bar()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .prediction import TextClassifier, default_checkpoint, quiet_transformers
+from .prediction import TextClassifier, default_checkpoint
+from .quiet import quiet_transformers
 
 SENTENCES = (
     "A warm, funny film with two leads you could watch for hours.",

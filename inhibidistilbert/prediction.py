@@ -1,6 +1,5 @@
 """Sequence classification of many texts with a checkpoint folder: loading with checks, batches by length, windows."""
 
-import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,11 +12,11 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging
 
-from .errors import UserError
+from .errors import UserError, reason
 from .modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from .modeling.modeling_inhibidistilbert import InhibiDistilBertForSequenceClassification
+from .quiet import quiet_transformers
 
 # Texts read ahead: enough to find batches of equal length, few enough that memory stays small and output starts early.
 CHUNK_TEXTS = 2048
@@ -251,7 +250,7 @@ def _read_config(file: Path) -> dict:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{str(file)!r} cannot be read as JSON: {_one_line(error)}") from error
+        raise UserError(f"{str(file)!r} cannot be read as JSON: {reason(error)}") from error
     if not isinstance(config, dict):
         raise UserError(f"{str(file)!r} must hold a JSON object, got {type(config).__name__}.")
     return config
@@ -272,7 +271,7 @@ def load_model(folder: Path) -> InhibiDistilBertForSequenceClassification:
             ignore_mismatched_sizes=True,  # They are refused below, by name.
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        raise UserError(f"model folder {str(folder)!r} cannot be loaded: {_one_line(error)}") from error
+        raise UserError(f"model folder {str(folder)!r} cannot be loaded: {reason(error)}") from error
     unusable = sorted(report["missing_keys"]) + sorted(str(key[0]) for key in report["mismatched_keys"])
     if unusable:
         raise UserError(
@@ -291,22 +290,4 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # The tokenizers library raises bare exceptions.
-        raise UserError(f"the tokenizer in {str(folder)!r} cannot be loaded: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No bars and reports from transformers: what matters of them is raised as one line."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+        raise UserError(f"the tokenizer in {str(folder)!r} cannot be loaded: {reason(error)}") from error

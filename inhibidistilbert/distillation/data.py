@@ -7,15 +7,10 @@ from pathlib import Path
 from datasets import Dataset, Value, concatenate_datasets, load_dataset
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import UserError
+from ..errors import UserError, reason
 
 NO_LABEL = -100
 _LOADERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
-
-
-def reason(error: BaseException) -> str:
-    """What went wrong, on one line: of an error of `datasets` that only wraps another, that other one's message."""
-    return " ".join(str(error.__cause__ or error).split())
 
 
 def _load(path: Path, argument: str) -> Dataset:

@@ -16,9 +16,9 @@ import transformers
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-from ..errors import UserError
+from ..errors import UserError, reason
 from ..modeling.modeling_inhibidistilbert import InhibiDistilBertForSequenceClassification
-from .data import read_labelled, read_transfer, reason, tokenize
+from .data import read_labelled, read_transfer, tokenize
 from .student import build_student, student_config
 from .teacher import add_teacher_logits, load_teacher, save_classifier
 from .trainer import ClassifierTrainer, EpochOrder
@@ -172,7 +172,7 @@ def distill(options: Distillation, resume: bool = False) -> dict[str, Any]:
         hard_weight=options.hard_weight,
         position_offsets=options.position_offsets,
     )
-    finished = options.work_dir / options.output_dir.name
+    finished = options.work_dir / "finished"
     save_classifier(student, tokenizer, finished, _SAVE_DTYPES[options.save_dtype])
     log = {
         "options": options.as_json(),

@@ -237,4 +237,7 @@ def prepare(folder: Path, seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    prepare(Path(sys.argv[1] if len(sys.argv) > 1 else ".cache/data"))
+    try:
+        prepare(Path(sys.argv[1] if len(sys.argv) > 1 else ".cache/data"))
+    except UserError as error:
+        sys.exit(f"error: {error}")

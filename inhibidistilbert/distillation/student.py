@@ -8,10 +8,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..errors import UserError
+from ..errors import UserError, reason
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from ..modeling.modeling_inhibidistilbert import InhibiDistilBertForSequenceClassification
-from .data import reason
 
 
 def published_sizes() -> list[str]:

@@ -14,8 +14,7 @@ from transformers import (
 )
 
 from ..conversion import MODEL_INPUTS
-from ..errors import UserError
-from .data import reason
+from ..errors import UserError, reason
 
 
 def load_teacher(
@@ -55,12 +54,12 @@ def load_teacher(
 def add_teacher_logits(
     dataset: Dataset, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, bf16: bool
 ) -> Dataset:
-    """Adds the column `teacher_logits` `(classes,)`, computed on the teacher's device, with `bf16` under autocast.
+    """Adds the column `teacher_logits` `(classes,)`, on the accelerator if there is one, `bf16` under autocast.
 
     The rows come back sorted by length, so that batches hold little padding.
     """
-    teacher.eval()
-    device = teacher.device
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    teacher.to(device).eval()  # type: ignore[arg-type]  # transformers' wrapper of `to` loses its signature
 
     def label(batch: dict) -> dict:
         inputs = tokenizer.pad({"input_ids": batch["input_ids"]}, return_tensors="pt").to(device)
