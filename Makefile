@@ -7,7 +7,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-full data check checkpoint-sources
+LOWEST := .venv-lowest
+
+.PHONY: demo test test-full test-lowest data check checkpoint-sources
 
 demo: $(INSTALLED) ## classify real sentences, in process and from an exported folder
 	$(BIN)/python -m inhibidistilbert.demo
@@ -17,6 +19,12 @@ test: $(INSTALLED) ## the tests, without the slow ones
 
 test-full: $(INSTALLED) ## all tests
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-lowest: ## the tests on the lowest transformers, in an environment of their own; TORCH=torch==2.11.0 for the lowest torch
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]" "transformers==5.17.0"
+	HF_HUB_OFFLINE=1 $(LOWEST)/bin/python -m pytest -m "not slow"
 
 check: $(INSTALLED) ## lint, format and types
 	$(BIN)/ruff check .
