@@ -68,6 +68,13 @@ def _scalar(name: str, scalar: float | Tensor, query: Tensor, dtype: torch.dtype
     return scalar.to(device=query.device, dtype=dtype).reshape(1, -1, 1, 1)
 
 
+def _plain_operations_only() -> bool:
+    """Whether a transform is at work that cannot look into an `autograd.Function`: torch.jit.trace or one of torch.func."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+
+
 def inhibitor_attention(
     query: Tensor,
     key: Tensor,
@@ -114,7 +121,7 @@ def inhibitor_attention(
         quantized: int8 inference, for backends that have it.
         return_scores: also return Z.
         backend: `"auto"` (the best one for the tensors' device), `"torch"` (blocked, memory-lean, explicit gradients) or
-            `"naive"` (the definition).
+            `"naive"` (the definition). Within torch.jit.trace and the transforms of torch.func it is always the definition.
 
     Returns:
         `(B, H, M, d)` in the dtype of `query`; with `return_scores` also Z, `(B, H, M, N)`, 0 at invisible keys.
@@ -136,7 +143,8 @@ def inhibitor_attention(
         raise ValueError("quantized=True is not supported by any backend of this version; use quantized=False.")
 
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    forward = naive_inhibitor_attention if backend == "naive" else torch_inhibitor_attention
+    naive = backend == "naive" or _plain_operations_only()
+    forward = naive_inhibitor_attention if naive else torch_inhibitor_attention
     output, scores = forward(
         query.to(dtype),
         key.to(dtype),

@@ -49,11 +49,12 @@ def _centered_distances(query: Tensor, key: Tensor, visible: Tensor | None, cent
 def _inhibit(value: Tensor, shift: Tensor, signed: bool) -> Tensor:
     """Sum over the keys of the values that exceed the shift: `(B, H, N, d)`, `(B, H, m, N)` -> `(B, H, m, d)`.
 
-    Signed inhibition is soft-thresholding, since Z >= 0. A shift of infinity removes a key exactly.
+    Signed inhibition is soft-thresholding, since Z >= 0. A shift of infinity removes a key exactly. The sign is a factor
+    because ONNX has no copysign.
     """
     value = value[..., None, :, :]
     if signed:
-        return (value.abs() - shift[..., None]).relu_().copysign(value).sum(-2)
+        return (value.abs() - shift[..., None]).relu_().mul_(value.sign()).sum(-2)
     return (value - shift[..., None]).relu_().sum(-2)
 
 

@@ -83,9 +83,10 @@ def eager_attention_forward(module, query, key, value, attention_mask, dropout=0
 def inhibitor_attention_forward(module, query, key, value, attention_mask, dropout=0.0, **kwargs):
     """`attn_implementation="inhibitor"`: the best backend for the tensors' device; scores only through the eager form."""
     if kwargs.get("output_attentions"):
-        logger.warning_once(
-            'output_attentions=True needs the scores in memory: attn_implementation="eager" is used for such calls.'
-        )
+        if not torch.compiler.is_compiling():  # a compiled graph has no place for a message
+            logger.warning_once(
+                'output_attentions=True needs the scores in memory: attn_implementation="eager" is used for such calls.'
+            )
         return eager_attention_forward(module, query, key, value, attention_mask, dropout)
     return _attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, backend="auto", return_scores=False

@@ -187,7 +187,7 @@ class InhibiDistilBertPreTrainedModel(PreTrainedModel):
     # The mean over the batch is the loss of every head, so the Trainer does the scaling for gradient accumulation.
     accepts_loss_kwargs = False
     _supports_attention_backend = True
-    _no_split_modules = ["TransformerBlock"]
+    _no_split_modules = ["Embeddings", "TransformerBlock"]
     _keep_in_fp32_modules_strict = list(SCALARS)
     _can_record_outputs = {"hidden_states": TransformerBlock, "attentions": InhibiDistilBertSelfAttention}
 
