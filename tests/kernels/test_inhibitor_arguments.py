@@ -9,6 +9,8 @@ from torch import Tensor
 
 from inhibidistilbert import inhibitor_attention
 
+pytestmark = pytest.mark.portable
+
 TENSORS = ("query", "key", "value")
 
 

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from inhibidistilbert import inhibitor_attention
 
+pytestmark = pytest.mark.portable
+
 FLAGS = [{"signed": signed, "centered": centered} for signed in (True, False) for centered in (True, False)]
 MASKS = [
     {},

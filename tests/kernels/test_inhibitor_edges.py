@@ -9,6 +9,8 @@ from torch import Tensor
 
 from inhibidistilbert import inhibitor_attention
 
+pytestmark = pytest.mark.portable
+
 HALF_TYPES = (torch.bfloat16, torch.float16)
 HALF_CASES = [
     Case(dtype=dtype, scalars=scalars, **flags)

@@ -4,6 +4,8 @@ import pytest
 import torch
 from inhibitor_reference import Case, Inputs, cdist_attention, draw, loop_attention, relative_rms
 
+pytestmark = pytest.mark.portable
+
 ORACLE_CASES = [
     Case(dtype=torch.float64, signed=signed, centered=centered, scalars=(2,), **masks)
     for signed in (True, False)

@@ -20,6 +20,8 @@ from inhibitor_reference import (
 
 from inhibidistilbert import inhibitor_attention
 
+pytestmark = pytest.mark.portable
+
 FREE_GRADIENT_TOLERANCE = 3e-2
 FREE_GRADIENT_MEDIAN = 3e-5
 

@@ -9,6 +9,8 @@ from transformers import AutoConfig, DistilBertConfig
 
 from inhibidistilbert import InhibiDistilBertConfig
 
+pytestmark = pytest.mark.portable
+
 OWN_FIELDS = {
     "centered": True,
     "signed": True,

@@ -27,6 +27,8 @@ from transformers.models.distilbert import modeling_distilbert
 from inhibidistilbert import InhibiDistilBertForMaskedLM, InhibiDistilBertModel, inhibitor_attention
 from inhibidistilbert.modeling import modeling_inhibidistilbert
 
+pytestmark = pytest.mark.portable
+
 HEADS = TASKS[1:]
 SCALARS = ("alpha", "beta", "gamma")
 IMPLEMENTATIONS = ("inhibitor", "eager")
