@@ -89,10 +89,14 @@ def test_its_card_matches_its_log():
             assert str(result["texts"]) in card.replace(",", "")
 
 
-@pytest.mark.parametrize(("label", "sentences"), [("POSITIVE", POSITIVE), ("NEGATIVE", NEGATIVE)])
-def test_it_understands_plain_sentences(classifier, label, sentences):
-    answers = [prediction.label for prediction in classifier.predict(sentences)]
-    assert answers.count(label) >= len(sentences) - 2
+def test_it_understands_plain_sentences(classifier):
+    """At least 80 %, the accuracy asked of it on film sentences, and neither label by default."""
+    right = {
+        label: sum(prediction.label == label for prediction in classifier.predict(sentences))
+        for label, sentences in (("POSITIVE", POSITIVE), ("NEGATIVE", NEGATIVE))
+    }
+    assert sum(right.values()) >= 0.8 * (len(POSITIVE) + len(NEGATIVE)), right
+    assert min(right.values()) > len(POSITIVE) / 2, right
 
 
 def test_it_reads_long_reviews(classifier):

@@ -1,0 +1,161 @@
+"""Inhibitor attention, the public operator: checks its arguments and chooses a backend."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .inhibitor_masks import KeyMasks
+from .inhibitor_naive import naive_inhibitor_attention
+from .inhibitor_torch import torch_inhibitor_attention
+
+BACKENDS = ("auto", "naive", "torch")
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.ndim != 4:
+            raise ValueError(
+                f"{name} must have 4 dimensions (batch, heads, length, head size), got shape {tuple(tensor.shape)}."
+            )
+        if tensor.dtype not in _DTYPES:
+            raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}.")
+        if tensor.dtype != query.dtype or tensor.device != query.device:
+            raise ValueError(
+                f"query, key and value must agree in dtype and device, got {name} in {tensor.dtype} on {tensor.device} "
+                f"and query in {query.dtype} on {query.device}."
+            )
+    if key.shape != value.shape:
+        raise ValueError(f"key and value must have the same shape, got {tuple(key.shape)} and {tuple(value.shape)}.")
+    if (*query.shape[:2], query.shape[3]) != (*key.shape[:2], key.shape[3]):
+        raise ValueError(
+            f"query and key must agree in batch, heads and head size, got {tuple(query.shape)} and {tuple(key.shape)}."
+        )
+
+
+def _check_key_mask(name: str, mask: Tensor | None, key: Tensor) -> None:
+    if mask is None:
+        return
+    expected = (key.shape[0], key.shape[2])
+    if mask.dtype != torch.bool or tuple(mask.shape) != expected:
+        raise ValueError(
+            f"{name} must be a bool tensor of shape (batch, keys) = {expected}, True for a kept key; "
+            f"got {mask.dtype} of shape {tuple(mask.shape)}."
+        )
+
+
+def _check_attn_mask(mask: Tensor | None, query: Tensor, key: Tensor) -> None:
+    if mask is None:
+        return
+    full = (*query.shape[:3], key.shape[2])
+    if mask.dtype != torch.bool or mask.ndim != 4 or any(m not in (1, n) for m, n in zip(mask.shape, full, strict=True)):
+        raise ValueError(
+            f"attn_mask must be a 4-D bool tensor that broadcasts to (batch, heads, queries, keys) = {full}, True for a "
+            f"visible key; got {mask.dtype} of shape {tuple(mask.shape)}."
+        )
+
+
+def _scalar(name: str, scalar: float | Tensor, query: Tensor, dtype: torch.dtype) -> Tensor:
+    """`scalar` as a `(1, 1 or H, 1, 1)` tensor of the accumulation dtype."""
+    if not isinstance(scalar, Tensor):
+        if not math.isfinite(scalar):
+            raise ValueError(f"{name} must be finite, got {scalar}.")
+        scalar = torch.full((1,), float(scalar), dtype=dtype, device=query.device)
+    heads = query.shape[1]
+    if scalar.ndim > 1 or scalar.numel() not in (1, heads):
+        raise ValueError(f"{name} must be a float or a tensor of shape (), (1,) or ({heads},), got {tuple(scalar.shape)}.")
+    return scalar.to(device=query.device, dtype=dtype).reshape(1, -1, 1, 1)
+
+
+def _plain_operations_only() -> bool:
+    """Whether a transform is at work that cannot look into an `autograd.Function`: torch.jit.trace or one of torch.func."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+
+
+def inhibitor_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    key_padding_mask: Tensor | None = None,
+    key_dropout_mask: Tensor | None = None,
+    attn_mask: Tensor | None = None,
+    alpha: float | Tensor = 0.5,
+    beta: float | Tensor = 1.0,
+    gamma: float | Tensor = 1.0,
+    centered: bool = True,
+    signed: bool = True,
+    causal: bool = False,
+    quantized: bool = False,
+    return_scores: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Inhibitor attention: keys are scored by Manhattan distance, and the score inhibits the values.
+
+    With \(S_{ij} = (\gamma / \sqrt d) \sum_k |q_{ik} - k_{jk}|\), centred over the visible keys j of each query if
+    `centered`, and \(Z_{ij} = \mathrm{relu}(S_{ij} + \alpha)\), the output is
+
+    - unsigned: \(H_{ik} = \beta \sum_j \mathrm{relu}(v_{jk} - Z_{ij})\);
+    - signed: \(H_{ik} = \beta \sum_j [\mathrm{relu}(v^+_{jk} - Z_{ij}) - \mathrm{relu}(v^-_{jk} - Z_{ij})]\), where
+      \(v^+\) and \(v^-\) are the positive and negative parts of v: soft-thresholding of v by Z.
+
+    The sums run over visible keys only, so a result never depends on padding. A query that sees no key gives 0.
+
+    Args:
+        query: `(B, H, M, d)`, float64, float32, bfloat16 or float16. Half types are computed in float32.
+        key: `(B, H, N, d)`, dtype and device of `query`.
+        value: `(B, H, N, d)`, dtype and device of `query`.
+        key_padding_mask: `(B, N)` bool, True for real keys, in any pattern.
+        key_dropout_mask: `(B, N)` bool, True for kept keys. A dropped key adds nothing to the output but stays in the
+            mean of the centring. Drawn by the caller, so that a recomputation sees the same draw.
+        attn_mask: bool, broadcastable to `(B, H, M, N)`, True for visible keys.
+        alpha: shift of the scores; like `beta` and `gamma` a float or a tensor of shape `()`, `(1,)` or `(H,)`, of any sign.
+        beta: scale of the output.
+        gamma: scale of the scores.
+        centered: subtract each query's mean score.
+        signed: let negative values pass as well.
+        causal: query i sees the keys j <= i + N - M.
+        quantized: int8 inference, for backends that have it.
+        return_scores: also return Z.
+        backend: `"auto"` (the best one for the tensors' device), `"torch"` (blocked, memory-lean, explicit gradients) or
+            `"naive"` (the definition). Within torch.jit.trace and the transforms of torch.func it is always the definition.
+
+    Returns:
+        `(B, H, M, d)` in the dtype of `query`; with `return_scores` also Z, `(B, H, M, N)`, 0 at invisible keys.
+
+    Raises:
+        TypeError: a tensor that is not floating point.
+        ValueError: shapes, masks or dtypes that do not fit, a float scalar that is not finite, an unknown backend, or
+            `quantized` with a backend that has no such path.
+
+    Source: Brännvall, arXiv 2310.02041; Zhang and Brännvall, arXiv 2503.15983.
+    """
+    _check_tensors(query, key, value)
+    _check_key_mask("key_padding_mask", key_padding_mask, key)
+    _check_key_mask("key_dropout_mask", key_dropout_mask, key)
+    _check_attn_mask(attn_mask, query, key)
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}.")
+    if quantized:
+        raise ValueError("quantized=True is not supported by any backend of this version; use quantized=False.")
+
+    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    naive = backend == "naive" or _plain_operations_only()
+    forward = naive_inhibitor_attention if naive else torch_inhibitor_attention
+    output, scores = forward(
+        query.to(dtype),
+        key.to(dtype),
+        value.to(dtype),
+        _scalar("alpha", alpha, query, dtype),
+        _scalar("beta", beta, query, dtype),
+        _scalar("gamma", gamma, query, dtype),
+        masks=KeyMasks(key_padding_mask, key_dropout_mask, attn_mask, causal),
+        centered=centered,
+        signed=signed,
+        return_scores=return_scores,
+    )
+    output = output.to(query.dtype)
+    return output if scores is None else (output, scores.to(query.dtype))

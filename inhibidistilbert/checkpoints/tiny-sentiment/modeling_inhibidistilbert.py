@@ -1,0 +1,520 @@
+"""InhibiDistilBERT: DistilBERT with inhibitor attention in place of softmax attention.
+
+Layout, module names and heads follow DistilBERT, so its checkpoints load here with only alpha, beta and gamma new.
+"""
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.activations import get_activation
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.modeling_utils import AttentionInterface, PreTrainedModel
+from transformers.pytorch_utils import apply_chunking_to_forward
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_inhibidistilbert import InhibiDistilBertConfig
+from .inhibitor_backends import ATTENTION_FORWARDS, eager_attention_forward, visible_key_count
+from .remote_code import AUTO_MAP, write_remote_code
+
+# This file's own view of the attention interface: its names mean the functions of this very code, even when another
+# checkpoint with another version of it is loaded in the same process.
+ALL_ATTENTION_FUNCTIONS = AttentionInterface()
+ALL_ATTENTION_FUNCTIONS.update(ATTENTION_FORWARDS)
+
+SCALARS = ("alpha", "beta", "gamma")
+
+
+def sinusoidal_position_embeddings(positions: int, dim: int) -> Tensor:
+    """Sine at even and cosine at odd channels of `positions / 10000^(2i/dim)`: `(positions, dim)`, float32."""
+    channel = torch.arange(dim, dtype=torch.float64)
+    angle = torch.arange(positions, dtype=torch.float64)[:, None] / 10000 ** (2 * (channel // 2) / dim)
+    return torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float()
+
+
+def first_token(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The state of each row's first real token, `(B, L, dim)` -> `(B, dim)`: behind padding it does not stand at 0."""
+    if attention_mask is None or attention_mask.ndim != 2:
+        return hidden_states[:, 0]
+    first = attention_mask.bool().int().argmax(-1)
+    return hidden_states[torch.arange(first.shape[0], device=first.device), first]
+
+
+class Embeddings(nn.Module):
+    """Word and position embeddings, summed and normalised: `(B, L)` token ids -> `(B, L, dim)`."""
+
+    def __init__(self, config: InhibiDistilBertConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.dim, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.dim)
+        self.LayerNorm = nn.LayerNorm(config.dim, eps=1e-12)
+        self.dropout = nn.Dropout(config.dropout)
+        self.position_ids = nn.Buffer(torch.arange(config.max_position_embeddings).expand((1, -1)), persistent=False)
+
+    def forward(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None = None, position_ids: Tensor | None = None
+    ) -> Tensor:
+        if inputs_embeds is None:
+            inputs_embeds = self.word_embeddings(input_ids)
+        if position_ids is None:
+            length, limit = inputs_embeds.shape[1], self.position_embeddings.num_embeddings
+            if length > limit:
+                raise ValueError(
+                    f"The input has {length} tokens but the position table holds {limit} (max_position_embeddings): "
+                    "truncate the input, or enlarge the table with resize_position_embeddings."
+                )
+            position_ids = self.position_ids[:, :length]
+        return self.dropout(self.LayerNorm(inputs_embeds + self.position_embeddings(position_ids)))
+
+
+class InhibiDistilBertSelfAttention(nn.Module):
+    """Multi-head inhibitor self-attention with learnable alpha (shift), beta (output scale) and gamma (score scale)."""
+
+    def __init__(self, config: InhibiDistilBertConfig):
+        super().__init__()
+        if config.dim % config.n_heads:
+            raise ValueError(f"n_heads must divide dim evenly, got n_heads={config.n_heads} and dim={config.dim}.")
+        self.config = config
+        self.attention_head_size = config.dim // config.n_heads
+        self.dropout_p = config.attention_dropout
+        self.is_causal = False
+
+        self.q_lin = nn.Linear(config.dim, config.dim)
+        self.k_lin = nn.Linear(config.dim, config.dim)
+        self.v_lin = nn.Linear(config.dim, config.dim)
+        self.out_lin = nn.Linear(config.dim, config.dim)
+
+        scalars = config.n_heads if config.scalars_per_head else 1
+        self.alpha = nn.Parameter(torch.full((scalars,), float(config.alpha_init), dtype=torch.float32))
+        self.beta = nn.Parameter(torch.full((scalars,), float(config.beta_init), dtype=torch.float32))
+        self.gamma = nn.Parameter(torch.full((scalars,), float(config.gamma_init), dtype=torch.float32))
+
+    def _apply(self, fn, recurse=True):
+        # `.half()` and `.to(torch.bfloat16)` come through here: the scalars follow the device but stay in float32.
+        before = {name: getattr(self, name).detach() for name in SCALARS}
+        super()._apply(fn, recurse)
+        for name, value in before.items():
+            scalar = getattr(self, name)
+            if scalar.dtype in (torch.float16, torch.bfloat16):
+                scalar.data = value.to(device=scalar.device, dtype=torch.float32)
+        return self
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs) -> tuple[Tensor, Tensor | None]:
+        input_shape = hidden_states.shape[:-1]
+        head_shape = (*input_shape, -1, self.attention_head_size)
+        query, key, value = (
+            linear(hidden_states).view(head_shape).transpose(1, 2) for linear in (self.q_lin, self.k_lin, self.v_lin)
+        )
+        attention_forward = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        output, scores = attention_forward(
+            self, query, key, value, attention_mask, dropout=self.dropout_p if self.training else 0.0, **kwargs
+        )
+        output = self._normalize_length(output, attention_mask)
+        return self.out_lin(output.reshape(*input_shape, -1)), scores
+
+    def _normalize_length(self, output: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Divide `(B, M, H, d)` as `config.length_normalization` says, by a function of each query's visible keys."""
+        if self.config.length_normalization == "none":
+            return output
+        count = visible_key_count(attention_mask, keys=output.shape[1])
+        if self.config.length_normalization == "sqrt":
+            count = count**0.5
+        return (output / count).to(output.dtype)
+
+
+class FFN(nn.Module):
+    def __init__(self, config: InhibiDistilBertConfig):
+        super().__init__()
+        self.chunk_size_feed_forward = config.chunk_size_feed_forward
+        self.seq_len_dim = 1
+        self.lin1 = nn.Linear(config.dim, config.hidden_dim)
+        self.lin2 = nn.Linear(config.hidden_dim, config.dim)
+        self.activation = get_activation(config.activation)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return apply_chunking_to_forward(self.ff_chunk, self.chunk_size_feed_forward, self.seq_len_dim, hidden_states)
+
+    def ff_chunk(self, hidden_states: Tensor) -> Tensor:
+        return self.dropout(self.lin2(self.activation(self.lin1(hidden_states))))
+
+
+class TransformerBlock(GradientCheckpointingLayer):
+    def __init__(self, config: InhibiDistilBertConfig):
+        super().__init__()
+        self.attention = InhibiDistilBertSelfAttention(config)
+        self.sa_layer_norm = nn.LayerNorm(config.dim, eps=1e-12)
+        self.ffn = FFN(config)
+        self.output_layer_norm = nn.LayerNorm(config.dim, eps=1e-12)
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs) -> Tensor:
+        attended, _ = self.attention(hidden_states, attention_mask=attention_mask, **kwargs)
+        hidden_states = self.sa_layer_norm(attended + hidden_states)
+        return self.output_layer_norm(self.ffn(hidden_states) + hidden_states)
+
+
+class Transformer(nn.Module):
+    def __init__(self, config: InhibiDistilBertConfig):
+        super().__init__()
+        self.layer = nn.ModuleList([TransformerBlock(config) for _ in range(config.n_layers)])
+        self.gradient_checkpointing = False
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs) -> Tensor:
+        for layer in self.layer:
+            hidden_states = layer(hidden_states, attention_mask, **kwargs)
+        return hidden_states
+
+
+class InhibiDistilBertPreTrainedModel(PreTrainedModel):
+    """What all InhibiDistilBERT models share: initialisation, loading, saving, the position table."""
+
+    config: InhibiDistilBertConfig
+    config_class = InhibiDistilBertConfig
+    base_model_prefix = "distilbert"
+    supports_gradient_checkpointing = True
+    # The mean over the batch is the loss of every head, so the Trainer does the scaling for gradient accumulation.
+    accepts_loss_kwargs = False
+    _supports_attention_backend = True
+    _no_split_modules = ["Embeddings", "TransformerBlock"]
+    _keep_in_fp32_modules_strict = list(SCALARS)
+    _can_record_outputs = {"hidden_states": TransformerBlock, "attentions": InhibiDistilBertSelfAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Embeddings):
+            init.copy_(module.position_ids, torch.arange(module.position_ids.shape[-1]).expand((1, -1)))
+            if self.config.sinusoidal_pos_embds:
+                init.copy_(
+                    module.position_embeddings.weight,
+                    sinusoidal_position_embeddings(*module.position_embeddings.weight.shape),
+                )
+        elif isinstance(module, InhibiDistilBertSelfAttention):
+            # Loading builds on the meta device: a scalar missing from the checkpoint is raw memory until this.
+            for name in SCALARS:
+                init.constant_(getattr(module, name), getattr(self.config, f"{name}_init"))
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        """The name of the implementation to use: the default when none is asked for, an error for softmax kernels."""
+        if requested_attention is None:
+            return "eager" if self.config.output_attentions else "inhibitor"
+        if requested_attention not in ATTENTION_FORWARDS and (
+            requested_attention == "sdpa" or any(word in requested_attention for word in ("flash", "flex", "paged"))
+        ):
+            raise ValueError(
+                f"attn_implementation={requested_attention!r} computes softmax attention, which this model does not have; "
+                f"use one of {', '.join(map(repr, ATTENTION_FORWARDS))}."
+            )
+        try:
+            return super().get_correct_attn_implementation(requested_attention, is_init_check)
+        except ValueError as error:
+            raise ValueError(f"{error} This model's own: {', '.join(map(repr, ATTENTION_FORWARDS))}.") from error
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        loaded: Any = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._check_scalars()
+        return loaded
+
+    def _check_scalars(self) -> None:
+        for name, parameter in self.named_parameters():
+            if name.rpartition(".")[2] in SCALARS and not parameter.is_meta and not parameter.isfinite().all():
+                raise ValueError(
+                    f"{name} in {self.name_or_path!r} must be finite, got {parameter.tolist()}: the checkpoint is damaged."
+                )
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class="AutoModel") -> None:
+        """Nothing to note: `save_pretrained` writes the sources and the full map of Auto classes itself."""
+
+    def save_pretrained(self, save_directory, *args, push_to_hub: bool = False, **kwargs):
+        """Save weights, configuration and the source files, so that the folder loads without this package.
+
+        Takes what `PreTrainedModel.save_pretrained` takes. `push_to_hub=True` uploads after the folder is complete.
+        """
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            write_remote_code(save_directory)
+        if push_to_hub:
+            options = ("commit_message", "create_pr", "max_shard_size", "private", "revision", "token")
+            push: Any = self.push_to_hub  # transformers rebinds the method in a way that hides its signature
+            repo_id = kwargs.get("repo_id") or Path(save_directory).name
+            push(repo_id, **{name: kwargs[name] for name in options if name in kwargs})
+
+    def get_position_embeddings(self) -> nn.Embedding:
+        return cast(Embeddings, self.base_model.embeddings).position_embeddings
+
+    def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
+        """Make the position table `new_num_position_embeddings` long: cut at its end, or lengthened by freshly
+        initialised rows (by the formula's rows when the positions are sinusoidal)."""
+        if new_num_position_embeddings < 1:
+            raise ValueError(f"new_num_position_embeddings must be at least 1, got {new_num_position_embeddings}.")
+        embeddings = cast(Embeddings, self.base_model.embeddings)
+        old = embeddings.position_embeddings.weight
+        kept = min(len(old), new_num_position_embeddings)
+        new = nn.Embedding(new_num_position_embeddings, old.shape[1], device=old.device, dtype=old.dtype)
+        with torch.no_grad():
+            if self.config.sinusoidal_pos_embds:
+                new.weight.copy_(sinusoidal_position_embeddings(*new.weight.shape))
+            else:
+                nn.init.normal_(new.weight, std=self.config.initializer_range)
+            new.weight[:kept] = old[:kept]
+        new.weight.requires_grad_(old.requires_grad)
+        embeddings.position_embeddings = new
+        embeddings.position_ids.data = torch.arange(new_num_position_embeddings, device=old.device).expand((1, -1))
+        self.config.max_position_embeddings = new_num_position_embeddings
+
+
+class InhibiDistilBertModel(InhibiDistilBertPreTrainedModel):
+    """The encoder: token ids `(B, L)` -> hidden states `(B, L, dim)`."""
+
+    def __init__(self, config: InhibiDistilBertConfig):
+        super().__init__(config)
+        self.embeddings = Embeddings(config)
+        self.transformer = Transformer(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.embeddings.word_embeddings = cast(nn.Embedding, new_embeddings)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutput | tuple[Tensor, ...]:
+        """Encode `input_ids` `(B, L)` or `inputs_embeds` `(B, L, dim)`.
+
+        attention_mask: `(B, L)`, 0 at padding, in any pattern; or `(B, 1 or H, L, L)`, bool with True for visible keys or
+            additive with 0 for them.
+        position_ids: `(B or 1, L)`, by default 0, 1, 2, …
+
+        `output_attentions=True` returns the scores Z `(B, H, L, L)` of every layer as `attentions`.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds.")
+        embeddings = self.embeddings(input_ids, inputs_embeds, position_ids)
+        if attention_mask is not None:
+            batch, length = embeddings.shape[:2]
+            if attention_mask.ndim not in (2, 4) or attention_mask.shape[-1] != length or attention_mask.shape[0] != batch:
+                raise ValueError(
+                    f"attention_mask must have shape (batch, length) = {(batch, length)} or (batch, 1 or heads, length, "
+                    f"length), got {tuple(attention_mask.shape)}."
+                )
+            if attention_mask.ndim == 4 and attention_mask.dtype != torch.bool and not attention_mask.is_floating_point():
+                raise ValueError(
+                    "attention_mask with 4 dimensions must be bool (True = visible) or floating (0 = visible, below 0 = "
+                    f"hidden), got {attention_mask.dtype}."
+                )
+        mask = create_bidirectional_mask(config=self.config, inputs_embeds=embeddings, attention_mask=attention_mask)
+        return BaseModelOutput(last_hidden_state=self.transformer(embeddings, mask, **kwargs))
+
+
+class InhibiDistilBertForMaskedLM(InhibiDistilBertPreTrainedModel):
+    """The encoder with DistilBERT's masked-language-modelling head, tied to the word embeddings."""
+
+    _tied_weights_keys = {"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"}
+
+    def __init__(self, config: InhibiDistilBertConfig):
+        super().__init__(config)
+        self.distilbert = InhibiDistilBertModel(config)
+        self.activation = get_activation(config.activation)
+        self.vocab_transform = nn.Linear(config.dim, config.dim)
+        self.vocab_layer_norm = nn.LayerNorm(config.dim, eps=1e-12)
+        self.vocab_projector = nn.Linear(config.dim, config.vocab_size)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.vocab_projector
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.vocab_projector = cast(nn.Linear, new_embeddings)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs,
+    ) -> MaskedLMOutput | tuple[Tensor, ...]:
+        """labels: `(B, L)` token ids, -100 where the loss looks away. Logits: `(B, L, vocab_size)`."""
+        outputs = self.distilbert(input_ids, attention_mask, inputs_embeds, position_ids, return_dict=True, **kwargs)
+        hidden_states = self.activation(self.vocab_transform(outputs.last_hidden_state))
+        logits = self.vocab_projector(self.vocab_layer_norm(hidden_states))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
+        return MaskedLMOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
+
+
+class InhibiDistilBertForSequenceClassification(InhibiDistilBertPreTrainedModel):
+    """The encoder with a classification or regression head on the first token."""
+
+    def __init__(self, config: InhibiDistilBertConfig):
+        super().__init__(config)
+        self.num_labels = cast(int, config.num_labels)
+        self.distilbert = InhibiDistilBertModel(config)
+        self.pre_classifier = nn.Linear(config.dim, config.dim)
+        self.classifier = nn.Linear(config.dim, self.num_labels)
+        self.dropout = nn.Dropout(config.seq_classif_dropout)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
+        """labels: `(B,)` classes or values, or `(B, num_labels)`; `config.problem_type`, or else their type, decides."""
+        outputs = self.distilbert(input_ids, attention_mask, inputs_embeds, position_ids, return_dict=True, **kwargs)
+        pooled = self.dropout(self.pre_classifier(first_token(outputs.last_hidden_state, attention_mask)).relu())
+        logits = self.classifier(pooled)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class InhibiDistilBertForTokenClassification(InhibiDistilBertPreTrainedModel):
+    """The encoder with a classification head on every token."""
+
+    def __init__(self, config: InhibiDistilBertConfig):
+        super().__init__(config)
+        self.num_labels = cast(int, config.num_labels)
+        self.distilbert = InhibiDistilBertModel(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Linear(config.dim, self.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs,
+    ) -> TokenClassifierOutput | tuple[Tensor, ...]:
+        """labels: `(B, L)` classes, -100 where the loss looks away. Logits: `(B, L, num_labels)`."""
+        outputs = self.distilbert(input_ids, attention_mask, inputs_embeds, position_ids, return_dict=True, **kwargs)
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        loss = None if labels is None else self.loss_function(logits, labels, self.config)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class InhibiDistilBertForQuestionAnswering(InhibiDistilBertPreTrainedModel):
+    """The encoder with a span head: start and end logits of every token."""
+
+    def __init__(self, config: InhibiDistilBertConfig):
+        super().__init__(config)
+        if config.num_labels != 2:
+            raise ValueError(f"num_labels must be 2 (start and end) for question answering, got {config.num_labels}.")
+        self.distilbert = InhibiDistilBertModel(config)
+        self.qa_outputs = nn.Linear(config.dim, 2)
+        self.dropout = nn.Dropout(config.qa_dropout)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs,
+    ) -> QuestionAnsweringModelOutput | tuple[Tensor, ...]:
+        """start_positions, end_positions: `(B,)` token indices; those outside the input are left out of the loss."""
+        outputs = self.distilbert(input_ids, attention_mask, inputs_embeds, position_ids, return_dict=True, **kwargs)
+        start_logits, end_logits = self.qa_outputs(self.dropout(outputs.last_hidden_state)).unbind(-1)
+        start_logits, end_logits = start_logits.contiguous(), end_logits.contiguous()
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions)
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class InhibiDistilBertForMultipleChoice(InhibiDistilBertPreTrainedModel):
+    """The encoder with a head that scores each of several choices by its first token."""
+
+    def __init__(self, config: InhibiDistilBertConfig):
+        super().__init__(config)
+        self.distilbert = InhibiDistilBertModel(config)
+        self.pre_classifier = nn.Linear(config.dim, config.dim)
+        self.classifier = nn.Linear(config.dim, 1)
+        self.dropout = nn.Dropout(config.seq_classif_dropout)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs,
+    ) -> MultipleChoiceModelOutput | tuple[Tensor, ...]:
+        """Inputs `(B, choices, L)`, or `(B, choices, L, dim)` for `inputs_embeds`; labels `(B,)`: the right choice."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds.")
+        choices = cast(Tensor, inputs_embeds if input_ids is None else input_ids).shape[1]
+        input_ids, attention_mask, inputs_embeds, position_ids = (
+            None if tensor is None else tensor.flatten(0, 1)
+            for tensor in (input_ids, attention_mask, inputs_embeds, position_ids)
+        )
+        outputs = self.distilbert(input_ids, attention_mask, inputs_embeds, position_ids, return_dict=True, **kwargs)
+        pooled = self.dropout(self.pre_classifier(first_token(outputs.last_hidden_state, attention_mask)).relu())
+        logits = self.classifier(pooled).view(-1, choices)
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return MultipleChoiceModelOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = [
+    "InhibiDistilBertForMaskedLM",
+    "InhibiDistilBertForMultipleChoice",
+    "InhibiDistilBertForQuestionAnswering",
+    "InhibiDistilBertForSequenceClassification",
+    "InhibiDistilBertForTokenClassification",
+    "InhibiDistilBertModel",
+    "InhibiDistilBertPreTrainedModel",
+]
