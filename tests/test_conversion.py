@@ -182,7 +182,7 @@ def test_embeddings_and_feed_forward_activations_equal_the_source(sources, class
     for place, layer in enumerate(chosen):
         hidden_states = torch.randn(3, POSITIONS, 16)
         ours = student.transformer.layer[place].ffn(hidden_states)
-        assert torch.equal(ours, feed_forward(source, layer, hidden_states))
+        torch.testing.assert_close(ours, feed_forward(source, layer, hidden_states), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -383,7 +383,9 @@ def test_folder_loads_with_its_head(sources, tmp_path):
     assert not info["unexpected_keys"]
     student, _ = student_from(source)
     ids = token_ids()
-    assert torch.equal(loaded(ids).logits, student(ids).logits)
+    assert all(torch.equal(weight, student.state_dict()[name]) for name, weight in loaded.state_dict().items())
+    # A matrix product rounds by how a file's bytes happen to lie in memory.
+    torch.testing.assert_close(loaded(ids).logits, student(ids).logits, rtol=0, atol=1e-6)
     assert (tmp_path / "student" / "modeling_inhibidistilbert.py").is_file()
 
 

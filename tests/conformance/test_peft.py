@@ -48,6 +48,13 @@ def test_only_the_adapters_learn_and_the_loss_falls(task):
     assert changed == learning
 
 
+def assert_same_weights(model, other):
+    """Bit for bit. Outputs need not be: a matrix product rounds by how a file's bytes happen to lie in memory."""
+    weights, others = model.state_dict(), other.state_dict()
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weight, others[name]) for name, weight in weights.items())
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("task", TASKS)
 def test_adapters_are_saved_loaded_and_merged(tmp_path, task):
@@ -58,14 +65,16 @@ def test_adapters_are_saved_loaded_and_merged(tmp_path, task):
 
     model.save_pretrained(tmp_path / "adapter")
     loaded = PeftModel.from_pretrained(tiny_model(task), tmp_path / "adapter").eval()
-    assert torch.equal(first_output(loaded(**inputs)), expected)
+    assert_same_weights(loaded, model)
+    assert relative_rms(first_output(loaded(**inputs)), expected) < FORWARD_TOLERANCE
 
     merged = loaded.merge_and_unload()
     assert type(merged) is model_class(task)
     assert relative_rms(first_output(merged(**inputs)), expected) < FORWARD_TOLERANCE
     merged.save_pretrained(tmp_path / "merged")
     again = model_class(task).from_pretrained(tmp_path / "merged")
-    assert torch.equal(first_output(again(**inputs)), first_output(merged(**inputs)))
+    assert_same_weights(again, merged)
+    assert relative_rms(first_output(again(**inputs)), expected) < FORWARD_TOLERANCE
 
 
 def test_a_new_head_learns_beside_the_adapters():
