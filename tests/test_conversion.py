@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -177,12 +178,14 @@ def test_embeddings_and_feed_forward_activations_equal_the_source(sources, class
     student = student_from(sources(class_name), StudentOptions(layers=layers))[0].base_model
     ids = token_ids()
     torch.testing.assert_close(student.embeddings(ids), source.embeddings(ids), rtol=0, atol=3e-6)
+    # Copied into fresh memory: a matrix product may round by how a file's bytes happen to lie.
+    student, source = deepcopy(student), deepcopy(source)
     chosen = range(LAYERS) if layers is None else layers
     assert len(student.transformer.layer) == len(chosen)
     for place, layer in enumerate(chosen):
         hidden_states = torch.randn(3, POSITIONS, 16)
         ours = student.transformer.layer[place].ffn(hidden_states)
-        torch.testing.assert_close(ours, feed_forward(source, layer, hidden_states), rtol=1e-6, atol=1e-7)
+        assert torch.equal(ours, feed_forward(source, layer, hidden_states))
 
 
 @pytest.mark.parametrize(
@@ -384,8 +387,8 @@ def test_folder_loads_with_its_head(sources, tmp_path):
     student, _ = student_from(source)
     ids = token_ids()
     assert all(torch.equal(weight, student.state_dict()[name]) for name, weight in loaded.state_dict().items())
-    # A matrix product rounds by how a file's bytes happen to lie in memory.
-    torch.testing.assert_close(loaded(ids).logits, student(ids).logits, rtol=0, atol=1e-6)
+    # Copied into fresh memory: a matrix product may round by how a file's bytes happen to lie.
+    assert torch.equal(deepcopy(loaded)(ids).logits, deepcopy(student)(ids).logits)
     assert (tmp_path / "student" / "modeling_inhibidistilbert.py").is_file()
 
 
