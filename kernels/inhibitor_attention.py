@@ -1,6 +1,9 @@
 """Inhibitor attention, the public operator: checks its arguments and chooses a backend."""
 
+import logging
 import math
+from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -9,7 +12,9 @@ from .inhibitor_masks import KeyMasks
 from .inhibitor_naive import naive_inhibitor_attention
 from .inhibitor_torch import torch_inhibitor_attention
 
-BACKENDS = ("auto", "naive", "torch")
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "naive", "torch", "triton", "cpu")
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -57,7 +62,7 @@ def _check_attn_mask(mask: Tensor | None, query: Tensor, key: Tensor) -> None:
 
 
 def _scalar(name: str, scalar: float | Tensor, query: Tensor, dtype: torch.dtype) -> Tensor:
-    """`scalar` as a `(1, 1 or H, 1, 1)` tensor of the accumulation dtype."""
+    """`scalar` as a `(1 or H,)` tensor of the accumulation dtype."""
     if not isinstance(scalar, Tensor):
         if not math.isfinite(scalar):
             raise ValueError(f"{name} must be finite, got {scalar}.")
@@ -65,7 +70,7 @@ def _scalar(name: str, scalar: float | Tensor, query: Tensor, dtype: torch.dtype
     heads = query.shape[1]
     if scalar.ndim > 1 or scalar.numel() not in (1, heads):
         raise ValueError(f"{name} must be a float or a tensor of shape (), (1,) or ({heads},), got {tuple(scalar.shape)}.")
-    return scalar.to(device=query.device, dtype=dtype).reshape(1, -1, 1, 1)
+    return scalar.to(device=query.device, dtype=dtype).reshape(-1)
 
 
 def _plain_operations_only() -> bool:
@@ -73,6 +78,50 @@ def _plain_operations_only() -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+
+
+def _compiled_backend(name: str) -> tuple[Callable[..., Tensor], Callable[[Tensor], str | None]]:
+    """`(attention, refusal)` of a backend: its operator, and why it cannot take a query (None where it can).
+
+    Imported at the first use: who does not need a compiler does not wait for one.
+    """
+    if name == "triton":
+        from .inhibitor_triton import triton_attention, triton_refusal
+
+        return triton_attention, triton_refusal
+    from .inhibitor_cpu import cpu_attention, cpu_refusal
+
+    return cpu_attention, cpu_refusal
+
+
+@cache
+def _log_once(message: str) -> None:
+    logger.info(message)
+
+
+def _choose(backend: str, query: Tensor, needs_plain: str | None) -> Callable[..., Tensor] | None:
+    """The compiled backend for this call, or None for one in plain torch; `needs_plain` says what only those can do.
+
+    Raises:
+        ValueError: the backend that was asked for cannot take these tensors.
+    """
+    if backend == "auto" and not torch.compiler.is_exporting():
+        name = {"cuda": "triton", "cpu": "cpu"}.get(query.device.type)
+    else:
+        name = backend if backend in ("triton", "cpu") else None
+    if name is None:
+        return None
+    reason = needs_plain
+    if reason is None:
+        attention, refusal = _compiled_backend(name)
+        reason = refusal(query)
+        if reason is None:
+            return attention
+        if backend != "auto":
+            raise ValueError(f"backend={backend!r} cannot be used here: {reason}.")
+    if not torch.compiler.is_compiling():  # a compiled graph has no place for a message
+        _log_once(f"The plain torch form of inhibitor attention is used instead of {name!r}: {reason}.")
+    return None
 
 
 def inhibitor_attention(
@@ -120,8 +169,10 @@ def inhibitor_attention(
         causal: query i sees the keys j <= i + N - M.
         quantized: int8 inference, for backends that have it.
         return_scores: also return Z.
-        backend: `"auto"` (the best one for the tensors' device), `"torch"` (blocked, memory-lean, explicit gradients) or
-            `"naive"` (the definition). Within torch.jit.trace and the transforms of torch.func it is always the definition.
+        backend: `"auto"` (the best one for the tensors' device), `"triton"` (fused, for GPUs), `"cpu"` (compiled for this
+            processor), `"torch"` (blocked, memory-lean, explicit gradients) or `"naive"` (the definition). Calls with
+            `attn_mask` or `return_scores` take `"torch"` where a compiled one was asked for; within torch.jit.trace and
+            the transforms of torch.func it is always the definition.
 
     Returns:
         `(B, H, M, d)` in the dtype of `query`; with `return_scores` also Z, `(B, H, M, N)`, 0 at invisible keys.
@@ -143,15 +194,19 @@ def inhibitor_attention(
         raise ValueError("quantized=True is not supported by any backend of this version; use quantized=False.")
 
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    naive = backend == "naive" or _plain_operations_only()
-    forward = naive_inhibitor_attention if naive else torch_inhibitor_attention
+    scalars = [_scalar(name, x, query, dtype) for name, x in (("alpha", alpha), ("beta", beta), ("gamma", gamma))]
+    transformed = _plain_operations_only()
+    needs_plain = "it returns no scores" if return_scores else "it takes no attn_mask" if attn_mask is not None else None
+    compiled = None if transformed else _choose(backend, query, needs_plain)
+    if compiled is not None:
+        return compiled(query, key, value, key_padding_mask, key_dropout_mask, *scalars, centered, signed, causal)
+
+    forward = naive_inhibitor_attention if transformed or backend == "naive" else torch_inhibitor_attention
     output, scores = forward(
         query.to(dtype),
         key.to(dtype),
         value.to(dtype),
-        _scalar("alpha", alpha, query, dtype),
-        _scalar("beta", beta, query, dtype),
-        _scalar("gamma", gamma, query, dtype),
+        *(scalar.view(1, -1, 1, 1) for scalar in scalars),
         masks=KeyMasks(key_padding_mask, key_dropout_mask, attn_mask, causal),
         centered=centered,
         signed=signed,

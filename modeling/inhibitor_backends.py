@@ -1,5 +1,6 @@
 """Inhibitor attention behind transformers' attention interface: one adapter and one mask function a name."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -80,8 +81,11 @@ def eager_attention_forward(module, query, key, value, attention_mask, dropout=0
     )
 
 
-def inhibitor_attention_forward(module, query, key, value, attention_mask, dropout=0.0, **kwargs):
-    """`attn_implementation="inhibitor"`: the best backend for the tensors' device; scores only through the eager form."""
+def inhibitor_attention_forward(module, query, key, value, attention_mask, dropout=0.0, backend="auto", **kwargs):
+    """`attn_implementation="inhibitor"` and its variants: one backend, by default the best for the tensors' device.
+
+    Scores exist only in the eager form, which takes over for calls that want them.
+    """
     if kwargs.get("output_attentions"):
         if not torch.compiler.is_compiling():  # a compiled graph has no place for a message
             logger.warning_once(
@@ -89,7 +93,7 @@ def inhibitor_attention_forward(module, query, key, value, attention_mask, dropo
             )
         return eager_attention_forward(module, query, key, value, attention_mask, dropout)
     return _attention_forward(
-        module, query, key, value, attention_mask, dropout=dropout, backend="auto", return_scores=False
+        module, query, key, value, attention_mask, dropout=dropout, backend=backend, return_scores=False
     )
 
 
@@ -98,7 +102,12 @@ def inhibitor_mask(attention_mask: Tensor | None = None, **kwargs) -> Tensor | N
     return None if attention_mask is None else attention_mask.bool()
 
 
-ATTENTION_FORWARDS = {"eager": eager_attention_forward, "inhibitor": inhibitor_attention_forward}
+ATTENTION_FORWARDS = {
+    "eager": eager_attention_forward,
+    "inhibitor": inhibitor_attention_forward,
+    "inhibitor_triton": partial(inhibitor_attention_forward, backend="triton"),
+    "inhibitor_cpu": partial(inhibitor_attention_forward, backend="cpu"),
+}
 
 # transformers checks names against, and takes masks from, these process-wide tables.
 for _name, _forward in ATTENTION_FORWARDS.items():

@@ -1,11 +1,16 @@
 """What every test gets: uninitialised memory that shows, and the same random numbers on every run."""
 
+import os
 import random
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Read when the kernels are imported: they then run on CPU tensors, one operation at a time.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True)

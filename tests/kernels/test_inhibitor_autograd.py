@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from inhibitor_reference import BACKENDS, Case, draw, relative_rms
+from inhibitor_reference import BACKENDS, PLAIN_BACKENDS, Case, draw, relative_rms
 from torch import Tensor
 
 from inhibidistilbert import inhibitor_attention
@@ -24,6 +24,7 @@ CASES = [Case(**(SMALL | masks), scalars=(2,), **flags) for flags in FLAGS for m
 NAMES = ("query", "key", "value", "alpha", "beta", "gamma")
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
+plain_backends = pytest.mark.parametrize("backend", PLAIN_BACKENDS)
 
 
 def call(*tensors: Tensor, **options) -> Tensor | tuple[Tensor, Tensor]:
@@ -35,7 +36,7 @@ def leaves(case: Case) -> tuple[list[Tensor], dict]:
     return [inputs.tensors[name].requires_grad_() for name in NAMES], inputs.options
 
 
-@every_backend
+@plain_backends
 @pytest.mark.parametrize("return_scores", [False, True], ids=["output", "output-and-scores"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_gradcheck(case: Case, return_scores: bool, backend: str) -> None:
@@ -44,14 +45,14 @@ def test_gradcheck(case: Case, return_scores: bool, backend: str) -> None:
     assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
 
 
-@every_backend
+@plain_backends
 @pytest.mark.parametrize("scalars", [{"gamma": -0.8}, {"gamma": 0.0}, {"beta": 0.0}, {"alpha": -0.2}], ids=str)
 def test_gradcheck_of_odd_scalars(scalars: dict, backend: str) -> None:
     tensors, options = leaves(Case(**SMALL, padding="holes", **scalars))
     assert torch.autograd.gradcheck(partial(call, **options, backend=backend), tensors, fast_mode=True)
 
 
-@every_backend
+@plain_backends
 @pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
 def test_output_has_a_gradient_in_the_scores_returned_with_it(signed: bool, backend: str) -> None:
     """What an explanation of a prediction asks for: dZ_ij = -beta · sum over k of the gradients whose value passes Z_ij."""
@@ -95,7 +96,7 @@ def test_each_gradient_alone(wanted: str, backend: str) -> None:
     assert all(tensor.grad is None for name, tensor in one.items() if name != wanted)
 
 
-@every_backend
+@plain_backends
 @pytest.mark.parametrize("gamma", [0.8, -0.8])
 @pytest.mark.parametrize("case", CASES[:5], ids=str)
 def test_scores_are_homogeneous_in_queries_and_keys(case: Case, gamma: float, backend: str) -> None:
