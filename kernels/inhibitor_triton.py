@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .inhibitor_custom_op import op_namespace, register_backend
+from .inhibitor_custom_op import op_namespace, register_backend, register_inference
 
 try:
     import triton
 
+    from .inhibitor_triton_half_kernels import _forward_half_kernel, _half_value_sum_kernel, _pack_kernel
     from .inhibitor_triton_kernels import (
         _backward_key_kernel,
         _backward_query_kernel,
@@ -27,6 +28,8 @@ KEY_BLOCK = 32
 # Channels a lane holds of a row: enough to share what is done once a row, few enough for four rows in its registers.
 _CHANNELS = 16
 _FORWARD_ROWS, _BACKWARD_ROWS = 4, 2
+# Triples (query, key, channel) from which float16 pairs save more time than their two further launches take.
+HALF_FROM = 1 << 27
 
 
 class Tile(NamedTuple):
@@ -104,19 +107,21 @@ def _strides(letters: str, tensor: Tensor) -> dict[str, int]:
     return dict(zip((f"s_{name}{x}" for x in ("b", "h", length, "d")), tensor.stride(), strict=True))
 
 
-def _forward(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean) -> None:
+def _launch_forward(
+    query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean, tile, wanted=None
+) -> None:
+    """The float32 forward pass of all rows, or of those in the tiles that `wanted` marks."""
     batch, heads, queries, size = query.shape
     keys, device = key.shape[2], _device(query.device)
     common = {"H": heads, "N": keys, "D": size, "CAUSAL": causal, "v": value} | _strides("vn", value)
-    common |= _masks(padding, dropout, query)
-    total = mean
+    common |= _masks(padding, dropout, query) | {"wanted": query if wanted is None else wanted, "CHOSEN": wanted is not None}
+    tiles, total = triton.cdiv(queries, tile.rows), mean
     if signed:
         total = query.new_empty((batch, heads, *((keys,) if causal else ()), size), dtype=torch.float32)
         _value_sum_kernel[(batch * heads,)](
-            **common, total=total, COLUMNS=triton.next_power_of_2(size), num_warps=1, num_stages=1
+            **common, total=total, tiles=tiles, COLUMNS=triton.next_power_of_2(size), num_warps=1, num_stages=1
         )
-    tile = _choose_tile(_FORWARD_ROWS, size, batch * heads, queries, device)
-    _forward_kernel[(triton.cdiv(queries, tile.rows) * batch * heads,)](
+    _forward_kernel[(tiles * batch * heads,)](
         **common,
         **_scalars(alpha, beta, gamma, size),
         **(_strides("qm", query) | _strides("kn", key) | _strides("om", output)),
@@ -135,6 +140,76 @@ def _forward(query, key, value, padding, dropout, alpha, beta, gamma, centered, 
         num_warps=tile.W,
         num_stages=1,
     )
+
+
+def _forward(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean) -> None:
+    batch, heads, queries, size = query.shape
+    tile = _choose_tile(_FORWARD_ROWS, size, batch * heads, queries, _device(query.device))
+    _launch_forward(
+        query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean, tile
+    )  # fmt: skip
+
+
+def _forward_half(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean) -> None:
+    """The forward pass in float16 pairs, then in float32 whatever float16 could not hold."""
+    batch, heads, queries, size = query.shape
+    keys, device = key.shape[2], _device(query.device)
+    tile = _choose_tile(_FORWARD_ROWS, size, batch * heads, queries, device)
+    columns = tile.C * tile.T
+    rows = triton.cdiv(keys, KEY_BLOCK) * KEY_BLOCK
+    key_half, value_half = query.new_empty((2, batch, heads, rows, columns), dtype=torch.float16)
+    masks = _masks(padding, dropout, query)
+    _pack_kernel[(rows // KEY_BLOCK * batch * heads,)](
+        **masks,
+        **(_strides("kn", key) | _strides("vn", value)),
+        k=key,
+        v=value,
+        k_half=key_half,
+        v_half=value_half,
+        H=heads,
+        N=keys,
+        D=size,
+        COLUMNS=columns,
+        BLOCK=KEY_BLOCK,
+        num_warps=4,
+        num_stages=1,
+    )
+    total = query.new_empty((batch, heads, *((keys,) if causal else ()), columns), dtype=torch.float32)
+    unfit = query.new_empty((batch, heads), dtype=torch.int32)
+    _half_value_sum_kernel[(batch * heads,)](
+        value_half, total, unfit, keys, rows, COLUMNS=columns, CAUSAL=causal, num_warps=1, num_stages=1
+    )
+    programs = triton.cdiv(queries, tile.rows) * batch * heads
+    again = query.new_empty((programs,), dtype=torch.int32)
+    _forward_half_kernel[(programs,)](
+        **_scalars(alpha, beta, gamma, size),
+        **(_strides("qm", query) | _strides("om", output)),
+        **tile._replace(C=tile.C // 2)._asdict(),
+        **{name: masks[name] for name in ("padding", "s_pb", "s_pn", "PADDED")},
+        q=query,
+        k_half=key_half.view(torch.int32),
+        v_half=value_half.view(torch.int32),
+        total=total,
+        unfit=unfit,
+        out=output,
+        mean=mean,
+        again=again,
+        H=heads,
+        M=queries,
+        N=keys,
+        ROWS=rows,
+        D=size,
+        BLOCK=KEY_BLOCK,
+        SIGNED=signed,
+        CENTERED=centered,
+        CAUSAL=causal,
+        ASM=device.xorsign,
+        num_warps=tile.W,
+        num_stages=1,
+    )
+    _launch_forward(
+        query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean, tile, again
+    )  # fmt: skip
 
 
 def _backward(
@@ -194,7 +269,27 @@ def triton_refusal(query: Tensor) -> str | None:
     return None
 
 
+def _fits_half(query: Tensor, *others: Tensor) -> bool:
+    """Whether a call is inference on half types, large enough for float16 pairs, on a device that has the instructions."""
+    if query.dtype == torch.float32 or query.numel() * others[0].shape[2] < HALF_FROM:
+        return False
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (query, *others)):
+        return False
+    return query.device.type == "cpu" or _device(query.device).xorsign
+
+
+def triton_attention(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal) -> Tensor:
+    """The operator on a GPU: arguments as `register_backend` describes them, `(B, H, M, d)` in the dtype of query.
+
+    Float32 arithmetic; for inference on half types float16 pairs, whose output is within 1e-2 (relative RMS) of that.
+    """
+    attention = _half_attention if _fits_half(query, key, value, alpha, beta, gamma) else _attention
+    return attention(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal)
+
+
 if triton is not None:
     # With TRITON_INTERPRET=1 the kernels run on CPU tensors, one operation at a time; decided when they were decorated.
     _INTERPRETED = not isinstance(_forward_kernel, triton.JITFunction)
-    triton_attention = register_backend(op_namespace(__name__, __file__), _forward, _backward)
+    _NAMESPACE = op_namespace(__name__, __file__)
+    _attention = register_backend(_NAMESPACE, _forward, _backward)
+    _half_attention = register_inference(_NAMESPACE, "half", _forward_half)

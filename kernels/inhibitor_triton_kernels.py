@@ -160,17 +160,25 @@ def _mean_distance(
     return b_sum / stop
 
 
-@triton.jit(do_not_specialize=["H", "N"])
+@triton.jit(do_not_specialize=["H", "N", "tiles"])
 def _value_sum_kernel(
-    v, padding, dropout, total,
-    H, N, s_vb, s_vh, s_vn, s_vd, s_pb, s_pn, s_db, s_dn,
+    v, padding, dropout, total, wanted,
+    H, N, tiles, s_vb, s_vh, s_vn, s_vd, s_pb, s_pn, s_db, s_dn,
     D: tl.constexpr, COLUMNS: tl.constexpr, CAUSAL: tl.constexpr, PADDED: tl.constexpr, DROPPED: tl.constexpr,
+    CHOSEN: tl.constexpr,
 ):  # fmt: skip
     """Sum of the values that count, float32: total (B, H, D), or with CAUSAL all running sums, (B, H, N, D).
 
-    Key by key, as the forward kernel subtracts: where everything is inhibited the two cancel exactly.
+    Key by key, as the forward kernel subtracts: where everything is inhibited the two cancel exactly. With CHOSEN only
+    for the heads of which `wanted` marks one of the `tiles`.
     """
     pid = tl.program_id(0).to(tl.int64)
+    if CHOSEN:
+        marked = 0
+        for tile in range(0, tiles):
+            marked += tl.load(wanted + pid * tiles + tile)
+        if marked == 0:
+            return
     b, h = pid // H, pid % H
     o_d = tl.arange(0, COLUMNS)
     m_d = o_d < D
@@ -189,17 +197,22 @@ def _value_sum_kernel(
 
 @triton.jit(do_not_specialize=["H", "M", "N", "s_row", "s_qd", "s_od"])
 def _forward_kernel(
-    q, k, v, padding, dropout, alpha, beta, gamma, total, out, mean,
+    q, k, v, padding, dropout, alpha, beta, gamma, total, out, mean, wanted,
     H, M, N, root, s_alpha, s_beta, s_gamma, s_row,
     s_qb, s_qh, s_qm, s_qd, s_kb, s_kh, s_kn, s_kd, s_vb, s_vh, s_vn, s_vd,
     s_ob, s_oh, s_om, s_od, s_pb, s_pn, s_db, s_dn,
     D: tl.constexpr, R: tl.constexpr, C: tl.constexpr, W: tl.constexpr, A: tl.constexpr, T: tl.constexpr,
     BLOCK: tl.constexpr, SIGNED: tl.constexpr, CENTERED: tl.constexpr, CAUSAL: tl.constexpr, PADDED: tl.constexpr,
-    DROPPED: tl.constexpr, ASM: tl.constexpr, XORSIGN: tl.constexpr,
+    DROPPED: tl.constexpr, CHOSEN: tl.constexpr, ASM: tl.constexpr, XORSIGN: tl.constexpr,
 ):  # fmt: skip
-    """out = beta · sum of the values that pass the scores; mean, where centred: each row's mean distance."""
+    """out = beta · sum of the values that pass the scores; mean, where centred: each row's mean distance.
+
+    With CHOSEN only the programs that `wanted` marks do anything.
+    """
     blocks = tl.cdiv(M, R * W * A)
     pid = tl.program_id(0)
+    if CHOSEN and tl.load(wanted + pid) == 0:
+        return
     bh = (pid // blocks).to(tl.int64)
     b, h = bh // H, bh % H
     o_m = _rows(pid % blocks, R, W, A, T)
@@ -324,7 +337,7 @@ def _backward_query_kernel(
                 ds = tl.where(s > 0, _row_sum(b_to_z), 0.0)
                 ds = _where_seen(kept, last, ds, 0.0, CAUSAL, PADDED or DROPPED)
                 b_ds += ds
-                b_moment += ds * distance
+                b_moment += _where_seen(kept, last, ds * distance, 0.0, CAUSAL, PADDED or DROPPED)
                 b_step = _half_step(b_x, ASM)
                 b_dq += ds * b_step
                 if CENTERED:

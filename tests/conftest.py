@@ -13,6 +13,28 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+def _round_in_the_interpreter() -> None:
+    """Let Triton's interpreter round float32 to the nearest bfloat16, as every GPU does; by itself it truncates."""
+    try:
+        from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+    except ImportError:
+        return
+
+    truncate = InterpreterBuilder.create_fp_trunc
+
+    def create_fp_trunc(self, source, target):
+        if source.dtype.scalar.name != "fp32" or target.scalar.name != "bf16":
+            return truncate(self, source, target)
+        bits = np.ascontiguousarray(source.data).view(np.uint32)
+        nearest_even = bits + np.where(np.isnan(source.data), 0, 0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)
+        return TensorHandle((nearest_even >> 16).astype(np.uint16), target.scalar)
+
+    InterpreterBuilder.create_fp_trunc = create_fp_trunc
+
+
+_round_in_the_interpreter()
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fill the memory of `torch.empty` and its kin with NaN (integers: the largest value).
