@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 LOWEST := .venv-lowest
+OUTPUT ?= build/kernel-repository
 
-.PHONY: demo test test-full test-lowest data check checkpoint-sources
+.PHONY: demo test test-full test-lowest data check checkpoint-sources kernel-repository
 
 demo: $(INSTALLED) ## classify real sentences, in process and from an exported folder
 	$(BIN)/python -m inhibidistilbert.demo
@@ -36,6 +37,9 @@ data: $(INSTALLED) ## fetch and prepare the offline data of the shipped checkpoi
 
 checkpoint-sources: $(INSTALLED) ## renew the source files inside the shipped checkpoint after a change to them
 	$(BIN)/python -c "from inhibidistilbert.modeling.remote_code import write_remote_code as w; w('$(CHECKPOINT)')"
+
+kernel-repository: $(INSTALLED) ## the operator as a kernel for the Hub, in OUTPUT=build/kernel-repository
+	$(BIN)/python -m inhibidistilbert.kernel_repository "$(OUTPUT)"
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
