@@ -11,7 +11,19 @@ try:  # transformers refuses a checkpoint whose files import what is not install
 except ImportError as error:
     raise ImportError("the Triton kernels of inhibitor attention need the package triton") from error
 
-from .inhibitor_triton_kernels import _any_seen, _columns, _first_lane, _opaque, _place, _row_sum, _rows, _where_seen
+from .inhibitor_triton_kernels import (
+    _MIRRORED,
+    _any_seen,
+    _channel_sum,
+    _columns,
+    _first_lane,
+    _full,
+    _opaque,
+    _place,
+    _row_sum,
+    _rows,
+    _where_seen,
+)
 
 # Keys whose values are summed in float16 before they join the float32 sum.
 CHUNK = tl.constexpr(8)
@@ -81,13 +93,12 @@ def _distance(x, y, ASM: tl.constexpr):
             is_pure=True,
             pack=1,
         )
-        pair = tl.reduce(apart, 1, _add, keep_dims=True)
+        pair = tl.reduce(apart, 3 if _MIRRORED else 1, _add, keep_dims=True)
         return _low(pair, ASM) + _high(pair, ASM)
     else:
         low = tl.abs(_low(x, ASM) - _low(y, ASM)).to(tl.float16)
         high = tl.abs(_high(x, ASM) - _high(y, ASM)).to(tl.float16)
-        low, high = tl.sum(low, 1, keep_dims=True), tl.sum(high, 1, keep_dims=True)
-        return low.to(tl.float32) + high.to(tl.float32)
+        return _channel_sum(low).to(tl.float32) + _channel_sum(high).to(tl.float32)
 
 
 @triton.jit
@@ -225,9 +236,9 @@ def _forward_half_kernel(
     b_q = _packed(low, high, ASM)
     b_alpha, b_beta = tl.load(alpha + h * s_alpha), tl.load(beta + h * s_beta)
     scale = tl.load(gamma + h * s_gamma) * root
-    shift = tl.zeros([R, 1, W, A, T], tl.float32) + b_alpha
+    shift = _full(R, 1, W, A, T, 0.0, tl.float32) + b_alpha
     if CENTERED:
-        b_sum, b_count = tl.zeros([R, 1, W, A, T], tl.float32), tl.zeros([R, 1, W, A, T], tl.float32)
+        b_sum, b_count = _full(R, 1, W, A, T, 0.0, tl.float32), _full(R, 1, W, A, T, 0.0, tl.float32)
         for j0 in range(0, stop, BLOCK):
             some = True
             if PADDED:
@@ -239,15 +250,15 @@ def _forward_half_kernel(
                     place = _place(j, j, p_padding, s_pn, PADDED)
                     b_sum += _where_seen(place, last, distance, 0.0, CAUSAL, PADDED)
                     if CAUSAL or PADDED:
-                        b_count += _where_seen(place, last, tl.full([1, 1, 1, 1, T], 1.0, tl.float32), 0.0, CAUSAL, PADDED)
+                        b_count += _where_seen(place, last, _full(1, 1, 1, 1, T, 1.0, tl.float32), 0.0, CAUSAL, PADDED)
         if not (CAUSAL or PADDED):
             b_count += stop
         b_mean = _row_sum(b_sum) / tl.maximum(b_count, 1.0)
         tl.store(mean + bh * M + o_m * s_row, b_mean, mask=m_m & _first_lane(T))
         shift = shift - scale * b_mean
 
-    b_low, b_high = tl.zeros([R, C, W, A, T], tl.float32), tl.zeros([R, C, W, A, T], tl.float32)
-    b_check = tl.zeros([R, 1, W, A, T], tl.float32)
+    b_low, b_high = _full(R, C, W, A, T, 0.0, tl.float32), _full(R, C, W, A, T, 0.0, tl.float32)
+    b_check = _full(R, 1, W, A, T, 0.0, tl.float32)
     for j0 in range(0, stop, BLOCK):
         some = True
         if PADDED:
@@ -257,7 +268,7 @@ def _forward_half_kernel(
             for i in range(j0, tl.minimum(j0 + BLOCK, stop), CHUNK):
                 first = _opaque(i, ASM)
                 p_ki, p_vi = p_k + first * (C * T), p_v + first * (C * T)
-                b_chunk = tl.zeros([R, C, W, A, T], tl.int32)
+                b_chunk = _full(R, C, W, A, T, 0, tl.int32)
                 for step in tl.static_range(CHUNK):
                     distance = _row_sum(_distance(b_q, _half_row(p_ki + step * (C * T), C, T), ASM))
                     b_check += distance
@@ -271,8 +282,7 @@ def _forward_half_kernel(
     # Beyond float16 the check is inf or nan; where all distances are tiny, so is it.
     fits = tl.where(b_check < float("inf"), 1, 0) * tl.where(b_check > stop * D * _SMALLEST_DISTANCE, 1, 0)
     fits = tl.where(m_m, tl.where(b_check == 0, 1, fits), 1)
-    fits = tl.min(tl.min(tl.min(tl.min(tl.min(fits, 4), 3), 2), 1), 0)
-    tl.store(again + pid, 1 - fits * (1 - tl.load(unfit + bh)))
+    tl.store(again + pid, 1 - tl.min(fits) * (1 - tl.load(unfit + bh)))
 
     if SIGNED:
         p_total = total + bh * 2 * C * T * (N if CAUSAL else 1) + 2 * o_c

@@ -17,6 +17,9 @@ except ImportError as error:
 # Multiplies differences into indicators: a difference of one unit in the last place of a float beyond 1e-17 exceeds 1 with
 # it, and no score below 1e14 overflows.
 _BIG = tl.constexpr(2.0**80)
+# By default the last dimension of a tile is the one whose neighbours lie in neighbouring lanes; before Triton 3.7 it was the
+# first one, and the dimensions are in the opposite order: [T, A, W, C, R] wherever a comment says [R, C, W, A, T].
+_MIRRORED = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7))
 # A place no query looks as far as.
 _NEVER = tl.constexpr(2**31 - 1)
 
@@ -24,22 +27,54 @@ _NEVER = tl.constexpr(2**31 - 1)
 @triton.jit
 def _rows(block, R: tl.constexpr, W: tl.constexpr, A: tl.constexpr, T: tl.constexpr):
     """The row numbers of a program's tile, [R, 1, W, A, T], the same for the T lanes that share a row."""
-    row = tl.arange(0, R)[:, None, None, None, None] * (W * A)
-    warp = tl.arange(0, W)[None, None, :, None, None] * A
-    o_row = block * (R * W * A) + row + warp + tl.arange(0, A)[None, None, None, :, None]
-    return tl.broadcast_to(o_row, [R, 1, W, A, T])
+    row, warp, lane = tl.arange(0, R) * (W * A), tl.arange(0, W) * A, block * (R * W * A) + tl.arange(0, A)
+    if _MIRRORED:
+        o_row = row[None, None, None, None, :] + warp[None, None, :, None, None] + lane[None, :, None, None, None]
+        return tl.broadcast_to(o_row, [T, A, W, 1, R])
+    else:
+        o_row = row[:, None, None, None, None] + warp[None, None, :, None, None] + lane[None, None, None, :, None]
+        return tl.broadcast_to(o_row, [R, 1, W, A, T])
 
 
 @triton.jit
 def _columns(C: tl.constexpr, T: tl.constexpr):
     """The channel numbers of a tile, [1, C, 1, 1, T]."""
-    return tl.arange(0, T)[None, None, None, None, :] * C + tl.arange(0, C)[None, :, None, None, None]
+    first, channel = tl.arange(0, T) * C, tl.arange(0, C)
+    if _MIRRORED:
+        return first[:, None, None, None, None] + channel[None, None, None, :, None]
+    else:
+        return first[None, None, None, None, :] + channel[None, :, None, None, None]
 
 
 @triton.jit
 def _first_lane(T: tl.constexpr):
-    """The lane that stores what the T lanes of a row share."""
-    return tl.arange(0, T)[None, None, None, None, :] == 0
+    """The lane that stores what the T lanes of a row share, [1, 1, 1, 1, T]."""
+    if _MIRRORED:
+        return tl.arange(0, T)[:, None, None, None, None] == 0
+    else:
+        return tl.arange(0, T)[None, None, None, None, :] == 0
+
+
+@triton.jit
+def _full(R: tl.constexpr, C: tl.constexpr, W: tl.constexpr, A: tl.constexpr, T: tl.constexpr, value, dtype: tl.constexpr):
+    """A tile [R, C, W, A, T] of one value."""
+    if _MIRRORED:
+        return tl.full([T, A, W, C, R], value, dtype)
+    else:
+        return tl.full([R, C, W, A, T], value, dtype)
+
+
+@triton.jit
+def _channel_sum(x):
+    """Sum over the channels that a lane holds: [R, C, W, A, T] -> [R, 1, W, A, T]."""
+    return tl.sum(x, 3 if _MIRRORED else 1, keep_dims=True)
+
+
+@triton.jit
+def _row_sum(x):
+    """Sum over all channels: [R, C, W, A, T] -> [R, 1, W, A, T], the same for the T lanes that share a row."""
+    x = _channel_sum(x)
+    return tl.broadcast_to(tl.sum(x, 0 if _MIRRORED else 4, keep_dims=True), x.shape)
 
 
 @triton.jit
@@ -48,13 +83,6 @@ def _load_row(pointer, m_columns, D: tl.constexpr, C: tl.constexpr, T: tl.conste
     if D == C * T:
         return tl.load(pointer).to(tl.float32)
     return tl.load(pointer, mask=m_columns, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _row_sum(x):
-    """Sum over the channels: [R, C, W, A, T] -> [R, 1, W, A, T], the same for the T lanes that share a row."""
-    x = tl.sum(x, 1, keep_dims=True)
-    return tl.broadcast_to(tl.sum(x, 4, keep_dims=True), x.shape)
 
 
 @triton.jit
@@ -140,8 +168,8 @@ def _mean_distance(
     BLOCK: tl.constexpr, CAUSAL: tl.constexpr, PADDED: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Mean distance of each row to the keys it sees, [R, 1, W, A, T]; 0 for a row that sees none."""
-    b_sum = tl.zeros([R, 1, W, A, T], tl.float32)
-    b_count = tl.zeros([R, 1, W, A, T], tl.float32)
+    b_sum = _full(R, 1, W, A, T, 0.0, tl.float32)
+    b_count = _full(R, 1, W, A, T, 0.0, tl.float32)
     for j0 in range(0, stop, BLOCK):
         some = True
         if PADDED:
@@ -149,11 +177,11 @@ def _mean_distance(
         if some:
             for i in range(j0, tl.minimum(j0 + BLOCK, stop)):
                 j = _opaque(i, ASM)
-                distance = tl.sum(tl.abs(b_q - _load_row(p_k + j * s_kn, m_d, D, C, T)), 1, keep_dims=True)
+                distance = _channel_sum(tl.abs(b_q - _load_row(p_k + j * s_kn, m_d, D, C, T)))
                 place = _place(j, j, p_padding, s_pn, PADDED)
                 b_sum += _where_seen(place, last, distance, 0.0, CAUSAL, PADDED)
                 if CAUSAL or PADDED:
-                    b_count += _where_seen(place, last, tl.full([1, 1, 1, 1, T], 1.0, tl.float32), 0.0, CAUSAL, PADDED)
+                    b_count += _where_seen(place, last, _full(1, 1, 1, 1, T, 1.0, tl.float32), 0.0, CAUSAL, PADDED)
     b_sum = _row_sum(b_sum)
     if CAUSAL or PADDED:
         return b_sum / tl.maximum(b_count, 1.0)
@@ -230,7 +258,7 @@ def _forward_kernel(
     b_q = tl.load(q + b * s_qb + h * s_qh + o_m * s_qm + o_d * s_qd, mask=m_q, other=0.0).to(tl.float32)
     b_alpha, b_beta = tl.load(alpha + h * s_alpha), tl.load(beta + h * s_beta)
     scale = tl.load(gamma + h * s_gamma) * root
-    shift = tl.zeros([R, 1, W, A, T], tl.float32) + b_alpha
+    shift = _full(R, 1, W, A, T, 0.0, tl.float32) + b_alpha
     if CENTERED:
         b_mean = _mean_distance(
             b_q, p_k, p_padding, stop, last, m_d, s_kn, s_pn, D, R, C, W, A, T, BLOCK, CAUSAL, PADDED, ASM
@@ -238,7 +266,7 @@ def _forward_kernel(
         tl.store(mean + bh * M + o_m * s_row, b_mean, mask=m_first)
         shift = shift - scale * b_mean
 
-    b_out = tl.zeros([R, C, W, A, T], tl.float32)
+    b_out = _full(R, C, W, A, T, 0.0, tl.float32)
     for j0 in range(0, stop, BLOCK):
         some = True
         if PADDED:
@@ -310,16 +338,16 @@ def _backward_query_kernel(
     b_g = tl.load(g + b * s_gb + h * s_gh + o_m * s_gm + o_d * s_gd, mask=m_q, other=0.0).to(tl.float32)
     b_alpha, b_beta = tl.load(alpha + h * s_alpha), tl.load(beta + h * s_beta)
     scale = tl.load(gamma + h * s_gamma) * root
-    b_mean = tl.zeros([R, 1, W, A, T], tl.float32)
+    b_mean = _full(R, 1, W, A, T, 0.0, tl.float32)
     if CENTERED:
         b_mean = tl.load(mean + bh * M + o_m * s_row, mask=m_m, other=0.0)
     shift = b_alpha - scale * b_mean
 
-    b_dq = tl.zeros([R, C, W, A, T], tl.float32)
-    b_signs = tl.zeros([R, C, W, A, T], tl.float32)
-    b_ds = tl.zeros([R, 1, W, A, T], tl.float32)
-    b_moment = tl.zeros([R, 1, W, A, T], tl.float32)
-    b_count = tl.zeros([R, 1, W, A, T], tl.float32)
+    b_dq = _full(R, C, W, A, T, 0.0, tl.float32)
+    b_signs = _full(R, C, W, A, T, 0.0, tl.float32)
+    b_ds = _full(R, 1, W, A, T, 0.0, tl.float32)
+    b_moment = _full(R, 1, W, A, T, 0.0, tl.float32)
+    b_count = _full(R, 1, W, A, T, 0.0, tl.float32)
     for j0 in range(0, stop, BLOCK):
         some = True
         if PADDED:
@@ -342,7 +370,7 @@ def _backward_query_kernel(
                 b_dq += ds * b_step
                 if CENTERED:
                     if CAUSAL or PADDED:
-                        weight = _where_seen(place, last, tl.full([1, 1, 1, 1, T], 1.0, tl.float32), 0.0, CAUSAL, PADDED)
+                        weight = _where_seen(place, last, _full(1, 1, 1, 1, T, 1.0, tl.float32), 0.0, CAUSAL, PADDED)
                         b_signs += weight * b_step
                         b_count += weight
                     else:
@@ -404,9 +432,9 @@ def _backward_key_kernel(
     if PADDED:
         stop = tl.where(tl.max(seen.to(tl.int32)) > 0, M, 0)
 
-    b_dk = tl.zeros([R, C, W, A, T], tl.float32)
-    b_dv = tl.zeros([R, C, W, A, T], tl.float32)
-    b_ds = tl.zeros([R, 1, W, A, T], tl.float32)
+    b_dk = _full(R, C, W, A, T, 0.0, tl.float32)
+    b_dv = _full(R, C, W, A, T, 0.0, tl.float32)
+    b_ds = _full(R, 1, W, A, T, 0.0, tl.float32)
     for step in range(start, stop):
         i = _opaque(step, ASM)
         b_g = _load_row(p_g + i * s_gm, m_d, D, C, T)
