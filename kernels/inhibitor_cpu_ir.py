@@ -5,7 +5,7 @@ indices are signed 64-bit, memory is addressed in elements.
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Union
 
@@ -268,6 +268,11 @@ class Function:
         listed = ", ".join(f"{x.type} {x.text}" for x in arguments)
         return self.emit(type_, f"call {flags} {type_} @{name}({listed})")
 
+    def prefetch(self, place: Value) -> None:
+        """Ask for the cache line at `place`, which need not be an address of ours, to be brought near."""
+        self.module.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+        self.line(f"call void @llvm.prefetch.p0(ptr {place.text}, i32 0, i32 2, i32 1)")
+
     def atomic_add(self, place: Value, number: int) -> Value:
         """What an i64 in memory was before `number` was added to it, by one thread at a time."""
         return self.emit(I64, f"atomicrmw add ptr {place.text}, i64 {number} monotonic, align 8")
@@ -286,8 +291,8 @@ class Function:
         )
 
     def lane_numbers(self, width: int) -> Value:
-        """0, 1, … as a vector of i64."""
-        return Value(self, vector(width, I64), f"<{', '.join(f'i64 {n}' for n in range(width))}>")
+        """0, 1, … as a vector of i32."""
+        return Value(self, vector(width, I32), f"<{', '.join(f'i32 {n}' for n in range(width))}>")
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         """a · b + c, rounded once where the processor can, else twice."""
@@ -309,11 +314,9 @@ class Function:
         zero = self.number(F32, -0.0)
         return self.intrinsic(f"llvm.vector.reduce.fadd{_suffix(x.type)}", F32, zero, x, flags="reassoc")
 
-    def masked_load(self, place: Value, mask: Value, type_: str) -> Value:
-        """0 where the mask is false, and no memory touched there."""
-        name = f"llvm.masked.load{_suffix(type_)}.p0"
-        align = Value(self, I32, str(_size(element(type_))))
-        return self.intrinsic(name, type_, place, align, mask, self.number(type_, 0))
+    def largest_lane(self, x: Value) -> Value:
+        """Of a float vector; NaN lanes are passed over."""
+        return self.intrinsic(f"llvm.vector.reduce.fmax{_suffix(x.type)}", F32, x)
 
 
 def _suffix(type_: str) -> str:
@@ -332,18 +335,16 @@ class Module:
         self._declarations[text] = None
 
     @contextmanager
-    def function(self, name: str, exported: bool = False, inline: bool = False, **parameters: str) -> Iterator[list[Any]]:
-        """Opens a function: `with module.function("f", a=PTR, n=I64) as (f, a, n): …`."""
+    def function(self, name: str, parameters: Mapping[str, str], exported: bool = False) -> Iterator[list[Any]]:
+        """Opens a function: `with module.function("f", {"a": PTR, "n": I64}) as (f, a, n): …`."""
         function = Function(self)
         values = [Value(function, PTR if type_ == RESTRICT else type_, f"%{p}") for p, type_ in parameters.items()]
         yield [function, *values]
         listed = ", ".join(f"{type_} %{p}" for p, type_ in parameters.items())
         linkage = "" if exported else "internal "
-        attribute = "#1" if inline else "#0"
-        self._functions.append(f"define {linkage}void @{name}({listed}) {attribute} {{\n{function.text()}\n}}")
+        self._functions.append(f"define {linkage}void @{name}({listed}) #0 {{\n{function.text()}\n}}")
 
     def text(self) -> str:
         # No calls to the C library behind our back, and vectors as wide as they are written.
-        common = 'nounwind "no-builtins" "min-legal-vector-width"="512"'
-        attributes = [f"attributes #0 = {{ {common} noinline }}", f"attributes #1 = {{ {common} alwaysinline }}"]
-        return "\n\n".join([*self._functions, *self._declarations, *attributes]) + "\n"
+        attributes = 'attributes #0 = { nounwind noinline "no-builtins" "min-legal-vector-width"="512" }'
+        return "\n\n".join([*self._functions, *self._declarations, attributes]) + "\n"
