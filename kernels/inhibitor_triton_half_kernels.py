@@ -191,10 +191,8 @@ def _half_value_sum_kernel(
     if not CAUSAL:
         tl.store(p_total, b_sum)
     # Not "is too large", which a nan is not.
-    fits = tl.where(b_largest <= _LARGEST_VALUE, 1, 0)
-    largest = tl.max(b_largest, 0)
-    small = tl.where(largest < _SMALLEST_VALUE, 1, 0) * tl.where(largest > 0, 1, 0)
-    tl.store(unfit + bh, 1 - tl.min(fits, 0) * (1 - small))
+    fits = tl.min(tl.where(b_largest <= _LARGEST_VALUE, 1, 0), 0)
+    tl.store(unfit + bh, 1 - fits * tl.where(tl.max(b_largest, 0) >= _SMALLEST_VALUE, 1, 0))
 
 
 @triton.jit
@@ -279,9 +277,9 @@ def _forward_half_kernel(
                 b_low += _low(b_chunk, ASM)
                 b_high += _high(b_chunk, ASM)
 
-    # Beyond float16 the check is inf or nan; where all distances are tiny, so is it.
+    # Beyond float16 the check is inf or nan; where all distances are tiny, or rounded to 0, so is it.
     fits = tl.where(b_check < float("inf"), 1, 0) * tl.where(b_check > stop * D * _SMALLEST_DISTANCE, 1, 0)
-    fits = tl.where(m_m, tl.where(b_check == 0, 1, fits), 1)
+    fits = tl.where(m_m, fits, 1)
     tl.store(again + pid, 1 - tl.min(fits) * (1 - tl.load(unfit + bh)))
 
     if SIGNED:
