@@ -9,6 +9,7 @@ from .inhibitor_cpu_ir_forward import (
     call_score_tile,
     define_begin_head,
     define_entry,
+    define_prefetch,
     pack_key_panel,
     pack_query_panel,
     set_rounding_limit,
@@ -206,6 +207,7 @@ def _define_item(g: Generator) -> None:
         with f.when(state.integer("visible") > 0):
             call(f, block, state, "pack_head", batch, key, value)
         with f.loop(0, block.integer("queries"), g.lanes) as first:
+            call(f, block, state, "prefetch", item, first)
             call(f, block, state, "backward_panel", batch, head, first, key)
         call(f, block, state, "store_keys", batch, grad_key, grad_value)
         sums, beta = block.pointer("sums").at(item * 3), state.number("beta")
@@ -220,6 +222,7 @@ def backward_ir(machine: Machine) -> str:
     define_panels(g)
     define_backward_tiles(g)
     define_begin_head(g)
+    define_prefetch(g, reads=("query", "key", "value", "grad_output"), writes=("grad_query", "grad_key", "grad_value"))
     for define in (
         *(_define_pack_head, _define_pack_queries, _define_hide_future, _define_score_gradients, _define_center_gradients),
         *(_define_query_gradients, _define_panel, _define_turn_value_grads, _define_store_keys, _define_item),
