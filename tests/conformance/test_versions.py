@@ -31,10 +31,13 @@ def test_package_and_remote_code_each_keep_their_operator(implementation, tmp_pa
     ours = small_model()
     ours.set_attn_implementation(implementation)
     ours.save_pretrained(folder)
-    operator = folder / "inhibitor_attention.py"
-    source = operator.read_text()
-    assert source.count("output = output.to(query.dtype)") == 1
-    operator.write_text(source.replace("output = output.to(query.dtype)", "output = 2 * output.to(query.dtype)"))
+    for file, once, doubled in (
+        ("inhibitor_attention.py", "output = output.to(query.dtype)", "output = 2 * output.to(query.dtype)"),
+        ("inhibitor_custom_op.py", "        return output, mean\n\n    @", "        return 2 * output, mean\n\n    @"),
+    ):
+        source = (folder / file).read_text()
+        assert source.count(once) == 1
+        (folder / file).write_text(source.replace(once, doubled))
 
     ids = torch.randint(5, 50, (2, 7))
     with torch.no_grad():

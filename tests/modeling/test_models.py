@@ -260,7 +260,8 @@ def test_padding_as_a_4d_mask_equals_the_2d_mask(implementation, normalization, 
     mask = padding.bool()[:, None, None, :].expand(2, 1, 6, 6)
     expected = model(input_ids, attention_mask=padding).last_hidden_state
     given = model(input_ids, attention_mask=mask if form == "bool" else additive(mask)).last_hidden_state
-    assert difference(given, expected) < 1e-6
+    # The default implementation takes another backend for a mask of four dimensions.
+    assert difference(given, expected) < 1e-5
     assert difference(model(input_ids).last_hidden_state, expected) > 0.1
 
 
@@ -286,7 +287,7 @@ def test_each_head_may_have_its_own_mask():
     model = tiny_model()
     input_ids = tokens(2, 6)
     per_head = torch.ones(2, 4, 6, 6, dtype=torch.bool)
-    assert torch.equal(model(input_ids, attention_mask=per_head)[0], model(input_ids)[0])
+    assert difference(model(input_ids, attention_mask=per_head)[0], model(input_ids)[0]) < 1e-5
     per_head[:, 2, :, 3:] = False
     assert difference(model(input_ids, attention_mask=per_head)[0], model(input_ids)[0]) > 0.1
 
@@ -342,7 +343,7 @@ def test_attentions_are_the_scores_of_the_operator(implementation):
     without = model(input_ids, attention_mask=padding)
     assert without.attentions is None
     assert without.hidden_states is None
-    assert difference(outputs.last_hidden_state, without.last_hidden_state) < 1e-6
+    assert difference(outputs.last_hidden_state, without.last_hidden_state) < 1e-5
 
 
 def test_scores_asked_of_the_default_fall_back_and_say_so_once(caplog):
