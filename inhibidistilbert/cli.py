@@ -1,9 +1,10 @@
-"""The command line: `inhibidistilbert convert | distill | predict`, one word a job."""
+"""The command line: `inhibidistilbert convert | distill | predict | benchmark`, one word a job."""
 
 import sys
 
 import typer
 
+from .commands.benchmark import benchmark_app
 from .commands.convert import convert
 from .commands.distill import distill
 from .commands.predict import predict
@@ -11,13 +12,14 @@ from .errors import UserError
 
 app = typer.Typer(
     name="inhibidistilbert",
-    help="DistilBERT with inhibitor attention: convert, distill and use models.",
+    help="DistilBERT with inhibitor attention: convert, distill, use and measure models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 for command in (convert, distill, predict):
     app.command()(command)
+app.add_typer(benchmark_app)
 
 
 def main() -> None:

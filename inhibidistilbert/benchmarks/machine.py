@@ -1,0 +1,51 @@
+"""On what, with what and how something was measured: the header of every file of results."""
+
+import datetime
+import os
+import platform
+import shlex
+import sys
+from importlib import metadata
+from pathlib import Path
+
+# Instruction sets that the kernels can use, as Linux names them.
+_CPU_FLAGS = (
+    "avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
+    "asimd", "asimddp", "bf16", "i8mm", "sve",
+)  # fmt: skip
+_PACKAGES = ("inhibidistilbert", "torch", "transformers", "triton", "llvmlite", "numba")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide about speed, where they are installed."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu_description() -> dict[str, str]:
+    """Model, usable instruction sets and number of processors; from `/proc/cpuinfo` where there is one."""
+    fields: dict[str, str] = {}
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            key, _, value = line.partition(":")
+            fields.setdefault(key.strip(), value.strip())
+    flags = fields.get("flags", fields.get("Features", "")).split()
+    return {
+        "cpu": fields.get("model name") or platform.processor() or platform.machine(),
+        "cpu flags": " ".join(flag for flag in _CPU_FLAGS if flag in flags),
+        "cpus": str(os.cpu_count()),
+    }
+
+
+def header(**more: object) -> dict[str, str]:
+    """The command line, the time (UTC), the system, the processor and the versions; then `more`."""
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    system = {"command": command, "date": now, "system": f"{platform.system()} {platform.machine()}"}
+    return system | cpu_description() | versions() | {key: str(value) for key, value in more.items()}

@@ -1,0 +1,244 @@
+"""`inhibidistilbert benchmark`: `kernels` counts instructions or takes times on a GPU, `cpu` takes times on the CPU."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from ..errors import UserError
+
+benchmark_app = typer.Typer(
+    name="benchmark", help="Measure the kernels and the models.", no_args_is_help=True, add_completion=False
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as one JSON list.")]
+OutputOption = Annotated[Path | None, typer.Option("--output", metavar="DIR", help="Write CSV, JSON and PNG files there.")]
+
+
+@contextmanager
+def progress_bar(description: str, total: int) -> Iterator:
+    """A function to call after each step, with a bar on stderr when someone is looking."""
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda: progress.advance(task)
+
+
+@benchmark_app.command()
+def kernels(
+    static: Annotated[
+        bool, typer.Option("--static", help="Compile and count instructions, for GPUs that need not be there.")
+    ] = False,
+    target: Annotated[
+        list[str] | None, typer.Option(help="With --static: the GPU. Repeatable.", show_default="every supported one")
+    ] = None,
+    head_dim: Annotated[
+        list[int] | None, typer.Option(help="Head size. Repeatable with --static.", show_default="64, with --static 32 too")
+    ] = None,
+    keep: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With --static: keep assembly, machine code and disassembly there.")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(help="With --static: processes.", show_default="one a processor")] = None,
+    length: Annotated[list[int] | None, typer.Option(help="Tokens. Repeatable.", show_default="64, 128, … 4096")] = None,
+    batch: Annotated[int, typer.Option(help="Sequences in a batch.")] = 8,
+    heads: Annotated[int, typer.Option(help="Attention heads.")] = 12,
+    output: OutputOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the Triton kernels: times on the GPU of this machine, or with --static instruction counts without one.
+
+    A count is all instructions of the innermost loop, integer and floating-point, of every lane, for one triple of query,
+    key and channel. Times are taken side by side with softmax attention and with the operator composed of torch's own.
+    """
+    if static:
+        count_instructions(target, head_dim, keep, jobs, output, as_json)
+    else:
+        time_kernels(head_dim or [64], length, batch, heads, output, as_json)
+
+
+def count_instructions(
+    targets: list[str] | None,
+    head_dims: list[int] | None,
+    keep: Path | None,
+    jobs: int | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    from ..benchmarks import machine, results, static
+
+    chosen, sizes = targets or list(static.TARGETS), head_dims or list(static.HEAD_DIMS)
+    static.check_cases(chosen, sizes)
+    if jobs is not None:
+        check_positive("--jobs", jobs)
+    results.prepare_output(output)
+    cases = static.default_cases(chosen, sizes)
+    with progress_bar("Compiling", len(cases)) as advance:
+        rows = [figures.as_dict() for figures in static.count(cases, keep, jobs, advance)]
+    if output is not None:
+        header = machine.header()
+        results.write_csv(output / "kernels_static.csv", header, rows)
+        results.write_json(output / "kernels_static.json", header, rows)
+    if as_json:
+        print(json.dumps(rows))
+    else:
+        print_counts(rows)
+
+
+def print_counts(rows: list[dict]) -> None:
+    """A table for people, one kernel a line."""
+    names = ("kernel", "target", "d", "dtype", "variant")
+    table = new_table(names, ("registers", "spills", "shared", "a triple", "pre-pass"))
+    for row in rows:
+        words = ["signed" if row["signed"] else "unsigned", *(name for name in ("centered", "causal") if row[name])]
+        table.add_row(
+            row["kernel"].strip("_"),
+            row["target"],
+            str(row["head_dim"]),
+            row["dtype"],
+            ", ".join(words),
+            str(row["registers"]),
+            str(row["spills"]),
+            str(row["shared_bytes"]),
+            number(row["instructions_per_triple"]),
+            number(row["prepass_instructions_per_triple"]),
+        )
+    print_table(table)
+
+
+def time_kernels(
+    head_dims: list[int], lengths: list[int] | None, batch: int, heads: int, output: Path | None, as_json: bool
+) -> None:
+    from ..benchmarks import kernels_gpu, machine, plots, results, static
+
+    for name, value in (("--batch", batch), ("--heads", heads), *(("--length", x) for x in lengths or ())):
+        check_positive(name, value)
+    for head_dim in head_dims:
+        static.check_head_dim(head_dim)
+    device = kernels_gpu.find_gpu()
+    results.prepare_output(output)
+    shapes = product(head_dims, lengths or kernels_gpu.LENGTHS)
+    problems = [kernels_gpu.Problem(batch, heads, length, head_dim) for head_dim, length in shapes]
+    with progress_bar("Timing", 2 * len(problems)) as advance:
+        timings = kernels_gpu.run(device, problems, kernels_gpu.rivals(), advance)
+    rows = [timing.as_dict() for timing in timings]
+    if output is not None:
+        header = machine.header(gpu=device.name, seed=kernels_gpu.SEED)
+        results.write_csv(output / "kernels_gpu.csv", header, rows)
+        results.write_json(output / "kernels_gpu.json", header, rows)
+        plots.lines(output / "kernels_gpu.png", kernels_gpu.panels(timings), "milliseconds")
+    if as_json:
+        print(json.dumps(rows))
+    else:
+        print_kernel_times(rows)
+
+
+def print_kernel_times(rows: list[dict]) -> None:
+    """A table for people, one rival at one length a line."""
+    table = new_table(("pass", "shape", "rival"), ("ms", "ratio", "of the floor", "peak MiB"))
+    for row in rows:
+        shape = "×".join(str(row[name]) for name in ("batch", "heads", "length", "head_dim"))
+        share, peak = row["share_of_floor"], row["peak_bytes"]
+        table.add_row(
+            row["pass"],
+            shape,
+            row["rival"],
+            row["note"] or number(row["ms"], 3),
+            number(row["ratio"]),
+            "" if share is None else f"{share:.0%}",
+            "" if peak is None else f"{peak / 2**20:.0f}",
+        )
+    print_table(table)
+
+
+@benchmark_app.command()
+def cpu(
+    level: Annotated[
+        list[str] | None, typer.Option(metavar="operator|training|layer|model", help="Repeatable.", show_default="all")
+    ] = None,
+    threads: Annotated[list[int] | None, typer.Option(help="Threads of torch. Repeatable.", show_default="1 and 2")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Toy sizes, to see that it runs: the times mean nothing.")] = False,
+    output: OutputOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time inhibitor attention beside softmax attention on the CPU, in float32, bfloat16 and int8.
+
+    The operator forward, the operator forward and backward (training), a layer, and a model of DistilBERT-base's size with
+    random weights. All in one run, in turns; what counts are the ratios, medians over the rounds. About eight minutes.
+    """
+    from ..benchmarks import cpu as comparison
+    from ..benchmarks import machine, plots, results
+
+    levels = comparison.levels(quick)
+    unknown = set(level or ()) - {each.name for each in levels}
+    if unknown:
+        names = ", ".join(each.name for each in levels)
+        raise UserError(f"--level must be one of {names}; got {sorted(unknown)[0]!r}.")
+    for thread in threads or ():
+        check_positive("--threads", thread)
+    results.prepare_output(output)
+    chosen = [each for each in levels if not level or each.name in level]
+    numbers = threads or [1, 2]
+    with progress_bar("Timing", len(numbers) * sum(len(each.problems) for each in chosen)) as advance:
+        timings, refusals = comparison.run(chosen, numbers, advance)
+    rows = [timing.as_dict() for timing in timings]
+    for rival, why in refusals.items():
+        print(f"note: {rival} is left out: {why}", file=sys.stderr)
+    if output is not None:
+        left_out = "; ".join(f"{rival}: {why}" for rival, why in refusals.items())
+        header = machine.header(seed=comparison.SEED, **{"left out": left_out or "nothing"})
+        results.write_csv(output / "cpu.csv", header, rows)
+        results.write_json(output / "cpu.json", header, rows)
+        plots.bars(output / "cpu.png", comparison.panels(timings), "time / softmax fp32")
+    if as_json:
+        print(json.dumps(rows))
+    else:
+        print_cpu_times(rows)
+
+
+def print_cpu_times(rows: list[dict]) -> None:
+    """A table for people, one rival at one shape a line; ratios with their 10 % and 90 % quantiles."""
+    table = new_table(("level", "threads", "shape", "rival"), ("ms", "to softmax fp32", "to its peer"))
+    for row in rows:
+        shape = "×".join(str(row[name]) for name in ("batch", "heads", "length", "head_dim"))
+        ratio, peer = (
+            "" if row[name] is None else f"{row[name]:.2f} ({row[f'{name}_p10']:.2f}–{row[f'{name}_p90']:.2f})"
+            for name in ("ratio", "peer_ratio")
+        )
+        threads, milliseconds = str(row["threads"]), number(row["ms"], 3)
+        table.add_row(row["level"], threads, f"{row['problem']} {shape}", row["rival"], milliseconds, ratio, peer)
+    print_table(table)
+
+
+def check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise UserError(f"{name} must be at least 1; got {value}.")
+
+
+def new_table(words: Iterable[str], numbers: Iterable[str]) -> Table:
+    """An empty table: columns of words, then columns of numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in words:
+        table.add_column(title, no_wrap=True)
+    for title in numbers:
+        table.add_column(title, justify="right", no_wrap=True)
+    return table
+
+
+def print_table(table: Table) -> None:
+    """As wide as the terminal, or where there is none as wide as it needs to be."""
+    console = Console()
+    if not sys.stdout.isatty():
+        console = Console(width=console.measure(table, options=console.options.update(max_width=500)).maximum)
+    console.print(table)
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,63 @@
+"""Files of results: whole or not at all, with a header that says where they come from."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from inhibidistilbert.benchmarks import machine
+from inhibidistilbert.benchmarks.plots import Panel, bars, lines
+from inhibidistilbert.benchmarks.results import prepare_output, replacing, write_csv, write_json
+from inhibidistilbert.errors import UserError
+
+HEADER = {"cpu": "a processor", "torch": "2.13"}
+ROWS = [{"rival": "softmax, fp32", "ms": 1.5, "ratio": None}, {"rival": "inhibitor", "ms": 2.0, "ratio": 1.25}]
+
+
+def test_csv_reads_back_behind_its_header(tmp_path: Path):
+    write_csv(tmp_path / "times.csv", HEADER, ROWS)
+    lines = (tmp_path / "times.csv").read_text().splitlines()
+    assert lines[:2] == ["# cpu: a processor", "# torch: 2.13"]
+    assert list(csv.DictReader(lines[2:])) == [
+        {"rival": "softmax, fp32", "ms": "1.5", "ratio": ""},
+        {"rival": "inhibitor", "ms": "2.0", "ratio": "1.25"},
+    ]
+
+
+def test_json_has_a_row_a_line(tmp_path: Path):
+    write_json(tmp_path / "times.json", HEADER, ROWS)
+    text = (tmp_path / "times.json").read_text()
+    assert json.loads(text) == {"machine": HEADER, "results": ROWS}
+    assert sum("rival" in line for line in text.splitlines()) == len(ROWS)
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path):
+    path = tmp_path / "times.csv"
+    path.write_text("old")
+
+    with pytest.raises(FileNotFoundError), replacing(path) as temporary:
+        temporary.with_name("missing").read_text()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folder_that_cannot_be(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--output .*file.* cannot be written to"):
+        prepare_output(tmp_path / "file")
+
+
+@pytest.mark.parametrize("draw", [bars, lines])
+def test_figures_are_png_files_with_gaps_where_there_is_no_value(tmp_path: Path, draw):
+    panels = [Panel("operator", ["64", "128"], {"inhibitor": [1.0, 2.0], "int8": [None, 0.5]})] * 2
+    draw(tmp_path / "figure.png", panels, "ratio")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_header_names_machine_and_versions(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/inhibidistilbert", "benchmark", "cpu", "--output", "a folder"])
+    header = machine.header(seed=3)
+    assert header["command"] == "inhibidistilbert benchmark cpu --output 'a folder'"
+    assert header["seed"] == "3"
+    assert {"date", "system", "cpu", "cpus", "python", "torch", "transformers"} <= header.keys()

@@ -1,0 +1,183 @@
+"""Instruction counts of the kernels: what CI holds them to on machines without a GPU."""
+
+import json
+import sys
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from inhibidistilbert import cli
+from inhibidistilbert.benchmarks import static
+from inhibidistilbert.benchmarks.static import TARGETS, Case, Figures, count, default_cases
+
+pytest.importorskip("triton")
+
+BOTH = (True, False)
+# Instructions for one triple of query, key and channel, on sm_90.
+LIMITS = {"_forward_kernel": 4.9, "_backward_query_kernel": 10.0, "_backward_key_kernel": 12.0, "_forward_half_kernel": 3.1}
+PREPASS_LIMIT = 2.5
+# Centred and causal, the row pass also weighs every key for the gradient of the mean.
+CAUSAL_CENTERED_ROW_LIMIT = 10.4
+
+FULL = [
+    Case("sm_90", head_dim, centered=centered, causal=causal) for head_dim, centered, causal in product((64, 32), BOTH, BOTH)
+]
+HALF = [replace(case, dtype="bf16", kernels=("_forward_half_kernel",)) for case in FULL]
+OTHERS = [Case(target, 64, causal=True) for target in TARGETS if target != "sm_90"]
+ODD = Case("sm_90", 48, kernels=("_forward_kernel",))
+CASES = [*FULL, *HALF, *OTHERS, ODD]
+
+
+def variant(x: Case | Figures) -> tuple:
+    return x.target, x.head_dim, x.dtype, x.signed, x.centered, x.causal
+
+
+def limit(x: Figures) -> float:
+    return CAUSAL_CENTERED_ROW_LIMIT if x.pass_name == "row" and x.causal and x.centered else LIMITS[x.kernel]
+
+
+@pytest.fixture(scope="module")
+def counted() -> list[Figures]:
+    steps: list[int] = []
+    figures = count(CASES, progress=lambda: steps.append(1))
+    assert len(steps) == len(CASES)
+    return figures
+
+
+def test_results_come_in_the_order_of_the_cases(counted):
+    assert list(dict.fromkeys(map(variant, counted))) == list(map(variant, CASES))
+
+
+def test_instructions_a_triple(counted):
+    fp32 = [x for x in counted if variant(x) in map(variant, FULL)]
+    half = [x for x in counted if x.kernel == "_forward_half_kernel"]
+    assert (len(fp32), len(half)) == (3 * len(FULL), len(HALF))
+    assert not {
+        (x.kernel, *variant(x)): x.instructions_per_triple for x in fp32 + half if x.instructions_per_triple > limit(x)
+    }
+
+
+def test_instructions_a_triple_of_the_prepass(counted):
+    forward = [x for x in counted if variant(x) in map(variant, FULL) and x.pass_name == "forward"]
+    assert all((x.prepass_instructions_per_triple is not None) == x.centered for x in forward)
+    costs = {variant(x): x.prepass_instructions_per_triple for x in forward if x.centered}
+    assert len(costs) == 4
+    assert not {key: cost for key, cost in costs.items() if cost > PREPASS_LIMIT}
+
+
+def test_no_count_is_below_what_the_arithmetic_takes(counted):
+    # Subtract, add, clamp, add; two channels at once in the half kernel. Less were a count of something else.
+    least = {"_forward_kernel": 4.0, "_forward_half_kernel": 2.0, "_backward_query_kernel": 6.0, "_backward_key_kernel": 7.0}
+    sm_90 = [x for x in counted if x.target == "sm_90"]  # sm_100 adds two float32 numbers in one instruction
+    assert not {(x.kernel, *variant(x)) for x in sm_90 if x.instructions_per_triple < least[x.kernel]}
+
+
+def test_fp32_loops_spill_nothing_on_any_target(counted):
+    fp32 = [x for x in counted if x.dtype == "fp32"]
+    assert {x.target for x in fp32} == set(TARGETS)
+    assert not {(x.kernel, *variant(x)): x.spills for x in fp32 if x.spills}
+
+
+def test_the_half_kernel_is_counted_by_whole_chunks(counted):
+    assert {x.keys_per_iteration for x in counted if x.kernel == "_forward_half_kernel"} == {8}
+    assert {x.keys_per_iteration for x in counted if x.kernel != "_forward_half_kernel"} == {1}
+
+
+def test_head_size_beyond_a_power_of_two_counts_real_channels_only(counted):
+    padded = next(x for x in counted if variant(x) == variant(replace(ODD, head_dim=64)))
+    odd = next(x for x in counted if variant(x) == variant(ODD))
+    # The same tile for three quarters of the channels, and a few instructions for the mask.
+    assert padded.instructions_per_triple * 4 / 3 <= odd.instructions_per_triple < padded.instructions_per_triple * 1.5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_fp32_loops_spill_nothing_in_any_variant():
+    cases = [case for case in default_cases(head_dims=(16, 32, 64, 128)) if case.dtype == "fp32"]
+    assert not {(x.kernel, *variant(x)): x.spills for x in count(cases) if x.spills}
+
+
+def test_default_cases_cover_targets_types_and_variants():
+    cases = default_cases()
+    assert len(cases) == len(set(cases)) == 6 * 2 * 3 * 8
+    assert {case.kernels for case in cases if case.dtype != "fp32"} == {("_forward_kernel", "_forward_half_kernel")}
+
+
+# The command.
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """`run(arguments)`: exit code, stdout and stderr of `inhibidistilbert benchmark kernels --static`, for one case."""
+    monkeypatch.setattr(static, "default_cases", lambda targets, head_dims: [Case(targets[0], head_dims[0])])
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        words = ["inhibidistilbert", "benchmark", "kernels", "--static", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        captured = capsys.readouterr()
+        return exit_.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+def test_json_output_and_kept_files(run, tmp_path: Path):
+    code, out, err = run("--json", "--target", "sm_90", "--keep", tmp_path / "kept", "--output", tmp_path / "results")
+    assert (code, err) == (0, "")
+    forward, row, column = json.loads(out)
+    assert [x["pass"] for x in (forward, row, column)] == ["forward", "row", "column"]
+    assert set(forward) >= {
+        *("kernel", "pass", "target", "head_dim", "dtype", "signed", "centered", "causal", "registers", "spills"),
+        *("shared_bytes", "instructions_per_triple"),
+    }
+    kept = {path.name for path in (tmp_path / "kept").iterdir()}
+    assert {f"forward_kernel-sm_90-d64-fp32-signed-centered.{kind}" for kind in ("ptx", "cubin", "sass")} <= kept
+    assert len(kept) == 9
+    written = json.loads((tmp_path / "results" / "kernels_static.json").read_text())
+    assert written["results"] == [forward, row, column]
+    assert written["machine"]["triton"]
+    assert (tmp_path / "results" / "kernels_static.csv").read_text().count("\nforward") == 0
+    assert len((tmp_path / "results" / "kernels_static.csv").read_text().split("kernel,pass")[1].splitlines()) == 4
+
+
+def test_table_for_people(run, monkeypatch):
+    figures = Figures(
+        *("_forward_kernel", "forward", "gfx942", 32, "fp32", True, True, False), 246, 0, 31, 16384, 5.656, 2.688, 1
+    )
+    monkeypatch.setattr(static, "count", lambda *_: [figures])
+    code, out, _ = run()
+    assert code == 0
+    (line,) = (line for line in out.splitlines() if "gfx942" in line)
+    words = "forward_kernel gfx942 32 fp32 signed, centered 246 0 16384 5.66 2.69"
+    assert line.split() == words.split()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target", "sm_70"], "--target must be one of sm_80, sm_86, sm_90, sm_100, sm_120, gfx942; got 'sm_70'."),
+        (["--head-dim", "129"], "--head-dim must be from 1 to 128; got 129."),
+        (["--jobs", "0"], "--jobs must be at least 1; got 0."),
+    ],
+)
+def test_bad_arguments(run, arguments, message):
+    assert run(*arguments) == (2, "", f"error: {message}\n")
+
+
+def test_without_triton(run, monkeypatch):
+    monkeypatch.setattr(static, "find_spec", lambda package: None)
+    code, _, err = run()
+    assert code == 2
+    assert (
+        err == "error: benchmark kernels needs the package triton, which is not installed: pip install triton, on Linux.\n"
+    )
+
+
+def test_a_worker_that_fails_says_why():
+    with pytest.raises(
+        RuntimeError, match=r"compiling Case\(target='sm_90', head_dim=64, dtype='fp8'.*\n[^$]*KeyError: 'fp8'"
+    ):
+        count([Case(dtype="fp8")])
