@@ -1,4 +1,4 @@
-"""The command line: `inhibidistilbert convert | distill | predict | benchmark`, one word a job."""
+"""The command line: `inhibidistilbert convert | distill | predict | benchmark | publish`, one word a job."""
 
 import sys
 
@@ -8,16 +8,17 @@ from .commands.benchmark import benchmark_app
 from .commands.convert import convert
 from .commands.distill import distill
 from .commands.predict import predict
+from .commands.publish import publish
 from .errors import UserError
 
 app = typer.Typer(
     name="inhibidistilbert",
-    help="DistilBERT with inhibitor attention: convert, distill, use and measure models.",
+    help="DistilBERT with inhibitor attention: convert, distill, use, measure and publish models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (convert, distill, predict):
+for command in (convert, distill, predict, publish):
     app.command()(command)
 app.add_typer(benchmark_app)
 

@@ -1,0 +1,250 @@
+"""`inhibidistilbert publish`: a checkpoint, or the kernel, to the Hugging Face Hub, or a look at what is there."""
+
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from rich import box
+from rich.console import Console
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
+
+from ..errors import UserError
+from ..publishing.assemble import Candidate, assemble
+from ..publishing.card import CARD, dropped_sections, read_card
+from ..publishing.checks import FILE_CHECKS, CheckResult, Problem, run_checks
+from ..publishing.errors import PublishError
+from ..publishing.kernel import KERNEL_CHECKS, assemble_kernel, kernel_branch, kernel_usage
+from ..publishing.loading import check_loading
+from ..publishing.plan import Plan, Target, make_plan
+from ..publishing.tasks import usage
+from ..publishing.upload import Published, send, telling
+from ..publishing.verify import sent_completely, verify_kernel, verify_model
+
+
+def publish(
+    checkpoint_dir: Annotated[Path | None, typer.Argument(help="Folder written by save_pretrained or `distill`.")] = None,
+    repo_id: Annotated[str | None, typer.Option(metavar="ORG/NAME", help="Where to publish.")] = None,
+    kernel: Annotated[bool, typer.Option("--kernel", help="Publish, or verify, the operator as a Hub kernel.")] = False,
+    verify: Annotated[
+        str | None, typer.Option(metavar="ORG/NAME[@REV]", help="Check what is on the Hub already; send nothing.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show the plan; send nothing.")] = False,
+    private: Annotated[
+        bool, typer.Option("--private/--public", help="Of a new repository; that of an existing one is never changed.")
+    ] = True,
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BRANCH|refs/pr/N", help="Made when it is missing.", show_default="main; a kernel's is v<version>"
+        ),
+    ] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request against --revision.")] = False,
+    tag: Annotated[str | None, typer.Option(help="Tag the commit; the card's examples are pinned to it.")] = None,
+    commit_message: Annotated[str, typer.Option()] = "Publish with inhibidistilbert",
+    collection: Annotated[str | None, typer.Option(metavar="SLUG", help="Collection that the repository joins.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before sending.")] = False,
+) -> None:
+    """Take a checkpoint to the Hub, once every check has passed; then load it from there.
+
+    The folder is only read: what belongs on the Hub is assembled in a temporary one, with the source files of this version
+    and a card rendered from the configuration and the files of results. Licence, base model, data, limits and terms come
+    from the folder's README.md.
+
+    Exit code 1: a check failed, or the Hub refused. The same command again sends what is missing.
+    """
+    report = Report(as_json)
+    try:
+        if verify is not None:
+            look(report, verify, checkpoint_dir, kernel)
+            return
+        check_arguments(checkpoint_dir, repo_id, kernel, may_ask=dry_run or yes or (sys.stdin.isatty() and not as_json))
+        branch = revision or (kernel_branch() if kernel else "main")
+        repo_type = "kernel" if kernel else "model"
+        target = Target(str(repo_id), repo_type, branch, private, create_pr, tag, collection, commit_message)
+        with tempfile.TemporaryDirectory(prefix="inhibidistilbert-") as folder:
+            bring(report, target, checkpoint_dir, Path(folder, "assembled"), dry_run, yes)
+    except PublishError as error:
+        report.finish()
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+def check_arguments(checkpoint_dir: Path | None, repo_id: str | None, kernel: bool, may_ask: bool) -> None:
+    """Raises `UserError` for arguments that do not go together."""
+    if repo_id is None:
+        raise UserError("--repo-id is missing: give organisation/name.")
+    check_repo_id("--repo-id", repo_id)
+    if kernel and checkpoint_dir is not None:
+        raise UserError("--kernel publishes the operator of this package: leave out CHECKPOINT_DIR.")
+    if not kernel and checkpoint_dir is None:
+        raise UserError("CHECKPOINT_DIR is missing: give a folder written by save_pretrained.")
+    if not may_ask:
+        raise UserError("there is nobody to ask before sending: give --yes, or --dry-run to see the plan.")
+
+
+def check_repo_id(argument: str, repo_id: str) -> None:
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        repo_id_is_right = False
+    else:
+        repo_id_is_right = "/" in repo_id
+    if not repo_id_is_right:
+        raise UserError(f"{argument} must be organisation/name, got {repo_id!r}.")
+
+
+def bring(report: "Report", target: Target, source: Path | None, folder: Path, dry_run: bool, yes: bool) -> None:
+    """Assemble, check, plan, ask, send and verify."""
+    api = HfApi()
+    with telling("Nothing was sent."):
+        log_in(api, dry_run)
+    candidate = assemble_kernel(folder, target.repo_id) if source is None else assembled(source, folder, target)
+    with telling("Nothing was sent."):
+        plan = make_plan(api, target, candidate.files)
+    report.show_plan(plan, candidate)
+    gate = KERNEL_CHECKS if source is None else {**FILE_CHECKS, "loading": check_loading}
+    checks = [refusals(plan), *run_checks(candidate, gate)]
+    report.show_checks(checks)
+    stop_unless_passed(checks, "Nothing was sent.")
+    if dry_run:
+        report.finish()
+        return
+    if not yes and not typer.confirm(f"Send {len(plan.changes)} changes to {target.repo_id}?", err=True):
+        raise PublishError("stopped as asked. Nothing was sent.")
+    published = send(api, plan, candidate.files)
+    report.show_published(published, target, candidate)
+    verify_sent(report, api, candidate, target, published)
+    report.finish()
+
+
+def log_in(api: HfApi, dry_run: bool) -> None:
+    """Ask the Hub whether it knows the token; a plan for a public repository needs none."""
+    if get_token() is not None:
+        api.whoami()
+    elif not dry_run:
+        raise UserError("there is no token: log in with `hf auth login`, or set HF_TOKEN.")
+
+
+def assembled(source: Path, folder: Path, target: Target) -> Candidate:
+    return assemble(source, folder, target.repo_id, target.tag)
+
+
+def refusals(plan: Plan) -> CheckResult:
+    """Whether the plan leaves alone what it should, as a check."""
+    problems = (Problem(plan.target.repo_id, *refusal.split(": ", 1)) for refusal in plan.refusals)
+    return CheckResult("remote", tuple(problems))
+
+
+def stop_unless_passed(checks: Sequence[CheckResult], state: str) -> None:
+    failed = [check.name for check in checks if not check.passed]
+    if failed:
+        raise PublishError(f"failed checks: {', '.join(failed)}. {state}")
+
+
+def verify_sent(report: "Report", api: HfApi, candidate: Candidate, target: Target, published: Published) -> None:
+    with telling(f"It is on the Hub, at {published.commit}, but was not verified; try --verify."):
+        checks = sent_completely(api, candidate, target.repo_id, target.repo_type, published.commit)
+    report.show_checks(checks, "verified")
+    stop_unless_passed(checks, f"It is on the Hub, at {published.commit}.")
+
+
+def look(report: "Report", verify: str, reference: Path | None, kernel: bool) -> None:
+    """`--verify`: download, check and load what is there."""
+    repo_id, _, revision = verify.partition("@")
+    check_repo_id("--verify", repo_id)
+    api, repo_type = HfApi(), "kernel" if kernel else "model"
+    with telling("Nothing was verified."):
+        commit = api.repo_info(repo_id, revision=revision or None, repo_type=repo_type).sha or revision
+        if kernel:
+            checks = verify_kernel(api, repo_id, commit)
+            report.show_usage(kernel_usage(repo_id, commit))
+        else:
+            checks, candidate = verify_model(api, repo_id, commit, reference)
+            report.show_usage(usage(candidate.architecture, repo_id, commit))
+    report.note("commit", commit, f"{repo_id} at {commit}")
+    report.show_checks(checks)
+    stop_unless_passed(checks, "Nothing was changed.")
+    report.finish()
+
+
+class Report:
+    """What the command says: tables for people as they come, or one JSON object at the end."""
+
+    def __init__(self, as_json: bool):
+        self._json: dict[str, Any] | None = {} if as_json else None
+        self._console = Console(highlight=False, soft_wrap=True)
+
+    def note(self, name: str, value: Any, text: str) -> None:
+        """One fact, and the line that people see."""
+        if self._json is None:
+            self._console.print(escape(text))
+        else:
+            self._json[name] = value
+
+    def show_plan(self, plan: Plan, candidate: Candidate) -> None:
+        target, remote = plan.target, plan.remote
+        state = "exists" if remote.exists else f"new, {'private' if target.private else 'public'}"
+        wanted = f"a pull request to {target.revision}" if target.create_pr else target.revision
+        self.note("repo_id", target.repo_id, f"{target.repo_type} {target.repo_id} ({state}), {wanted}")
+        self.note("revision", target.revision, f"on top of {remote.head or remote.main or 'nothing'}")
+        kept = dropped_sections(read_card(candidate.source).text) if target.repo_type == "model" else []
+        if self._json is not None:
+            self._json |= {"parent": remote.head, "left_out": list(candidate.left_out), "left_out_sections": kept}
+            self._json["files"] = [dataclasses.asdict(file) for file in plan.files]
+            self._json["card"] = (candidate.folder / CARD).read_text(encoding="utf-8")
+            return
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("file", no_wrap=True)
+        table.add_column("size", justify="right")
+        table.add_column("on the Hub")
+        for file in plan.files:
+            table.add_row(escape(file.path), decimal(file.size), file.state)
+        self._console.print(table)
+        for what, names in (("files not published", candidate.left_out), (f"sections of {CARD} not published", kept)):
+            if names:
+                self._console.print(escape(f"{what}: {', '.join(names)}"))
+        self._console.rule(CARD)
+        self._console.print((candidate.folder / CARD).read_text(encoding="utf-8"), markup=False)
+        self._console.rule()
+
+    def show_checks(self, checks: Sequence[CheckResult], name: str = "checks") -> None:
+        if self._json is not None:
+            self._json[name] = [
+                {"name": check.name, "passed": check.passed, "problems": [dataclasses.asdict(p) for p in check.problems]}
+                for check in checks
+            ]
+            return
+        for check in checks:
+            self._console.print(f"{'[green]passed[/green]' if check.passed else '[red]FAILED[/red]'}  {check.name}")
+            for problem in check.problems:
+                self._console.print(escape(f"        {problem.file}: {problem.what}; {problem.remedy}."))
+
+    def show_published(self, published: Published, target: Target, candidate: Candidate) -> None:
+        self.note("commit", published.commit, f"{'sent' if published.sent else 'nothing to send'}: {published.commit}")
+        self.note("sent", published.sent, published.url)
+        if self._json is not None:
+            self._json["url"] = published.url
+        if target.repo_type == "kernel":
+            lines = kernel_usage(target.repo_id, target.tag or published.commit)
+        else:
+            lines = usage(candidate.architecture, target.repo_id, target.tag or published.commit)
+        self.show_usage(lines)
+
+    def show_usage(self, lines: Sequence[str]) -> None:
+        self.note("usage", list(lines), "\n".join(("", *lines, "")))
+
+    def finish(self) -> None:
+        if self._json is not None:
+            print(json.dumps(self._json))
+            self._json = {}

@@ -1,0 +1,92 @@
+"""Puts together, in a new folder, what of a checkpoint belongs on the Hub."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
+from ..modeling.remote_code import source_files, write_remote_code
+from .card import CARD, render_card, write_eval_results
+from .measurements import RESULT_FILES, read_json
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "added_tokens.json")
+# What is copied. The source files and the card are written anew.
+ALLOWED = ("config.json", "generation_config.json", "LICENSE", *WEIGHTS, *TOKENIZER, *RESULT_FILES)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A folder that may go to the Hub.
+
+    Attributes:
+        folder: assembled afresh; all that is in it goes to the Hub.
+        source: the maintainer's folder, which is only read.
+        config: the content of `config.json`.
+        left_out: files of `source` that stay there.
+    """
+
+    folder: Path
+    source: Path
+    config: dict[str, Any]
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def architecture(self) -> str:
+        """`"InhibiDistilBertForSequenceClassification"`; empty where the configuration names none."""
+        names = self.config.get("architectures") or [""]
+        return str(names[0])
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The files by their path in the repository."""
+        return repository_files(self.folder)
+
+
+def repository_files(folder: Path) -> dict[str, Path]:
+    """The files below `folder` by their path in the repository."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def allowed_names() -> set[str]:
+    """Names, with wildcards, that may stand in the root of a published checkpoint."""
+    return {*ALLOWED, CARD, *(file.name for file in source_files())}
+
+
+def assemble(source: Path, target: Path, repo_id: str, revision: str | None) -> Candidate:
+    """Copy what is allowed from `source` to the new folder `target`, and write source files, card and evaluation entries.
+
+    revision: the tag that the card's examples are pinned to.
+
+    Raises:
+        UserError: `source` is not a checkpoint of this kind of model, or its files of results cannot be read.
+    """
+    config = check_source(source)
+    target.mkdir(parents=True)
+    for pattern in ALLOWED:
+        for file in source.glob(pattern):
+            shutil.copyfile(file, target / file.name)
+    write_remote_code(target)
+    render_card(source, target, config, repo_id, revision)
+    write_eval_results(source, target)
+    published = repository_files(target)
+    left_out = tuple(name for name in repository_files(source) if name not in published)
+    return Candidate(target, source, config, left_out)
+
+
+def check_source(source: Path) -> dict[str, Any]:
+    """The configuration of the checkpoint in `source`.
+
+    Raises:
+        UserError: not a folder, or not one of this kind of model.
+    """
+    if not source.is_dir():
+        raise UserError(f"CHECKPOINT_DIR: {str(source)!r} is not a folder; give one written by save_pretrained.")
+    if not (source / "config.json").is_file():
+        raise UserError(f"CHECKPOINT_DIR: {str(source)!r} lacks config.json; give one written by save_pretrained.")
+    config, expected = read_json(source / "config.json"), InhibiDistilBertConfig.model_type
+    if config.get("model_type") != expected:
+        raise UserError(f"CHECKPOINT_DIR must hold a model of type {expected!r}, got {config.get('model_type')!r}.")
+    return config

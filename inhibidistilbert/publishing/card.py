@@ -1,0 +1,278 @@
+"""The model card: rendered from a template, with numbers from the files of results alone.
+
+What no file of results can tell stands in the maintainer's own `README.md`: its metadata (licence, language, base model,
+datasets, widget) and its sections `KEPT_SECTIONS` are kept.
+"""
+
+import json
+import re
+import struct
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from huggingface_hub import CardData, EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub.utils import yaml_dump
+
+from ..errors import UserError, reason
+from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
+from .measurements import DISTILLATION, EVALUATION, Measurement, read_benchmarks, read_json, read_measurements
+from .tasks import PIPELINE_TAGS, auto_class, usage
+
+CARD = "README.md"
+EVAL_RESULTS = ".eval_results"
+TAGS = ("custom_code", "inhibitor-attention", "distillation")
+# By their names in the template.
+KEPT_SECTIONS = {"evaluation_notes": "Evaluation notes", "limits": "Limits and bias", "terms": "Terms"}
+# Fractions on file, percentages on the card.
+_PERCENT = ("accuracy", "f1", "precision", "recall", "matthews_correlation")
+_KEPT_METADATA = ("language", "license", "license_name", "license_link", "base_model", "base_model_relation", "datasets")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the headers of the safetensors files say."""
+
+    parameters: int
+    bytes: int
+    dtypes: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the evaluation table."""
+
+    texts: str
+    examples: int
+    metric: str
+    value: str
+    control: str
+
+
+@dataclass(frozen=True)
+class Training:
+    """What `distillation.json` says of the training, as the template prints it."""
+
+    teacher: str
+    student: str
+    fine_tuned: bool
+    teacher_training: str
+    student_training: str
+    all_texts: int
+    labelled_texts: int
+    temperature: float
+    hard_weight: float
+    scalar_learning_rate: float
+    seed: int
+    bf16: str
+    save_dtype: str
+
+
+def template_text() -> str:
+    """The template of the card's text, in Jinja's language."""
+    return (files("inhibidistilbert") / "hub_configs" / "model_card.md").read_text(encoding="utf-8")
+
+
+def read_card(folder: Path) -> ModelCard:
+    """The card in `folder`; an empty one where there is none.
+
+    Raises:
+        UserError: metadata that is not YAML.
+    """
+    file = folder / CARD
+    try:
+        return ModelCard(file.read_text(encoding="utf-8") if file.is_file() else "---\n{}\n---\n")
+    except Exception as error:  # PyYAML has its own.
+        raise UserError(f"the metadata of {CARD!r} cannot be read: {reason(error)}") from error
+
+
+def section(text: str, title: str) -> str:
+    """The text below the heading `## title`, up to the next such heading; empty where there is none."""
+    match = re.search(rf"^## {re.escape(title)}\s*\n(.*?)(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL)
+    return match[1].strip() if match else ""
+
+
+def dropped_sections(text: str) -> list[str]:
+    """Headings of a maintainer's card whose text the rendered card does not take over."""
+    return [title for title in re.findall(r"^## (.+?)\s*$", text, flags=re.MULTILINE) if title not in KEPT_SECTIONS.values()]
+
+
+def weights_of(folder: Path) -> Weights:
+    """Count the parameters in the safetensors files of `folder`; a file that cannot be read counts nothing."""
+    parameters, size, dtypes = 0, 0, Counter[str]()
+    for file in sorted(folder.glob("*.safetensors")):
+        size += file.stat().st_size
+        for tensor in safetensors_header(file).values():
+            count = prod(tensor["shape"])
+            parameters += count
+            dtypes[tensor["dtype"]] += count
+    return Weights(parameters, size, ", ".join(name for name, _ in dtypes.most_common()))
+
+
+def safetensors_header(file: Path, metadata: bool = False) -> dict[str, Any]:
+    """Type and shape of the tensors in `file`, or its free metadata; empty where the header is damaged."""
+    try:
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
+    except (OSError, ValueError, struct.error, MemoryError, OverflowError):
+        return {}
+    free = header.pop("__metadata__", {})
+    return free if metadata else header
+
+
+def render_card(source: Path, target: Path, config: dict[str, Any], repo_id: str, revision: str | None) -> None:
+    """Write the card of the checkpoint in `target`, with what the card in `source` alone can know.
+
+    Raises:
+        UserError: metadata or files of results that cannot be read.
+    """
+    former, measurements = read_card(source), read_measurements(source)
+    data = _metadata(former.data, config, measurements, repo_id)
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    text = environment.from_string(template_text()).render(
+        **_model_facts(target, config, repo_id, revision), **_result_facts(source, measurements), **_former_facts(former)
+    )
+    text = re.sub(r"\n{3,}", "\n\n", text)
+    (target / CARD).write_text(f"---\n{data.to_yaml()}\n---\n\n{text}", encoding="utf-8")
+
+
+def _model_facts(folder: Path, config: dict[str, Any], repo_id: str, revision: str | None) -> dict[str, Any]:
+    architecture = str((config.get("architectures") or [""])[0])
+    normalization = str(config.get("length_normalization", "none"))
+    return {
+        "name": repo_id.partition("/")[2],
+        "repo_id": repo_id,
+        "pinned": f', revision="{revision}"' if revision else "",
+        "config": InhibiDistilBertConfig().to_dict() | config,
+        "weights": weights_of(folder),
+        "task": PIPELINE_TAGS.get(architecture, "unknown"),
+        "labels": list((config.get("id2label") or {}).values()) if "Classification" in architecture else [],
+        "factor": {"none": "β", "sqrt": "β/√n", "mean": "β/n"}.get(normalization, "β"),
+        "inhibition": "[relu(v⁺ − Z) − relu(v⁻ − Z)]" if config.get("signed", True) else "relu(v − Z)",
+        "usage": usage(architecture, repo_id, revision),
+        "auto_class": auto_class(architecture),
+    }
+
+
+def _result_facts(source: Path, measurements: Sequence[Measurement]) -> dict[str, Any]:
+    log = read_json(source / DISTILLATION) if (source / DISTILLATION).is_file() else None
+    names = (EVALUATION, DISTILLATION)
+    return {
+        "measurements": [_row(measurement) for measurement in measurements],
+        "percent": any(measurement.metric in _PERCENT for measurement in measurements),
+        "sources": [f"`{name}`" for name in names if (source / name).is_file()],
+        "distilled": _training(log) if log else None,
+        "benchmarks": read_benchmarks(source),
+        "machine": log.get("machine") if log else None,
+    }
+
+
+def _former_facts(former: ModelCard) -> dict[str, Any]:
+    datasets = former.data.get("datasets") or []
+    return {
+        "datasets": [datasets] if isinstance(datasets, str) else datasets,
+        "license": former.data.get("license", ""),
+        "base_model": former.data.get("base_model", ""),
+        **{name: section(former.text, title) for name, title in KEPT_SECTIONS.items()},
+    }
+
+
+def _row(measurement: Measurement) -> Row:
+    def shown(value: float | None) -> str:
+        if value is None:
+            return "not measured"
+        return f"{100 * value:.1f}" if measurement.metric in _PERCENT else f"{value:.4f}"
+
+    texts = f"{measurement.dataset}, {measurement.split}" if measurement.split else measurement.dataset
+    control = shown(measurement.control)
+    named = f"{control} ({measurement.control_model})" if measurement.control_model else control
+    return Row(texts, measurement.examples, measurement.metric, shown(measurement.value), named)
+
+
+def _training(log: dict[str, Any]) -> Training:
+    """Raises `UserError` where the log is not of its form."""
+    try:
+        options = log["options"]
+        return Training(
+            teacher=f"`{Path(options['teacher']).name}`",
+            student=f"`{Path(options['student']).name}`",
+            fine_tuned=options["fine_tune_teacher"],
+            teacher_training=_schedule(options["teacher_training"]),
+            student_training=_schedule(options["student_training"]),
+            all_texts=log["texts"]["all"],
+            labelled_texts=log["texts"]["labelled"],
+            temperature=options["temperature"],
+            hard_weight=options["hard_weight"],
+            scalar_learning_rate=options["scalar_learning_rate"],
+            seed=options["seed"],
+            bf16="yes" if options["bf16"] else "no",
+            save_dtype=options["save_dtype"],
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{DISTILLATION!r} is not of its form: {type(error).__name__} {reason(error)}.") from error
+
+
+def _schedule(training: dict[str, Any]) -> str:
+    return (
+        f"epochs {training['epochs']}, learning rate {training['learning_rate']}, batches of {training['batch_size']} texts "
+        f"of up to {training['max_length']} tokens"
+    )
+
+
+def _metadata(former: CardData, config: dict[str, Any], measurements: Sequence[Measurement], repo_id: str) -> ModelCardData:
+    architecture = str((config.get("architectures") or [""])[0])
+    task, own = PIPELINE_TAGS.get(architecture), former.get("tags") or []
+    extra = {} if former.get("widget") is None else {"widget": former.get("widget")}
+    return ModelCardData(
+        **{name: former.get(name) for name in _KEPT_METADATA},
+        library_name="transformers",
+        pipeline_tag=task,
+        metrics=sorted({measurement.metric for measurement in measurements}) or former.get("metrics"),
+        tags=[*TAGS, *(tag for tag in own if tag not in TAGS)],
+        model_name=repo_id.partition("/")[2],
+        eval_results=[_eval_result(measurement, task or "other") for measurement in measurements],
+        **extra,
+    )
+
+
+def _eval_result(measurement: Measurement, task: str) -> EvalResult:
+    return EvalResult(
+        task_type=task,
+        dataset_type=measurement.dataset,
+        dataset_name=measurement.dataset,
+        dataset_config=measurement.config,
+        dataset_split=measurement.split,
+        dataset_revision=measurement.revision,
+        metric_type=measurement.metric,
+        metric_value=measurement.value,
+    )
+
+
+def write_eval_results(source: Path, target: Path) -> None:
+    """Write the Hub's evaluation entries, one file a published dataset: `.eval_results/imdb.yaml`."""
+    entries: dict[str, list[EvalResultEntry]] = {}
+    for measurement in read_measurements(source):
+        if measurement.published:
+            entries.setdefault(measurement.dataset, []).append(_entry(measurement))
+    for dataset, of_dataset in entries.items():
+        file = target / EVAL_RESULTS / f"{dataset.replace('/', '--')}.yaml"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(yaml_dump(eval_result_entries_to_yaml(of_dataset), sort_keys=False), encoding="utf-8")
+
+
+def _entry(measurement: Measurement) -> EvalResultEntry:
+    return EvalResultEntry(
+        dataset_id=measurement.dataset,
+        task_id=measurement.task_id,
+        value=measurement.value,
+        dataset_revision=measurement.revision,
+        date=measurement.date,
+        notes=f"{measurement.metric}, {measurement.split}, {measurement.examples} examples",
+    )

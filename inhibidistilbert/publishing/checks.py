@@ -1,0 +1,315 @@
+"""The gate: what must hold of a folder before it may go to the Hub. Each check names the file and the remedy."""
+
+import fnmatch
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import get_token
+from safetensors import SafetensorError, safe_open
+from transformers import AutoTokenizer
+from transformers.dynamic_module_utils import get_relative_imports
+
+from ..errors import reason
+from ..modeling.remote_code import AUTO_MAP, source_files
+from ..quiet import quiet_transformers
+from .assemble import Candidate, allowed_names
+from .card import CARD, EVAL_RESULTS, read_card, safetensors_header, section, template_text
+from .measurements import RESULT_FILES
+from .secrets import find_secrets
+from .tasks import PIPELINE_TAGS
+
+_TEXT = (".json", ".md", ".py", ".yaml", ".txt", "LICENSE", ".toml")
+_RELATIONS = ("finetune", "adapter", "merge", "quantized")
+_SAVE_AGAIN = "save model and tokenizer again with save_pretrained"
+PLACEHOLDER = re.compile(r"\{\{|\{%|\[More Information Needed\]|<organi[sz]ation>|\bTODO\b|\bTBD\b|\bFIXME\b")
+_PRIVATE_PATH = re.compile(
+    r"(?<![\w./:-])(?:/(?:home|root|Users|mnt|tmp|data|work|scratch|var|opt|srv)/[^\s\"']*"
+    r"|[A-Za-z]:\\[^\s\"']+|~/[^\s\"']+)"
+)
+_NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a file, and what the maintainer can do."""
+
+    file: str
+    what: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    name: str
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return not self.problems
+
+
+Check = Callable[[Candidate], Iterator[Problem]]
+
+
+def run_checks(candidate: Candidate, checks: dict[str, Check]) -> list[CheckResult]:
+    """Every check, in order, whatever the ones before it found."""
+    return [CheckResult(name, tuple(check(candidate))) for name, check in checks.items()]
+
+
+def check_files(candidate: Candidate) -> Iterator[Problem]:
+    """Only files of known names; weights as safetensors, all shards of them."""
+    names, allowed = candidate.files, allowed_names()
+    for name in names:
+        if not any(fnmatch.fnmatch(name, pattern) for pattern in (*allowed, f"{EVAL_RESULTS}/*.yaml")):
+            yield Problem(name, "is not a file of a published checkpoint", "remove it")
+    if not any(name.endswith(".safetensors") for name in names):
+        pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in candidate.source.glob(pattern)]
+        found = f" ({', '.join(sorted(pickles))} would run code when read)" if pickles else ""
+        yield Problem("model.safetensors", f"is missing{found}", f"{_SAVE_AGAIN}, which writes safetensors")
+    if "model.safetensors.index.json" in names:
+        index = json.loads(names["model.safetensors.index.json"].read_text(encoding="utf-8"))
+        for shard in sorted(set(index.get("weight_map", {}).values()) - names.keys()):
+            yield Problem(shard, "is named by model.safetensors.index.json and missing", _SAVE_AGAIN)
+
+
+def check_weights(candidate: Candidate) -> Iterator[Problem]:
+    """Every tensor is readable and finite, and every attention has its three scalars."""
+    names: set[str] = set()
+    for file in sorted(candidate.folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - not a dictionary
+                    names.add(name)
+                    if not tensors.get_tensor(name).isfinite().all():
+                        yield Problem(file.name, f"{name} is not finite", "go back to an earlier checkpoint of the training")
+        except (SafetensorError, OSError) as error:
+            yield Problem(file.name, f"cannot be read: {reason(error)}", _SAVE_AGAIN)
+            return
+    prefix = "" if any(name.startswith("transformer.") for name in names) else "distilbert."
+    layers = int(candidate.config.get("n_layers", 0))
+    wanted = {f"{prefix}transformer.layer.{i}.attention.{s}" for i in range(layers) for s in ("alpha", "beta", "gamma")}
+    if names and (missing := sorted(wanted - names)):
+        yield Problem("model.safetensors", f"lacks {', '.join(missing[:3])} and so on"[:200], _SAVE_AGAIN)
+
+
+def check_auto_map(candidate: Candidate) -> Iterator[Problem]:
+    """`config.json` names the class for every Auto class, and one architecture that exists."""
+    auto_map = candidate.config.get("auto_map") or {}
+    wrong = sorted(name for name, reference in AUTO_MAP.items() if auto_map.get(name) != reference)
+    if wrong:
+        yield Problem("config.json", f"auto_map has no or another entry for {', '.join(wrong)}", _SAVE_AGAIN)
+    if foreign := sorted(auto_map.keys() - AUTO_MAP.keys()):
+        yield Problem("config.json", f"auto_map has an unknown entry {', '.join(foreign)}", _SAVE_AGAIN)
+    if candidate.architecture not in PIPELINE_TAGS:
+        known = ", ".join(PIPELINE_TAGS)
+        yield Problem("config.json", f"architectures must name one of {known}, got {candidate.architecture!r}", _SAVE_AGAIN)
+
+
+def check_remote_code(candidate: Candidate) -> Iterator[Problem]:
+    """Every module that `auto_map` or another source file names is there, and no source file is a stranger."""
+    names = candidate.files
+    references = [str(reference) for reference in (candidate.config.get("auto_map") or {}).values()]
+    wanted = {f"{reference.partition('.')[0]}.py" for reference in references} | {file.name for file in source_files()}
+    checked: set[str] = set()
+    while wanted:
+        name = wanted.pop()
+        checked.add(name)
+        if name not in names:
+            yield Problem(name, "is missing, but auto_map or another source file names it", f"{_SAVE_AGAIN} of this package")
+        else:
+            wanted |= {f"{module}.py" for module in get_relative_imports(names[name])} - checked
+
+
+def check_tokenizer(candidate: Candidate) -> Iterator[Problem]:
+    """The tokenizer loads and fits the vocabulary, the positions and the inputs of the model."""
+    if not {"tokenizer.json", "vocab.txt"} & candidate.files.keys():
+        yield Problem("tokenizer.json", "is missing", _SAVE_AGAIN)
+        return
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(candidate.folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # The tokenizers library raises bare exceptions.
+        yield Problem("tokenizer.json", f"cannot be loaded: {reason(error)}", _SAVE_AGAIN)
+        return
+    vocabulary, positions = candidate.config.get("vocab_size", 0), candidate.config.get("max_position_embeddings", 0)
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if not vocabulary // 2 <= largest < vocabulary:
+        what = f"has ids up to {largest}, the model {vocabulary} embeddings"
+        yield Problem("tokenizer.json", what, "save the tokenizer that the model was trained with")
+    if tokenizer.pad_token_id != candidate.config.get("pad_token_id", 0):
+        what = f"pads with {tokenizer.pad_token_id}, the model with {candidate.config.get('pad_token_id', 0)}"
+        yield Problem("tokenizer.json", what, "save the tokenizer that the model was trained with")
+    if tokenizer.model_max_length > positions:
+        what = f"model_max_length is {tokenizer.model_max_length}, the model has {positions} positions"
+        yield Problem("tokenizer_config.json", what, f"set tokenizer.model_max_length = {positions} and save it")
+    if "token_type_ids" in tokenizer.model_input_names:
+        remedy = 'set tokenizer.model_input_names = ["input_ids", "attention_mask"] and save it'
+        yield Problem("tokenizer_config.json", "names token_type_ids, which the model does not take", remedy)
+
+
+def check_labels(candidate: Candidate) -> Iterator[Problem]:
+    """A classifier says what its classes mean."""
+    if "Classification" not in candidate.architecture:
+        return
+    id2label = candidate.config.get("id2label") or {}
+    remedy = "set config.id2label and config.label2id to the names of the classes, and save it"
+    generic = sorted(str(name) for name in id2label.values() if re.fullmatch(r"LABEL_\d+|\d*", str(name)))
+    if not id2label or generic:
+        yield Problem("config.json", f"id2label does not say what the classes mean: {', '.join(generic) or 'none'}", remedy)
+    if len(set(id2label.values())) != len(id2label):
+        yield Problem("config.json", "id2label gives two classes the same name", remedy)
+    if {name: int(index) for index, name in id2label.items()} != candidate.config.get("label2id"):
+        yield Problem("config.json", "label2id is not the inverse of id2label", remedy)
+
+
+def check_paths(candidate: Candidate) -> Iterator[Problem]:
+    """No file of settings or results tells where it lay on the maintainer's machine."""
+    for name, file in candidate.files.items():
+        if name.endswith((".json", ".yaml")) and name != "tokenizer.json":
+            for match in _PRIVATE_PATH.finditer(file.read_text(encoding="utf-8")):
+                yield Problem(name, f"holds the private path {match[0]!r}", "replace it by a name or a relative path")
+
+
+def check_secrets(candidate: Candidate) -> Iterator[Problem]:
+    """No token, key or password in any text file, nor in the metadata of the weights."""
+    token = get_token()
+    for name, file in candidate.files.items():
+        if name.endswith(".safetensors"):
+            text = json.dumps(safetensors_header(file, metadata=True))
+        elif name.endswith(_TEXT):
+            text = file.read_text(encoding="utf-8", errors="replace")
+        else:
+            continue
+        for secret in find_secrets(text, token):
+            yield Problem(name, f"line {secret.line} holds {secret.kind}", "remove it, and revoke it where it was issued")
+
+
+def check_metadata(candidate: Candidate) -> Iterator[Problem]:
+    """The card says under which licence, in which language, from which model and data."""
+    data = read_card(candidate.folder).data
+    for name, example in {
+        "license": "apache-2.0",
+        "language": "en",
+        "base_model": "organisation/name",
+        "base_model_relation": "finetune",
+        "datasets": "[organisation/name]",
+    }.items():
+        if not data.get(name):
+            yield Problem(CARD, f"does not give {name}", f"add `{name}: {example}` to the metadata of the folder's {CARD}")
+    if data.get("base_model_relation") not in (None, *_RELATIONS):
+        what = f"base_model_relation is {data.get('base_model_relation')!r}"
+        yield Problem(CARD, what, f"give one of {', '.join(_RELATIONS)} in the metadata of the folder's {CARD}")
+    if data.get("license") == "other" and not (data.get("license_name") and data.get("license_link")):
+        yield Problem(CARD, "license is 'other' without a name and a link", "add license_name and license_link")
+    for name in ("base_model", "datasets"):
+        given = data.get(name) or []
+        for repo_id in [given] if isinstance(given, str) else given:
+            if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(repo_id)):
+                yield Problem(CARD, f"{name} names {repo_id!r}", "give the id that it has on the Hub, organisation/name")
+
+
+def check_card(candidate: Candidate) -> Iterator[Problem]:
+    """The card is filled in, names limits, has whole tables, and takes every number from a file of results."""
+    text = read_card(candidate.folder).text
+    for match in PLACEHOLDER.finditer(text):
+        yield Problem(CARD, f"has the unfilled field {match[0]!r}", f"fill it in in the folder's {CARD}")
+    if not section(read_card(candidate.source).text, "Limits and bias"):
+        remedy = f"add a section `## Limits and bias` to the folder's {CARD}: what the model was not made for and gets wrong"
+        yield Problem(CARD, "does not say what the limits of this model are", remedy)
+    for line in broken_table_lines(text):
+        yield Problem(CARD, f"has a broken table line {line!r}", "remove `|` and line breaks from the results it shows")
+    for number in untraced_numbers(candidate, text):
+        remedy = f"put it into {' or '.join(RESULT_FILES[:2])}, or take it out of the folder's {CARD}"
+        yield Problem(CARD, f"shows the number {number}, which is in no file of results", remedy)
+
+
+def broken_table_lines(text: str) -> Iterator[str]:
+    """Lines of a table that have another number of cells than its first line, or an empty cell."""
+    columns = 0
+    for line in text.splitlines():
+        if not line.startswith("|"):
+            columns = 0
+            continue
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        columns = columns or len(cells)
+        if len(cells) != columns or not all(cells):
+            yield line
+
+
+def untraced_numbers(candidate: Candidate, text: str) -> Iterator[str]:
+    """Numbers of the card's prose and tables that stand neither in a file of results nor in the template.
+
+    Code, addresses and years are no results.
+    """
+    known = set(numbers_in(candidate.config))
+    for name, file in candidate.files.items():
+        if name in RESULT_FILES:
+            known |= set(numbers_in(json.loads(file.read_text(encoding="utf-8"))))
+        elif name.endswith(".safetensors"):
+            sizes = [math.prod(tensor["shape"]) for tensor in safetensors_header(file).values()]
+            known |= {float(sum(sizes)), file.stat().st_size / 1e6}
+    weights = [file for name, file in candidate.files.items() if name.endswith(".safetensors")]
+    if len(weights) > 1:
+        known |= {sum(file.stat().st_size for file in weights) / 1e6, float(_parameters(weights))}
+    fixed = set(_NUMBER.findall(template_text()))
+    for token in dict.fromkeys(_NUMBER.findall(_prose(text))):
+        token = token.rstrip(",")
+        if token not in fixed and not re.fullmatch(r"(19|20)\d\d", token) and not _is_known(token, known):
+            yield token
+
+
+def _parameters(weights: list[Path]) -> int:
+    return sum(math.prod(tensor["shape"]) for file in weights for tensor in safetensors_header(file).values())
+
+
+def _prose(text: str) -> str:
+    """The text without code, addresses, link targets and dates."""
+    for pattern in (r"```.*?```", r"`[^`]*`", r"<https?://[^>]*>", r"\]\([^)]*\)", r"https?://\S+", r"\d{4}-\d\d-\d\d\S*"):
+        text = re.sub(pattern, " ", text, flags=re.DOTALL)
+    return text
+
+
+def _is_known(token: str, known: set[float]) -> bool:
+    """Whether `token` is one of the numbers rounded to its decimals; with decimals also as a percentage."""
+    value, decimals = float(token.replace(",", "")), len(token.partition(".")[2].partition("e")[0])
+    tolerance = 0.500001 * 10.0**-decimals
+    if "e" in token or not decimals:
+        return value in known
+    return any(abs(scale * number - value) <= tolerance for number in known for scale in (1, 100))
+
+
+def numbers_in(content: Any) -> Iterator[float]:
+    """Every number in a JSON value, those inside its strings and the names of its objects as well."""
+    match content:
+        case bool() | None:
+            return
+        case int() | float():
+            yield float(content)
+        case str():
+            yield from (float(token.replace(",", "")) for token in _NUMBER.findall(content))
+        case dict():
+            for name, value in content.items():
+                yield from numbers_in(name)
+                yield from numbers_in(value)
+        case list():
+            for value in content:
+                yield from numbers_in(value)
+
+
+FILE_CHECKS: dict[str, Check] = {
+    "files": check_files,
+    "weights": check_weights,
+    "auto_map": check_auto_map,
+    "remote code": check_remote_code,
+    "tokenizer": check_tokenizer,
+    "labels": check_labels,
+    "private paths": check_paths,
+    "secrets": check_secrets,
+    "card metadata": check_metadata,
+    "card": check_card,
+}

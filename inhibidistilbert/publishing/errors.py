@@ -1,0 +1,52 @@
+"""Why a publication stopped, where the input was good."""
+
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, RevisionNotFoundError
+
+from ..errors import reason
+
+# What the client raises when a request fails: its own errors, those of the connection, those of an upload and of metadata.
+HUB_ERRORS = (HTTPError, OSError, RuntimeError, ValueError)
+_ANSWERS = {
+    401: "the Hub does not accept the token: log in anew with `hf auth login`, or set HF_TOKEN",
+    403: "the token may not write there: use one with write permission for this repository",
+    404: "the Hub finds no such repository, or the token may not see it",
+    409: "the Hub reports a conflict with what is there: look at the repository, then run the same command again",
+    412: "someone else published there meanwhile: run the same command again to see what would change now",
+    429: "the Hub received too many requests: run the same command again",
+}
+
+
+class PublishError(Exception):
+    """The publication stopped: one line that says why, what is on the Hub now and what to do. The command exits with 1."""
+
+
+def explain(error: BaseException) -> str:
+    """One line on why a request to the Hub failed. It never quotes addresses or headers, which may carry credentials."""
+    root = _root(error)
+    if isinstance(root, RevisionNotFoundError):
+        return "the Hub does not know this revision"
+    if isinstance(root, HfHubHTTPError):
+        return _answer(root)
+    if isinstance(root, HTTPError):
+        return f"the connection to the Hub was lost ({type(root).__name__}): run the same command again to resume"
+    return reason(root)
+
+
+def _answer(error: HfHubHTTPError) -> str:
+    """By the status; with the time to wait and, for refused content, the Hub's own words."""
+    status = error.response.status_code
+    if status >= 500:
+        return f"the Hub failed (HTTP {status}): run the same command again to resume"
+    text = _ANSWERS.get(status, f"the Hub refused the request: {error.server_message or 'without a reason'}")
+    wait = error.response.headers.get("Retry-After")
+    return f"{text}{f' after {wait} seconds' if status == 429 and wait else ''} (HTTP {status})"
+
+
+def _root(error: BaseException) -> BaseException:
+    """The client wraps what goes wrong during an upload: the innermost error that came from a request, or `error`."""
+    current: BaseException | None = error
+    while current is not None:
+        if isinstance(current, HfHubHTTPError | HTTPError):
+            return current
+        current = current.__cause__
+    return error

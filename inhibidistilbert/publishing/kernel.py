@@ -1,0 +1,103 @@
+"""The kernel as a candidate for the Hub, and the checks it has to pass."""
+
+import base64
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import reason
+from ..kernel_repository import KERNELS, KernelConfig, build_kernel_repository
+from ..kernels.inhibitor_attention import inhibitor_attention
+from . import kernel_stranger
+from .assemble import Candidate
+from .card import CARD
+from .checks import PLACEHOLDER, Check, Problem, check_secrets
+from .loading import TOLERANCE, clean_environment, relative_error
+
+_NAME_IN_CARD = "<organisation>/inhibitor"
+_REBUILD = "build it again: `inhibidistilbert publish --kernel` does"
+
+
+def assemble_kernel(target: Path, repo_id: str) -> Candidate:
+    """Build the kernel repository in the new folder `target`; its card names `repo_id`."""
+    build_kernel_repository(target)
+    card = target / CARD
+    card.write_text(card.read_text(encoding="utf-8").replace(_NAME_IN_CARD, repo_id), encoding="utf-8")
+    return Candidate(target, target, {})
+
+
+def kernel_branch() -> str:
+    """The branch in which the library `kernels` looks for this version of the interface."""
+    return f"v{KernelConfig.read(KERNELS / 'build.toml').version}"
+
+
+def kernel_usage(repo_id: str, revision: str) -> tuple[str, str]:
+    """The two lines that load the kernel."""
+    call = f'get_kernel("{repo_id}", revision="{revision}", trust_remote_code=True)'
+    return "from kernels import get_kernel", f"inhibitor = {call}"
+
+
+def check_variants(candidate: Candidate) -> Iterator[Problem]:
+    """Every backend has its variant, and the sources in it are those that its metadata was made for."""
+    for backend in KernelConfig.read(KERNELS / "build.toml").backends:
+        name = f"build/torch-{backend}/metadata.json"
+        if name not in candidate.files:
+            yield Problem(name, "is missing", _REBUILD)
+            continue
+        metadata = json.loads(candidate.files[name].read_text(encoding="utf-8"))
+        for source, digest in metadata["digest"]["files"].items():
+            file = candidate.folder / f"build/torch-{backend}" / source
+            if not file.is_file() or base64.b64encode(hashlib.sha256(file.read_bytes()).digest()).decode() != digest:
+                yield Problem(f"build/torch-{backend}/{source}", "is not the file that metadata.json was made for", _REBUILD)
+
+
+def check_kernel_card(candidate: Candidate) -> Iterator[Problem]:
+    """The card is filled in."""
+    text = (candidate.folder / CARD).read_text(encoding="utf-8") if (candidate.folder / CARD).is_file() else ""
+    for match in PLACEHOLDER.finditer(text or "{{"):
+        yield Problem(CARD, f"is missing or has the unfilled field {match[0]!r}", "fill it in in kernels/CARD.md")
+
+
+def check_kernel_loading(candidate: Candidate) -> Iterator[Problem]:
+    """The variant for the CPU loads in a clean interpreter without this package, and computes the same."""
+    name = "build/torch-cpu/__init__.py"
+    try:
+        theirs = _stranger_output(candidate.folder / "build" / "torch-cpu")
+    except (RuntimeError, OSError) as error:
+        yield Problem(name, f"does not load elsewhere: {reason(error)}", _REBUILD)
+        return
+    difference = relative_error(theirs, kernel_stranger.call(inhibitor_attention))
+    if not difference <= TOLERANCE:
+        yield Problem(name, f"its output differs by {difference:.1e} of its size", _REBUILD)
+
+
+def _stranger_output(variant: Path) -> Tensor:
+    """Raises `RuntimeError` with the last line that the interpreter wrote, when it failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        process = subprocess.run(
+            [sys.executable, "-I", kernel_stranger.__file__, str(variant), "output.pt"],
+            cwd=folder,
+            env=clean_environment(Path(folder), online=False),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        if process.returncode != 0:
+            raise RuntimeError((process.stderr.strip() or "it wrote nothing").splitlines()[-1])
+        return torch.load(Path(folder, "output.pt"))
+
+
+KERNEL_CHECKS: dict[str, Check] = {
+    "variants": check_variants,
+    "secrets": check_secrets,
+    "card": check_kernel_card,
+    "loading": check_kernel_loading,
+}

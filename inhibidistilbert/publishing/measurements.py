@@ -1,0 +1,166 @@
+"""Reads what was measured of a checkpoint, from the files of results in its folder.
+
+`distillation.json` is written by `inhibidistilbert distill`. `eval_results.json` holds evaluations on published datasets:
+
+    {"results": [{"dataset": "stanfordnlp/imdb", "config": "plain_text", "split": "test", "revision": "e6281661…",
+                  "task_id": "sentiment", "metric": "accuracy", "value": 0.8845, "examples": 25000,
+                  "control": {"model": "a softmax model", "value": 0.9055}}],
+     "machine": "x86_64, 2 threads", "date": "2026-01-31"}
+
+`config`, `revision`, `task_id`, `control`, `machine` and `date` may be missing. `cpu.json` and `kernels_gpu.json` are
+written by `inhibidistilbert benchmark … --output`.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError, reason
+
+DISTILLATION, EVALUATION = "distillation.json", "eval_results.json"
+BENCHMARKS = {"cpu.json": "model", "kernels_gpu.json": None}
+RESULT_FILES = (DISTILLATION, EVALUATION, *BENCHMARKS)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One metric on one set of held-out texts.
+
+    Attributes:
+        dataset: a Hub id, or the name of a file of texts.
+        published: whether `dataset` is a Hub id.
+        value: of this model; accuracies are fractions.
+        control: the same of the softmax model `control_model`, where it was measured.
+    """
+
+    dataset: str
+    published: bool
+    metric: str
+    value: float
+    examples: int
+    split: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    task_id: str = "default"
+    control: float | None = None
+    control_model: str | None = None
+    date: str | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One row of a benchmark: milliseconds, and the ratio to softmax attention in the same run."""
+
+    what: str
+    shape: str
+    milliseconds: float
+    ratio: float | None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    machine: str
+    date: str
+    timings: tuple[Timing, ...]
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in `file`.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file.name!r} cannot be read as JSON: {reason(error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file.name!r} must hold a JSON object, got {type(content).__name__}.")
+    return content
+
+
+def read_measurements(folder: Path) -> list[Measurement]:
+    """All evaluations in the folder, published datasets first.
+
+    Raises:
+        UserError: a file of results that is not of its form.
+    """
+    found: list[Measurement] = []
+    for name, parse in ((EVALUATION, _evaluations), (DISTILLATION, _tests)):
+        if (folder / name).is_file():
+            content = read_json(folder / name)
+            try:
+                found.extend(parse(content))
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise UserError(f"{name!r} is not of its form: {type(error).__name__} {reason(error)}.") from error
+    return found
+
+
+def _evaluations(content: dict[str, Any]) -> Iterator[Measurement]:
+    for row in content["results"]:
+        control = row.get("control") or {}
+        yield Measurement(
+            dataset=row["dataset"],
+            published=True,
+            metric=row["metric"],
+            value=float(row["value"]),
+            examples=int(row["examples"]),
+            split=row["split"],
+            config=row.get("config"),
+            revision=row.get("revision"),
+            task_id=row.get("task_id", "default"),
+            control=control.get("value"),
+            control_model=control.get("model"),
+            date=content.get("date"),
+        )
+
+
+def _tests(content: dict[str, Any]) -> Iterator[Measurement]:
+    """The test files of a distillation, with its teacher as the control."""
+    teacher = content["tests"]["teacher"]
+    for path, row in content["tests"]["student"].items():
+        control = teacher.get(path, {}).get("accuracy")
+        yield Measurement(
+            dataset=Path(path).stem,
+            published=False,
+            metric="accuracy",
+            value=float(row["accuracy"]),
+            examples=int(row["texts"]),
+            control=control,
+            control_model=None if control is None else "its teacher",
+        )
+
+
+def read_benchmarks(folder: Path) -> list[Benchmark]:
+    """The benchmarks in the folder.
+
+    Raises:
+        UserError: a file of results that is not of its form.
+    """
+    found = []
+    for name, level in BENCHMARKS.items():
+        if (folder / name).is_file():
+            content = read_json(folder / name)
+            try:
+                found.append(_benchmark(content, level))
+            except (KeyError, TypeError) as error:
+                raise UserError(f"{name!r} is not of its form: {type(error).__name__} {reason(error)}.") from error
+    return found
+
+
+def _benchmark(content: dict[str, Any], level: str | None) -> Benchmark:
+    """Of the levels of `benchmark cpu` the models alone; of the kernels on a GPU every row that has a time."""
+    machine = content["machine"]
+    rows = [row for row in content["results"] if row.get("level") == level and row["ms"] is not None]
+    timings = tuple(
+        Timing(
+            what=" ".join(str(row[name]) for name in ("rival", "pass") if row.get(name)),
+            shape="×".join(str(row[name]) for name in ("batch", "heads", "length", "head_dim")),
+            milliseconds=row["ms"],
+            ratio=row.get("ratio"),
+        )
+        for row in rows
+    )
+    return Benchmark(machine.get("gpu") or machine["cpu"], machine["date"], timings)

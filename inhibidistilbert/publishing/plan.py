@@ -1,0 +1,199 @@
+"""What a publication would change on the Hub: read from there, without a writing request."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
+
+from ..errors import UserError
+from .assemble import TOKENIZER, WEIGHTS
+from .measurements import read_json
+
+# Left over on the Hub, these would be loaded in place of, or together with, the new files.
+STALE = (*WEIGHTS, *TOKENIZER, "*.py")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to publish.
+
+    Attributes:
+        repo_id: `"organisation/name"`.
+        repo_type: `"model"` or `"kernel"`.
+        revision: a branch, or `refs/pr/N`.
+        private: of a new repository.
+        create_pr: open a pull request against `revision`.
+        tag: of the new commit.
+        collection: slug of a collection that the repository joins.
+    """
+
+    repo_id: str
+    repo_type: str = "model"
+    revision: str = "main"
+    private: bool = True
+    create_pr: bool = False
+    tag: str | None = None
+    collection: str | None = None
+    message: str = "Publish with inhibidistilbert"
+
+    def __post_init__(self) -> None:
+        if self.create_pr and self.tag:
+            raise UserError("--tag and --create-pr exclude each other: tag when the pull request is merged.")
+        if self.create_pr and self.revision.startswith("refs/"):
+            raise UserError(f"--create-pr needs a branch as --revision, got {self.revision!r}; leave out --create-pr.")
+        if self.repo_type == "kernel" and (self.create_pr or self.collection):
+            raise UserError("--kernel goes with neither --create-pr nor --collection: the Hub's client has them for models.")
+        if not self.message.strip():
+            raise UserError("--commit-message must not be empty.")
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """`state` is `"new"`, `"changed"`, `"same"`, `"removed"` or, of what this tool does not own, `"kept"`."""
+
+    path: str
+    size: int
+    state: str
+
+
+@dataclass(frozen=True)
+class Remote:
+    """What is on the Hub.
+
+    Attributes:
+        exists: whether the repository does, as far as the token may see.
+        head: commit of the target revision; None where there is no such branch yet.
+        main: commit a new branch starts from.
+        tags: their commits.
+        files: those of the target revision.
+    """
+
+    exists: bool
+    head: str | None = None
+    main: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, RepoFile] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would be sent where.
+
+    Attributes:
+        request: the commit an open pull request with exactly these files has, and its name, `refs/pr/N`.
+    """
+
+    target: Target
+    remote: Remote
+    files: tuple[PlannedFile, ...]
+    refusals: tuple[str, ...] = ()
+    request: str | None = None
+
+    @property
+    def changes(self) -> tuple[PlannedFile, ...]:
+        return tuple(file for file in self.files if file.state in ("new", "changed", "removed"))
+
+
+def read_remote(api: HfApi, target: Target) -> Remote:
+    """The state of the target revision.
+
+    Raises:
+        UserError: a revision that can take no commit.
+    """
+    kind: dict[str, Any] = {"repo_id": target.repo_id, "repo_type": target.repo_type}
+    try:
+        refs = api.list_repo_refs(**kind, include_pull_requests=True)
+    except RepositoryNotFoundError:
+        return Remote(exists=False)
+    branches = {ref.name: ref.target_commit for ref in refs.branches}
+    heads = branches | {ref.ref: ref.target_commit for ref in refs.pull_requests or []}
+    tags = {ref.name: ref.target_commit for ref in refs.tags}
+    head = heads.get(target.revision)
+    if head is None and (target.revision in tags or target.revision.startswith("refs/")):
+        raise UserError(f"--revision must be a branch or an open pull request of {target.repo_id}, got {target.revision!r}.")
+    return Remote(True, head, branches.get("main"), tags, _tree(api, target, head or branches.get("main")))
+
+
+def _tree(api: HfApi, target: Target, commit: str | None) -> dict[str, RepoFile]:
+    if commit is None:
+        return {}
+    entries = api.list_repo_tree(target.repo_id, repo_type=target.repo_type, revision=commit, recursive=True)
+    return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+
+def make_plan(api: HfApi, target: Target, files: Mapping[str, Path]) -> Plan:
+    """Compare `files` with the Hub.
+
+    Raises:
+        UserError: options that do not fit what is there.
+    """
+    remote = read_remote(api, target)
+    if target.create_pr and not remote.exists:
+        raise UserError(f"--create-pr needs a repository that exists, {target.repo_id!r} does not; leave out --create-pr.")
+    planned = tuple(compare(files, remote.files))
+    plan = Plan(target, remote, planned)
+    changed = bool(plan.changes)
+    request = _open_request(api, target, files) if target.create_pr and changed else None
+    return Plan(target, remote, planned, tuple(_refusals(api, target, remote, changed)), request)
+
+
+def compare(files: Mapping[str, Path], there: Mapping[str, RepoFile]) -> list[PlannedFile]:
+    """Every file here and on the Hub, with what becomes of it."""
+    planned = []
+    for path, file in files.items():
+        state = "new" if path not in there else "same" if _is_same(file, there[path]) else "changed"
+        planned.append(PlannedFile(path, file.stat().st_size, state))
+    for path in sorted(there.keys() - files.keys()):
+        stale = any(fnmatch(path, pattern) for pattern in STALE) and "/" not in path
+        planned.append(PlannedFile(path, there[path].size, "removed" if stale else "kept"))
+    return planned
+
+
+def _is_same(file: Path, there: RepoFile) -> bool:
+    if there.size != file.stat().st_size:
+        return False
+    if there.lfs is None:
+        return git_hash(file.read_bytes()) == there.blob_id
+    with file.open("rb") as stream:
+        return sha_fileobj(stream).hex() == there.lfs.sha256
+
+
+def _refusals(api: HfApi, target: Target, remote: Remote, changed: bool) -> list[str]:
+    """Why the publication would overwrite what it should not."""
+    reasons = []
+    if target.tag and target.tag in remote.tags and (changed or remote.tags[target.tag] != remote.head):
+        reasons.append(f"tag {target.tag!r} exists at another commit and is never moved: give another --tag")
+    if target.repo_type == "model" and "config.json" in remote.files:
+        here, there = "inhibidistilbert", _model_type(api, target, remote)
+        if there != here:
+            reasons.append(f"{target.repo_id} holds a model of type {there!r}, not {here!r}: give another --repo-id")
+    return reasons
+
+
+def _model_type(api: HfApi, target: Target, remote: Remote) -> object:
+    """The model type in the configuration that is on the Hub; None where it has none."""
+    try:
+        file = hf_hub_download(
+            target.repo_id, "config.json", revision=remote.head or remote.main, endpoint=api.endpoint, token=api.token
+        )
+        return read_json(Path(file)).get("model_type")
+    except (EntryNotFoundError, UserError):
+        return None
+
+
+def _open_request(api: HfApi, target: Target, files: Mapping[str, Path]) -> str | None:
+    """An open pull request with our message as its title and our files: a second one would be the same."""
+    discussions = api.get_repo_discussions(target.repo_id, discussion_type="pull_request", discussion_status="open")
+    for discussion in discussions:
+        reference = f"refs/pr/{discussion.num}"
+        if discussion.title == target.message:
+            there = _tree(api, target, reference)
+            if all(file.state in ("same", "kept") for file in compare(files, there)):
+                return reference
+    return None
