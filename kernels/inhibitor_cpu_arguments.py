@@ -67,8 +67,9 @@ _BACKWARD_BUFFERS = (
 )
 BUFFERS = (*_SHARED_BUFFERS, *_FORWARD_BUFFERS, *_BACKWARD_BUFFERS)
 # … and what it knows of the head it works on.
-_NUMBERS = ("visible", "shifted", "plain_ready", "most", "least", "direct", "alpha", "beta", "slope", "key_norm", "limit")
-STATE = (*BUFFERS, *_NUMBERS)
+_NUMBERS = ("visible", "shifted", "plain_ready", "most", "least", "alpha", "beta", "slope")
+_SIZES = ("largest_key", "mean_key", "limit")
+STATE = (*BUFFERS, *_NUMBERS, *_SIZES)
 
 
 class Fields:

@@ -6,13 +6,14 @@ dalpha = beta · sum dS, dgamma = beta · sum dS · (D - mean) / sqrt(d), where 
 
 from .inhibitor_cpu_ir import F32, I8, I32, I64, PTR
 from .inhibitor_cpu_ir_forward import (
+    HeadSizes,
     call_score_tile,
     define_begin_head,
     define_entry,
     define_prefetch,
     pack_key_panel,
     pack_query_panel,
-    set_rounding_limit,
+    set_sizes,
 )
 from .inhibitor_cpu_ir_panels import Generator, call, define_panels, gather, head_of, transposed
 from .inhibitor_cpu_ir_tiles import FULLY_INHIBITED, SMALLEST_DIFFERENCE, define_backward_tiles
@@ -22,17 +23,17 @@ from .inhibitor_cpu_jit import Machine
 def _define_pack_head(g: Generator) -> None:
     with g.routine("pack_head", batch=I64, key=PTR, value=PTR) as (f, block, state, batch, key, source):
         padded_size, row_stride = block.integer("padded_size"), block.integer("padded_keys") * g.lanes
-        key_norms, value_norms = f.variable(g.zero(f)), f.variable(g.zero(f))
+        sizes = HeadSizes.none(f, g)
         with f.loop(0, state.integer("visible"), g.lanes) as j:
             gather(f, block, state, "key", key, j)
-            key_norms.value = pack_key_panel(f, g, block, state, j, key_norms.value)
+            pack_key_panel(f, g, block, state, j, sizes)
             call(f, block, state, "pack_rows", state.pointer("key_rows").at(j * g.lanes), row_stride)
             gather(f, block, state, "value", source, j, zeros=True)
             call(f, block, state, "drop_rows", batch, j)
             panels = (state.pointer(name).at(j * padded_size) for name in ("values", "value_signs"))
             call(f, block, state, "pack_transposed_values", *panels)
-            value_norms.value = value_norms.value + state.pointer("norms").load(g.vector)
-        set_rounding_limit(f, g, block, state, key_norms.value, value_norms.value)
+            sizes.add_values(state.pointer("norms").load(g.vector))
+        set_sizes(f, g, block, state, sizes)
         with f.loop(0, block.integer("padded_keys") * padded_size, g.lanes) as k:
             state.pointer("key_grads").store(g.zero(f), k)
             state.pointer("value_grads").store(g.zero(f), k)

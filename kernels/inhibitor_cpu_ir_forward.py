@@ -1,16 +1,17 @@
 """The forward pass: scores of a panel of queries with all visible keys, then the values they let pass."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from .inhibitor_cpu_arguments import BUFFERS, FIELDS, RUN, STATE, Fields
-from .inhibitor_cpu_ir import F32, I8, I32, I64, PTR, Function, Value
+from .inhibitor_cpu_ir import F32, I8, I32, I64, PTR, Function, Value, Variable
 from .inhibitor_cpu_ir_panels import Generator, call, define_panels, gather, head_of
 from .inhibitor_cpu_ir_tiles import FULLY_INHIBITED, call_tile, define_forward_tiles
 from .inhibitor_cpu_jit import Machine
 
-# The fast form of the distance, 2 sum max - sum - sum, is used where its rounding errors stay far below the values: the
-# absolute sums of a query and a key, on the scale of the scores, against the mean size of the values.
-_ROUNDING_BUDGET = 64.0
+# How large queries and keys may be, on the scale of the scores, against the mean size of the values: the relative error of
+# the output is then below 5e-6 (measured: 2e-7 times that ratio).
+_ROUNDING_BUDGET = 25.0
 
 
 def define_entry(g: Generator, name: str) -> None:
@@ -75,28 +76,65 @@ def define_begin_head(g: Generator) -> None:
         call(f, block, state, "index_keys", batch)
         state.set("shifted", f.integer(0))
         state.set("plain_ready", f.integer(0))
-        state.set("key_norm", f.number(F32, 0.0))
-        state.set("limit", f.number(F32, 0.0))
+        for name in ("largest_key", "mean_key", "limit"):
+            state.set(name, f.number(F32, 0.0))
         with f.when(state.integer("visible") > 0):
             call(f, block, state, "choose_shift", key)
 
 
-def pack_key_panel(f: Function, g: Generator, block: Fields, state: Fields, j: Value, norms: Value) -> Value:
-    """The gathered keys at j, shifted; returns the lane-wise larger ones of `norms` and theirs, NaN where one is NaN."""
+@dataclass
+class HeadSizes:
+    """Running sizes of a head's keys and values while they are packed, lane by lane."""
+
+    largest_key: Variable
+    keys: Variable
+    values: Variable
+
+    @classmethod
+    def none(cls, f: Function, g: Generator) -> "HeadSizes":
+        return cls(*(f.variable(g.zero(f)) for _ in range(3)))
+
+    def add_keys(self, f: Function, norms: Value) -> None:
+        self.largest_key.value = f.larger(norms, self.largest_key.value)
+        self.keys.value = self.keys.value + norms
+
+    def add_values(self, norms: Value) -> None:
+        self.values.value = self.values.value + norms
+
+
+def pack_key_panel(f: Function, g: Generator, block: Fields, state: Fields, j: Value, sizes: HeadSizes) -> None:
+    """The gathered keys at j, shifted."""
     panel = state.pointer("keys").at(j * block.integer("padded_size"))
     call(f, block, state, "pack_transposed", panel, state.pointer("key_halves").at(j), state.pointer("shift"))
-    mine = state.pointer("norms").load(g.vector)
-    return norms.is_nan().where(norms, f.larger(norms, mine))
+    sizes.add_keys(f, state.pointer("norms").load(g.vector))
 
 
-def set_rounding_limit(f: Function, g: Generator, block: Fields, state: Fields, key_norms: Value, values: Value) -> None:
-    """From the keys' norms, and the sum of all values' sizes, how large a query may be for the fast form."""
-    nan = f.sum_of_lanes(key_norms)
-    largest = nan.is_nan().where(nan, f.largest_lane(key_norms))
-    count = (state.integer("visible") * block.integer("size")).convert("sitofp", F32)
-    limit = f.sum_of_lanes(values) / count * _ROUNDING_BUDGET / f.absolute(state.number("slope"))
-    state.set("key_norm", largest)
-    state.set("limit", limit)
+def set_sizes(f: Function, g: Generator, block: Fields, state: Fields, sizes: HeadSizes) -> None:
+    """What `pack_query_panel` must know of a head's keys and values; keys that are not numbers have no size."""
+    visible = state.integer("visible")
+    in_panels = ((visible + g.lanes - 1) // g.lanes * g.lanes).convert("sitofp", F32)
+    state.set("largest_key", f.largest_lane(sizes.largest_key.value))
+    state.set("mean_key", f.sum_of_lanes(sizes.keys.value) / in_panels)
+    count = (visible * block.integer("size")).convert("sitofp", F32)
+    budget = f.sum_of_lanes(sizes.values.value) / count * _ROUNDING_BUDGET
+    state.set("limit", budget / f.absolute(state.number("slope")))
+
+
+def _fast_form_is_exact(f: Function, g: Generator, block: Fields, state: Fields, norms: Value) -> Value:
+    """For each query of a panel whether 2 sum max - sum - sum is as good as sum |q - k|; `norms`: their absolute sums.
+
+    Its rounding errors are those of the sizes of query and key, not of their distance. They are nothing to the values if
+    the sizes are within the limit. And they are no larger than the direct form's where query and key are far apart; with
+    centring, near keys (nearer than an eighth of the sizes) are not inhibited at all, whatever their error, if
+    alpha is small. The mean distance is bounded from below by the triangle inequality, on both sides.
+    """
+    largest, mean = (g.splat(f, state.number(name)) for name in ("largest_key", "mean_key"))
+    sizes = norms + largest
+    small = sizes <= g.splat(f, state.number("limit"))
+    mean_distance = f.larger(norms - mean * 0.25, mean - norms)
+    far = (mean_distance - sizes * 0.125) * g.splat(f, state.number("slope")) >= g.splat(f, state.number("alpha"))
+    relevant = block.flag("centered") & (state.number("slope") > 0.0)
+    return small | (far & f.broadcast(relevant, g.lanes))
 
 
 def pack_query_panel(f: Function, block: Fields, state: Fields, key: Value, g: Generator) -> tuple[Value, Value]:
@@ -107,19 +145,15 @@ def pack_query_panel(f: Function, block: Fields, state: Fields, key: Value, g: G
     query, halves, zeros = state.pointer("query"), state.pointer("query_halves"), state.pointer("zeros")
     call(f, block, state, "pack_transposed", query, halves, state.pointer("shift"))
     norms = state.pointer("norms").load(g.vector)
-    total = norms + g.splat(f, state.number("key_norm"))
-    everything = (block.integer("causal").differs(0)).where(norms, total)
-    betas = everything.is_nan().where(everything, g.splat(f, state.number("beta")))
-    state.pointer("betas").store(betas)
-    # NaN is not within the limit: the direct form then.
-    within = f.sum_of_lanes((total <= g.splat(f, state.number("limit"))).convert("uitofp", g.vector))
-    direct = (within >= float(g.lanes)).equals(0)
+    everything = block.flag("causal").where(norms, norms + g.splat(f, state.number("mean_key")))
+    state.pointer("betas").store(everything.is_nan().where(everything, g.splat(f, state.number("beta"))))
+    exact = _fast_form_is_exact(f, g, block, state, norms).convert("uitofp", g.vector)
+    direct = f.sum_of_lanes(exact) < float(g.lanes)
     replace = direct & state.flag("shifted")
     with f.when(replace):
         call(f, block, state, "pack_transposed", query, halves, zeros)
         with f.when(state.flag("plain_ready").equals(0)):
             call(f, block, state, "pack_plain_keys", key)
-    state.set("direct", direct.convert("zext", I64))
     return direct, replace.where(state.pointer("plain_keys"), state.pointer("keys"))
 
 
@@ -136,17 +170,17 @@ def _define_pack_head(g: Generator) -> None:
         sums = state.pointer("value_sums")
         with f.loop(0, (visible + RUN - 1) // RUN * padded_size) as k:
             sums.store(f.number(F32, 0.0), k)
-        key_norms, value_norms = f.variable(g.zero(f)), f.variable(g.zero(f))
+        sizes = HeadSizes.none(f, g)
         with f.loop(0, visible, g.lanes) as j:
             gather(f, block, state, "key", key, j)
-            key_norms.value = pack_key_panel(f, g, block, state, j, key_norms.value)
+            pack_key_panel(f, g, block, state, j, sizes)
             gather(f, block, state, "value", source, j, zeros=True)
             call(f, block, state, "drop_rows", batch, j)
             run = sums.at(j // RUN * padded_size)
             stride = block.integer("padded_keys") * g.lanes
             call(f, block, state, "pack_values", state.pointer("values").at(j * g.lanes), stride, run)
-            value_norms.value = value_norms.value + state.pointer("norms").load(g.vector)
-        set_rounding_limit(f, g, block, state, key_norms.value, value_norms.value)
+            sizes.add_values(state.pointer("norms").load(g.vector))
+        set_sizes(f, g, block, state, sizes)
 
 
 def _define_sum_partly(g: Generator) -> None:

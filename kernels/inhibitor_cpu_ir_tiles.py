@@ -11,6 +11,9 @@ from .inhibitor_cpu_ir_panels import Generator, tree_sum
 # Stands at invisible keys: no value is larger, and 0 times it is 0.
 FULLY_INHIBITED = 3.0e38
 
+# Distances are summed over so many channels at a time, and then those sums: short sums have small rounding errors.
+_CHANNELS = 128
+
 # The slope by which signs are read off differences: differences below it count in part. A power of two.
 SMALLEST_DIFFERENCE = 2.0**-80
 
@@ -46,12 +49,26 @@ def _define_score_tile(g: Generator, kind: str, plain: bool, height: int) -> Non
         for r in range(height):
             start = g.zero(f) if plain else lane_halves + g.splat(f, a_halves.load(F32, r))
             sums.append(f.variable(start))
-        with f.loop(0, depth) as k:
-            shared = b.load(g.vector, k * g.lanes)
-            for r in range(height):
-                row = g.splat(f, a.load(F32, k * g.lanes + r))
-                step = f.absolute(shared - row) if plain else f.larger(shared, row)
-                sums[r].value = f.fma(step, ones, sums[r].value)
+
+        def accumulate(first: Value, last: Value) -> None:
+            with f.loop(first, (last < depth).where(last, depth)) as k:
+                shared = b.load(g.vector, k * g.lanes)
+                for r in range(height):
+                    row = g.splat(f, a.load(F32, k * g.lanes + r))
+                    step = f.absolute(shared - row) if plain else f.larger(shared, row)
+                    sums[r].value = f.fma(step, ones, sums[r].value)
+
+        accumulate(f.integer(0), f.integer(_CHANNELS))
+        with f.when(depth > _CHANNELS):
+            before = [f.variable(x.value) for x in sums]
+            with f.loop(_CHANNELS, depth, _CHANNELS) as first:
+                for x in sums:
+                    x.value = g.zero(f)
+                accumulate(first, first + _CHANNELS)
+                for x, total in zip(sums, before, strict=True):
+                    total.value = total.value + x.value
+            for x, total in zip(sums, before, strict=True):
+                x.value = total.value
         scale = f.number(g.vector, 1.0 if plain else 2.0)
         slope, alpha = (g.splat(f, x) for x in rest)
         done = [x.value for x in sums]
