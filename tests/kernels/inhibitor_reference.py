@@ -3,13 +3,14 @@
 - `loop_attention`: a triple loop over Python floats (float64), with the gradients written out.
 - `cdist_attention`: a second opinion in float64, differentiated by autograd; it only checks the loop.
 - `Case` and `draw`: inputs with 20 to 80 % of the terms active, away from every kink where asked.
-- `run` and `relative_rms`: one call of the operator, and how far it is from the judge.
+- `run`, `relative_rms`, `assert_only_rounded`: one call of the operator, and how far it is from the judge.
 """
 
 import math
 from dataclasses import dataclass, field
 from functools import cache
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -21,6 +22,8 @@ PLAIN_BACKENDS = ("naive", "torch")
 # The compiled ones, where this machine can run them (Triton's interpreter counts): half types and float32.
 COMPILED_BACKENDS = tuple(name for name in ("triton", "cpu") if _compiled_backend(name)[1](torch.zeros(1, 1, 1, 1)) is None)
 BACKENDS = PLAIN_BACKENDS + COMPILED_BACKENDS
+# For long lists of cases. Triton's interpreter takes seconds a case: `make test` has test_inhibitor_triton.py instead.
+MATRIX_BACKENDS = [pytest.param(name, marks=pytest.mark.slow if name == "triton" else ()) for name in BACKENDS]
 
 FORWARD_TOLERANCE = 1e-5
 GRADIENT_TOLERANCES = {"query": 1e-5, "key": 1e-5, "value": 1e-5, "alpha": 3e-4, "beta": 3e-4, "gamma": 3e-4}
@@ -100,6 +103,15 @@ def relative_rms(got: Tensor, want: Tensor) -> float:
     got, want = got.double(), want.double()
     error, size = (got - want).square().mean().sqrt().item(), want.square().mean().sqrt().item()
     return error / size if size else error
+
+
+def assert_only_rounded(got: Tensor, want: Tensor) -> None:
+    """`got` is `want`, computed in float32 and rounded once to the dtype of `got`."""
+    limits = torch.finfo(got.dtype)
+    size = want.square().mean().sqrt().item()
+    bound = want.abs() * limits.eps / 2 + limits.smallest_normal * limits.eps / 2 + 1e-5 * size
+    excess = ((got.double() - want).abs() - bound).max().item()
+    assert excess <= 0, f"{excess} beyond one rounding to {got.dtype}"
 
 
 def assert_agrees(got: Result, want: Result) -> None:

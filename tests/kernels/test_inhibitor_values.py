@@ -8,6 +8,7 @@ import torch
 from inhibitor_reference import (
     BACKENDS,
     FORWARD_TOLERANCE,
+    MATRIX_BACKENDS,
     PLAIN_BACKENDS,
     Case,
     Inputs,
@@ -46,6 +47,7 @@ SCALARS = [
 ]
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
+every_backend_many_cases = pytest.mark.parametrize("backend", MATRIX_BACKENDS)
 plain_backends = pytest.mark.parametrize("backend", PLAIN_BACKENDS)
 every_flag = pytest.mark.parametrize(
     "flags", FLAGS, ids=["signed-centered", "signed-uncentered", "unsigned-centered", "unsigned-uncentered"]
@@ -57,13 +59,13 @@ def assert_case_agrees(case: Case, backend: str) -> None:
     assert_agrees(run(inputs, backend), want)
 
 
-@every_backend
+@every_backend_many_cases
 @pytest.mark.parametrize("case", [Case(**f, **m) for f in FLAGS for m in MASKS], ids=str)
 def test_flags_and_key_masks(case: Case, backend: str) -> None:
     assert_case_agrees(case, backend)
 
 
-@every_backend
+@every_backend_many_cases
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize(("queries", "keys"), LENGTHS, ids=lambda n: str(n))
 def test_lengths(queries: int, keys: int, causal: bool, backend: str) -> None:
@@ -81,7 +83,7 @@ def test_attention_masks(flags: dict, others: dict, mask: tuple[int, int, int, i
     assert_case_agrees(Case(attn_mask=mask, seed=1, **others, **flags), backend)
 
 
-@every_backend
+@every_backend_many_cases
 @pytest.mark.parametrize("shape", [(), (1,), (2,)], ids=str)
 @every_flag
 def test_scalar_shapes(flags: dict, shape: tuple[int, ...], backend: str) -> None:
@@ -143,7 +145,7 @@ def test_derivative_is_zero_at_every_kink(signed: bool, backend: str) -> None:
     assert_agrees(run(inputs, backend), want)
 
 
-@every_backend
+@every_backend_many_cases
 @every_flag
 def test_free_inputs(flags: dict, backend: str) -> None:
     """Indicators flip at the kinks, so single gradients may be off; the median over 20 seeds may not."""
@@ -206,7 +208,7 @@ def test_scores_are_zero_at_invisible_keys(backend: str) -> None:
     assert scores.masked_select(visible.expand_as(scores)).all()
 
 
-@every_backend
+@every_backend_many_cases
 @every_flag
 def test_padding_changes_nothing(flags: dict, backend: str) -> None:
     inputs = draw(Case(B=1, N=6, **flags))

@@ -1,0 +1,350 @@
+"""The Triton kernels over all they distinguish, in Triton's interpreter where there is no GPU.
+
+`make test` runs a list in which every pair of values of any two options occurs together; `make test-full` the full product
+of what selects code, at small lengths.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from covering import pairwise
+from inhibitor_reference import (
+    Case,
+    Inputs,
+    Result,
+    assert_agrees,
+    assert_only_rounded,
+    draw,
+    judge,
+    judged,
+    relative_rms,
+)
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from inhibidistilbert import inhibitor_attention
+from inhibidistilbert.kernels import inhibitor_triton
+from inhibidistilbert.kernels.inhibitor_triton import MAX_HEAD_SIZE, Tile, tile_for
+
+pytestmark = pytest.mark.skipif(inhibitor_triton.triton is None, reason="triton is not installed")
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+TENSORS = ("query", "key", "value")
+SCALARS = ("alpha", "beta", "gamma")
+
+
+def _transposed(tensor: Tensor) -> Tensor:
+    """The layout the model makes: `(B, L, H, d)` in memory."""
+    return tensor.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _every_second(tensor: Tensor) -> Tensor:
+    return tensor.repeat_interleave(2, dim=-1)[..., ::2]
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": Tensor.contiguous,
+    "transposed": _transposed,
+    "every_second": _every_second,
+}
+FLAGS = {"signed": (True, False), "centered": (True, False), "causal": (False, True)}
+MASKS = {"padding": (None, "left", "right", "holes"), "dropout": (False, True)}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+HEAD_SIZES = (16, 32, 64, 80, 128)
+# Below, at and beyond blocks of 32 keys and tiles of 32 rows and more, as many queries as keys, fewer, and more.
+LENGTHS = ((17, 17), (63, 63), (1, 129), (17, 64), (129, 17), (64, 17))
+SCALAR_FORMS = ("float", "layer", "head")
+OPTIONS = {
+    **FLAGS,
+    **MASKS,
+    "dtype": DTYPES,
+    "D": HEAD_SIZES,
+    "lengths": LENGTHS,
+    "scalars": SCALAR_FORMS,
+    "layout": tuple(LAYOUTS),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A case, and what a case does not know: whether its scalars are floats, and how its tensors lie in memory."""
+
+    case: Case
+    scalars: str
+    layout: str
+
+    @classmethod
+    def of(cls, lengths: tuple[int, int], scalars: str, layout: str, **options: Any) -> "Row":
+        heads = 2 if scalars == "head" else 1
+        return cls(Case(B=1, H=heads, M=lengths[0], N=lengths[1], scalars=(heads,), **options), scalars, layout)
+
+    def __str__(self) -> str:
+        return f"{self.case}-{self.scalars}-{self.layout}"
+
+
+def on_device(named: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: x.to(DEVICE) if isinstance(x, Tensor) else x for name, x in named.items()}
+
+
+def run_triton(inputs: Inputs, layout: str = "contiguous", float_scalars: bool = False, operator: Any = None) -> Result:
+    """One call with gradients, by default of `inhibitor_attention`; scalars given as floats have none."""
+    lay_out, tensors, scalars = LAYOUTS[layout], on_device(inputs.tensors), {}
+    leaves = {name: lay_out(tensors[name]) for name in TENSORS}
+    if float_scalars:
+        scalars = {name: tensors[name].item() for name in SCALARS}
+    else:
+        leaves |= {name: tensors[name] for name in SCALARS}
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in leaves.items()}
+    operator = inhibitor_attention if operator is None else operator
+    output = operator(**leaves, **scalars, **on_device(inputs.options), backend="triton")
+    incoming = lay_out(inputs.grad_output.to(DEVICE, output.dtype))
+    gradients = torch.autograd.grad(output, list(leaves.values()), incoming)
+    return Result(output.detach().cpu(), None, {n: g.cpu() for n, g in zip(leaves, gradients, strict=True)})
+
+
+def assert_row_agrees(row: Row, inputs: Inputs, want: Result) -> None:
+    """To float32 accuracy, half types rounded once."""
+    got = run_triton(inputs, row.layout, row.scalars == "float")
+    assert got.output.dtype == row.case.dtype
+    if row.case.dtype == torch.float32:
+        assert_agrees(Result(got.output, None, want.gradients | got.gradients), want)
+        return
+    assert_only_rounded(got.output, want.output)
+    for name in TENSORS:
+        assert got.gradients[name].dtype == row.case.dtype
+        assert_only_rounded(got.gradients[name], want.gradients[name])
+    for name in SCALARS if row.scalars != "float" else ():
+        assert got.gradients[name].dtype == torch.float32
+        assert relative_rms(got.gradients[name], want.gradients[name]) < 3e-4, name
+
+
+@pytest.mark.parametrize("row", [Row.of(**options) for options in pairwise(OPTIONS)], ids=str)
+def test_every_pair_of_options(row: Row) -> None:
+    assert_row_agrees(row, *judged(row.case))
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("queries", [1, 129])
+def test_a_single_key(queries: int, causal: bool) -> None:
+    """Not centred: the centred score of an only key is 0, whatever the query."""
+    inputs, want = judged(Case(B=2, H=1, M=queries, N=1, D=16, causal=causal, centered=False))
+    assert_agrees(run_triton(inputs), want)
+
+
+# The scalars' form and the layout are data to the kernels: they go round, so that each meets each.
+ROUND = list(product(SCALAR_FORMS, LAYOUTS))
+SMALL_LENGTHS = ((5, 5), (3, 6), (6, 3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dropout", MASKS["dropout"], ids=["whole", "dropout"])
+@pytest.mark.parametrize("padding", MASKS["padding"], ids=str)
+@pytest.mark.parametrize("causal", FLAGS["causal"], ids=["full", "causal"])
+@pytest.mark.parametrize("centered", FLAGS["centered"], ids=["centered", "uncentered"])
+@pytest.mark.parametrize("signed", FLAGS["signed"], ids=["signed", "unsigned"])
+def test_all_options(signed: bool, centered: bool, causal: bool, padding: str | None, dropout: bool) -> None:
+    flags = {"signed": signed, "centered": centered, "causal": causal, "padding": padding, "dropout": dropout}
+    for count, (dtype, size, lengths) in enumerate(product(DTYPES, HEAD_SIZES, SMALL_LENGTHS)):
+        scalars, layout = ROUND[count % len(ROUND)]
+        row = Row.of(lengths, scalars, layout, dtype=dtype, D=size, **flags)
+        assert_row_agrees(row, *judged(row.case))
+
+
+# Tiles: a faster program, the same result
+
+
+TILED = {
+    "signed": Case(B=1, H=1, M=9, N=11, D=20, padding="holes", dropout=True),
+    "unsigned": Case(B=1, H=1, M=9, N=11, D=20, signed=False, causal=True),
+}
+# For the head size 20, which is padded to 32 = C · T.
+TILES = [Tile(1, 32, 1, 1, 1), Tile(4, 8, 2, 2, 4), Tile(2, 16, 4, 16, 2), Tile(1, 2, 1, 2, 16)]
+
+
+@pytest.mark.parametrize("tile", TILES, ids=lambda tile: "-".join(f"{name}{n}" for name, n in tile._asdict().items()))
+@pytest.mark.parametrize("case", TILED.values(), ids=TILED.keys())
+def test_values_do_not_depend_on_the_tile(case: Case, tile: Tile, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, want = judged(case)
+    usual = run_triton(inputs)
+    monkeypatch.setattr(inhibitor_triton, "_choose_tile", lambda *_: tile)
+    got = run_triton(inputs)
+    assert_agrees(got, want)
+    assert relative_rms(got.output, usual.output) < 1e-6
+    for name in TENSORS:
+        assert relative_rms(got.gradients[name], usual.gradients[name]) < 1e-6, name
+
+
+@pytest.mark.parametrize("lanes", [32, 64])
+@pytest.mark.parametrize("rows", [1, 2, 4])
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 64, 80, MAX_HEAD_SIZE])
+def test_tiles_are_what_the_kernels_need(size: int, rows: int, lanes: int) -> None:
+    tile = tile_for(size, rows, lanes)
+    assert all(n & (n - 1) == 0 for n in tile), "powers of two"
+    assert size <= tile.C * tile.T < max(2 * size, 32)
+    assert lanes == tile.A * tile.T
+    assert tile.C * tile.T < 32 * tile.W, "beyond, the compiler changes the layout"
+
+
+def test_same_bits_on_every_run() -> None:
+    inputs = draw(Case(B=1, M=20, N=40, D=16, padding="holes", dropout=True, scalars=(2,), off_kinks=False))
+    first, second = (run_triton(inputs) for _ in range(2))
+    assert torch.equal(first.output, second.output)
+    for name, gradient in first.gradients.items():
+        assert torch.equal(gradient, second.gradients[name]), name
+
+
+# Values that single pairs of options do not reach
+
+
+@pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
+def test_ties_beyond_one_block_of_keys(signed: bool) -> None:
+    """Every query is a key's duplicate, and so is every second key; sign(0) = 0 for each of them."""
+    inputs = draw(Case(B=1, M=40, N=40, D=16, signed=signed, seed=2))
+    inputs.tensors["key"][:, :, 1::2] = inputs.tensors["key"][:, :, ::2]
+    inputs.tensors["query"] = inputs.tensors["key"].clone()
+    want = judge(inputs)
+    assert 0.2 < want.active < 0.8
+    got = run_triton(inputs)
+    assert relative_rms(got.output, want.output) < 1e-5
+    assert relative_rms(got.gradients["query"], want.gradients["query"]) < 1e-5
+    assert relative_rms(got.gradients["key"], want.gradients["key"]) < 1e-5
+
+
+def test_blocks_without_real_keys_and_a_sequence_without_any() -> None:
+    """Blocks of 32 keys are skipped where none is real: here the first of one sequence, the last of one, all of one."""
+    real = torch.ones(3, 70, dtype=torch.bool)
+    real[0, :33], real[1, 31:], real[2] = False, False, False
+    inputs = draw(Case(B=3, H=1, M=4, N=70, D=16, seed=1))
+    inputs.options["key_padding_mask"] = real
+    for name in ("key", "value"):
+        inputs.tensors[name].masked_fill_(~real[:, None, :, None], torch.nan)
+    got, want = run_triton(inputs), judge(inputs)
+    assert relative_rms(got.output, want.output) < 1e-5
+    assert not got.output[2].any()
+    for name in TENSORS:
+        assert relative_rms(got.gradients[name], want.gradients[name]) < 1e-5, name
+        assert not got.gradients[name][2].any()
+
+
+# With what else torch does
+
+
+@pytest.mark.parametrize(
+    "compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)], ids=["aot_eager", "inductor"]
+)
+def test_compiled_in_one_graph(compiler: str) -> None:
+    inputs = draw(Case(B=1, padding="holes", dropout=True, causal=True, scalars=(2,)))
+    want = run_triton(inputs)
+    got = run_triton(inputs, operator=torch.compile(inhibitor_attention, fullgraph=True, backend=compiler))
+    assert torch.equal(got.output, want.output)
+    for name, gradient in want.gradients.items():
+        assert torch.equal(got.gradients[name], gradient), name
+
+
+def test_gradient_checkpointing() -> None:
+    """The forward pass runs twice and drops the same keys, drawn by its caller from the random state that is kept."""
+    inputs, runs = draw(Case(B=1)), []
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        kept = torch.rand(1, key.shape[2], device=DEVICE) < 0.6
+        runs.append(kept)
+        return inhibitor_attention(query, key, value, **(options | {"key_dropout_mask": kept}))
+
+    torch.manual_seed(1)
+    want = run_triton(inputs, operator=attention)
+    torch.manual_seed(1)
+    got = run_triton(inputs, operator=partial(checkpoint, attention, use_reentrant=False))
+    assert len(runs) == 3
+    assert not runs[0].all()
+    assert all(torch.equal(kept, runs[0]) for kept in runs)
+    assert torch.equal(got.output, want.output)
+    for name, gradient in want.gradients.items():
+        assert torch.equal(got.gradients[name], gradient), name
+
+
+def test_autocast() -> None:
+    """Projections give bfloat16, the scalars stay float32; nothing is cast but what a caller without autocast would."""
+    inputs = draw(Case(B=1, H=2, M=9, N=9, D=16))
+    scalars = {name: tensor.requires_grad_() for name, tensor in on_device(inputs.tensors).items() if name in SCALARS}
+    hidden, weight = torch.randn(1, 9, 32, device=DEVICE), torch.randn(3, 32, 32, device=DEVICE) / 4
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        heads = {
+            name: torch.nn.functional.linear(hidden, w).view(1, 9, 2, 16).transpose(1, 2).requires_grad_()
+            for name, w in zip(TENSORS, weight, strict=True)
+        }
+        output = inhibitor_attention(**heads, **scalars, backend="triton")
+    gradients = torch.autograd.grad(output.float().square().sum(), [*heads.values(), *scalars.values()])
+    assert {tensor.dtype for tensor in (*heads.values(), output, *gradients[:3])} == {torch.bfloat16}
+    assert {gradient.dtype for gradient in gradients[3:]} == {torch.float32}
+
+    outside = inhibitor_attention(**heads, **scalars, backend="triton")
+    assert torch.equal(output, outside)
+    again = torch.autograd.grad(outside.float().square().sum(), [*heads.values(), *scalars.values()])
+    assert all(torch.equal(gradient, other) for gradient, other in zip(gradients, again, strict=True))
+
+
+# Refusals
+
+
+def arguments(**changed: Tensor) -> dict[str, Any]:
+    """Two sequences of two heads: 3 queries, 5 keys, head size 4."""
+    usual = {"query": torch.randn(2, 2, 3, 4), "key": torch.randn(2, 2, 5, 4), "value": torch.randn(2, 2, 5, 4)}
+    return on_device(usual | changed) | {"backend": "triton"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {name: torch.zeros(2, 2, 3, MAX_HEAD_SIZE + 1) for name in TENSORS},
+            "backend='triton' cannot be used here: Triton takes head sizes up to 128, query has 129.",
+        ),
+        (
+            {name: torch.zeros(2, 2, 3, 4, dtype=torch.float64) for name in TENSORS},
+            "backend='triton' cannot be used here: Triton takes float32, bfloat16 and float16, query is torch.float64.",
+        ),
+        ({"key_padding_mask": torch.ones(2, 5)}, "key_padding_mask must be a bool tensor of shape (batch, keys) = (2, 5)"),
+        (
+            {"key_dropout_mask": torch.ones(2, 3) > 0},
+            "key_dropout_mask must be a bool tensor of shape (batch, keys) = (2, 5)",
+        ),
+        ({"value": torch.zeros(2, 2, 6, 4)}, "key and value must have the same shape, got (2, 2, 5, 4) and (2, 2, 6, 4)."),
+        ({"query": torch.zeros(2, 3, 3, 4)}, "query and key must agree in batch, heads and head size"),
+    ],
+    ids=["head-size", "float64", "mask-dtype", "mask-shape", "value-shape", "heads"],
+)
+def test_refused_before_anything_is_launched(
+    changed: dict[str, Tensor], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inhibitor_triton, "_launch_forward", lambda *_: pytest.fail("a kernel was launched"))
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        inhibitor_attention(**arguments(**changed))
+    assert "\n" not in str(caught.value)
+
+
+def test_tensors_on_the_cpu_are_refused_without_the_interpreter() -> None:
+    """By name; `"auto"` takes what the CPU has."""
+    script = """if True:
+        import torch
+        from inhibidistilbert import inhibitor_attention
+        query = torch.randn(1, 2, 3, 4)
+        assert inhibitor_attention(query, query, query).shape == query.shape
+        try:
+            inhibitor_attention(query, query, query, backend="triton")
+        except ValueError as error:
+            print(error)
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    process = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    expected = "backend='triton' cannot be used here: Triton needs tensors on a GPU, query is on cpu.\n"
+    assert process.stdout == expected
