@@ -4,6 +4,7 @@
 `{label: {"value": …}}`, or `{label: {"error": traceback}}` where one failed.
 """
 
+import importlib.util
 import json
 import sys
 import traceback
@@ -71,6 +72,36 @@ def outputs(sources: dict[str, str], target: str, revision: str | None = None) -
             model = load(auto_class, source, attn_implementation=name, revision=revision)
             tensors[f"{auto_class}/{name}"] = model_outputs(model, tokenizer)
     save_file(tensors, target)
+
+
+def losses_and_gradients(source: str, auto_class: str, implementations: list[str], target: str) -> list[str]:
+    """Write the loss of SENTENCES and every parameter's gradient: `{"<implementation>/<loss or parameter>": tensor}`.
+
+    Returns the modules of the folder's Triton backend that were imported.
+    """
+    tensors, tokenizer = {}, load("AutoTokenizer", source)
+    inputs = tokenizer(SENTENCES, padding=True, return_tensors="pt")
+    for name in implementations:
+        model = load(auto_class, source, attn_implementation=name).eval()
+        loss = model(**inputs, labels=torch.arange(len(SENTENCES)) % 2).loss
+        loss.backward()
+        tensors[f"{name}/loss"] = loss.detach()
+        tensors |= {f"{name}/{n}": parameter.grad for n, parameter in model.named_parameters() if parameter.grad is not None}
+    save_file(tensors, target)
+    return [name for name in sys.modules if name.startswith("transformers_modules.") and "inhibitor_triton" in name]
+
+
+def hide(package: str) -> bool:
+    """Have `package` look as if it were not installed."""
+    sys.modules[package] = None  # type: ignore[assignment]
+    return importlib.util.find_spec(package) is None
+
+
+def forward_errors(source: str, auto_class: str, implementations: list[str]) -> dict[str, str]:
+    """The errors of the first call under each implementation."""
+    tokenizer = load("AutoTokenizer", source)
+    models = {name: load(auto_class, source, attn_implementation=name) for name in implementations}
+    return {name: error_of(model_outputs, model, tokenizer) for name, model in models.items()}
 
 
 def pipelines(sources: dict[str, str]) -> dict[str, list]:

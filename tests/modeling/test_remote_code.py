@@ -1,6 +1,7 @@
 """A checkpoint folder loads anywhere: with torch and transformers alone, offline or from a Hub, and after any re-save."""
 
 import ast
+import importlib.util
 import json
 import os
 import shutil
@@ -253,6 +254,28 @@ def downloader(checkpoints, work) -> Session:
     return session
 
 
+@pytest.fixture(scope="module")
+def triton_user(checkpoints, work) -> Session:
+    """Someone without this package runs the folder's own Triton kernels, in Triton's interpreter."""
+    arguments = {"source": checkpoints.folders[CLASSIFIER], "auto_class": CLASSIFIER}
+    trained = {"implementations": ["inhibitor_triton", "eager"], "target": str(work / "triton.safetensors")}
+    calls = {"train": ["losses_and_gradients", arguments | trained]}
+    return run_clean_session(work / "triton_user", calls, {"HF_HUB_OFFLINE": "1", "TRITON_INTERPRET": "1"})
+
+
+@pytest.fixture(scope="module")
+def user_without_triton(checkpoints, work) -> Session:
+    """Someone without this package and without Triton, as on macOS and Windows."""
+    folder = checkpoints.folders[CLASSIFIER]
+    asked = {"source": folder, "auto_class": CLASSIFIER, "implementations": ["inhibitor_triton"]}
+    calls = {
+        "hidden": ["hide", {"package": "triton"}],
+        "outputs": ["outputs", {"sources": {CLASSIFIER: folder}, "target": str(work / "without_triton.safetensors")}],
+        "asked for": ["forward_errors", asked],
+    }
+    return run_clean_session(work / "user_without_triton", calls, {"HF_HUB_OFFLINE": "1"})
+
+
 SAVED_AGAIN = {"from a folder": "saved-again.v2", "from the Hub": "downloaded"}
 NEW_MODELS = {"from a folder": "new", "from the Hub": "new_downloaded"}
 
@@ -409,6 +432,33 @@ class TestWithoutThePackage:
 
     def test_two_versions_of_the_operator_in_one_process(self, stranger):
         assert set(stranger["two versions"].values()) == {True}, stranger["two versions"]
+
+
+class TestTriton:
+    @pytest.mark.skipif(
+        importlib.util.find_spec("triton") is None, reason="triton is not installed: it exists for Linux alone"
+    )
+    def test_trains_from_a_folder(self, triton_user, work):
+        """The loss and every gradient are those of the torch form."""
+        assert triton_user["package modules"] == []
+        assert any(name.endswith(".inhibitor_triton_kernels") for name in triton_user["train"])
+        actual = load_file(work / "triton.safetensors")
+        names = {name.partition("/")[2] for name in actual}
+        assert {"loss", "distilbert.transformer.layer.0.attention.alpha"} <= names
+        for name in sorted(names):
+            got, want = actual[f"inhibitor_triton/{name}"], actual[f"eager/{name}"]
+            assert want.any(), name
+            assert (got - want).norm() <= 1e-5 * want.norm(), name
+
+    def test_folder_runs_without_triton(self, user_without_triton, work, expected):
+        assert user_without_triton["hidden"] is True
+        assert user_without_triton["outputs"] is None
+        wanted = {name: tensor for name, tensor in expected.items() if name.startswith(f"{CLASSIFIER}/")}
+        assert_same_outputs(work / "without_triton.safetensors", wanted)
+
+    def test_asking_for_triton_without_it_is_one_clear_error(self, user_without_triton):
+        message = user_without_triton["asked for"]["inhibitor_triton"]
+        assert message == "ValueError: backend='triton' cannot be used here: the package triton is not installed."
 
 
 class TestSavedAgain:
