@@ -7,13 +7,14 @@ code into machine code at the first call; see `cpu_refusal` for what happens wit
 import struct
 from collections.abc import Callable
 from ctypes import addressof, c_int64, create_string_buffer
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from math import ceil
 
 import torch
 from torch import Tensor
 
-from .inhibitor_cpu_arguments import BUFFERS, FIELDS, workspace_layout
+from .inhibitor_cpu_arguments import SHAPE_FIELDS, workspace_layout
 from .inhibitor_cpu_ir_backward import backward_ir
 from .inhibitor_cpu_ir_forward import forward_ir
 from .inhibitor_cpu_jit import CompilerUnavailable, Machine, compiled, host_machine
@@ -30,19 +31,19 @@ _WORTH_A_THREAD = 1 << 17
 machine: Callable[[], Machine] = host_machine
 
 
-def _entry(name: str) -> int:
+def _entry(name: str, machine: Machine) -> int:
     """The address of the compiled pass `name`."""
     here = __file__.removesuffix(".py")
     files = [f"{here}_{source}.py" for source in _SOURCES]
     generate = {"forward": forward_ir, "backward": backward_ir}[name]
-    return compiled(f"inhibitor-{name}", generate, files, machine()).address(name)
+    return compiled(f"inhibitor-{name}", generate, files, machine).address(name)
 
 
 @cache
 def _unavailable() -> str | None:
     try:
         for name in ("forward", "backward"):
-            _entry(name)
+            _entry(name, machine())
     except CompilerUnavailable as error:
         return str(error)
     except Exception as error:  # whatever a compiler may meet: the plain form is there
@@ -67,67 +68,86 @@ def _problem() -> str | None:
     return _unavailable()
 
 
-@cache
+@dataclass(frozen=True)
+class _Plan:
+    """What a call of one shape needs beyond its tensors: the code, the words of the block, and memory for the threads."""
+
+    entry: int
+    words: bytes
+    threads: int
+    memory: int  # bytes
+    layout: object  # the words point to it
+
+
 def _float_bits(number: float) -> int:
     return int.from_bytes(struct.pack("<f", number), "little")
 
 
-@cache
-def _geometry(lanes: int, queries: int, keys: int, size: int, backward: bool) -> tuple[dict[str, int], object]:
-    """The words of a block that depend on the shape alone, and what must outlive them."""
-    offsets, workspace_size = workspace_layout(lanes, queries, keys, size, backward)
-    layout = (c_int64 * len(BUFFERS))(*offsets)
-    words = {
-        **{"queries": queries, "keys": keys, "size": size, "one": _float_bits(1.0), "root": _float_bits(size**-0.5)},
-        **{"padded_keys": ceil(keys / lanes) * lanes, "padded_size": ceil(size / lanes) * lanes},
-        **{"layout": addressof(layout), "workspace_size": workspace_size},
-    }
-    return words, layout
+@lru_cache(maxsize=4096)
+def _plan(
+    name: str, machine: Machine, shape: tuple[int, int, int, int], keys: int, dtype: torch.dtype, flags: tuple, threads: int
+) -> _Plan:
+    """For the pass `name`, queries of `shape` and `keys` keys; `flags`: centered, signed, causal."""
+    batch, heads, queries, size = shape
+    lanes = machine.lanes
+    offsets, workspace_size = workspace_layout(lanes, queries, keys, size, name == "backward")
+    layout = (c_int64 * len(offsets))(*offsets)
+    threads = min(threads, ceil(batch * heads * queries * keys * size / _WORTH_A_THREAD))
+    splits = 1
+    if name == "forward" and threads > 1:
+        # Some more pieces than threads: they are done at different speeds. Each packs its head's keys for itself.
+        splits = min(ceil(queries / lanes), ceil(4 * threads / (batch * heads)))
+    items = batch * heads * splits
+    threads = min(threads, items)
+    padded = ceil(keys / lanes) * lanes, ceil(size / lanes) * lanes
+    words = (
+        *(items, splits, threads, workspace_size, addressof(layout)),
+        *(heads, queries, keys, size, _DTYPES[dtype], *flags, *padded, _float_bits(size**-0.5), _float_bits(1.0)),
+    )
+    packed = struct.pack(f"{len(SHAPE_FIELDS)}q", *words)
+    return _Plan(_entry(name, machine), packed, threads, threads * workspace_size, layout)
+
+
+def _scalar_words(scalar: Tensor) -> tuple[int, int]:
+    return scalar.data_ptr(), 4 * scalar.stride(0) if scalar.numel() > 1 else 0
+
+
+def _mask_words(mask: Tensor | None) -> tuple[int, ...]:
+    return (0, 0, 0) if mask is None else (mask.data_ptr(), *mask.stride())
+
+
+def _tensor_words(tensor: Tensor, item: int) -> tuple[int, int, int, int, int]:
+    b, h, t, d = tensor.stride()
+    return tensor.data_ptr(), b * item, h * item, t * item, d * item
 
 
 def _run(
-    name: str, tensors: dict[str, Tensor], masks: dict[str, Tensor | None], scalars: dict[str, Tensor], **flags
+    name: str,
+    tensors: tuple[Tensor, ...],
+    masks: tuple[Tensor | None, Tensor | None],
+    scalars: tuple[Tensor, Tensor, Tensor],
+    flags: tuple[bool, bool, bool],
+    mean: Tensor,
+    sums: Tensor | None = None,
 ) -> None:
-    """Run a compiled pass; `flags`: further words of the block."""
-    query, keys = tensors["query"], tensors["key"].shape[2]
-    batch, heads, queries, size = query.shape
-    lanes = machine().lanes
-    words, _ = _geometry(lanes, queries, keys, size, name == "backward")
-    threads = min(torch.get_num_threads(), ceil(batch * heads * queries * keys * size / _WORTH_A_THREAD))
-    splits = 1
-    if name == "forward" and threads > 1:
-        splits = min(ceil(queries / lanes), ceil(4 * threads / (batch * heads)))
-    threads = min(threads, batch * heads * splits)
-    workspace = torch.empty(threads * words["workspace_size"], dtype=torch.uint8)
-    words = words | flags
-    words |= {"items": batch * heads * splits, "splits": splits, "threads": threads, "workspace": workspace.data_ptr()}
-    words |= {"heads": heads, "dtype": _DTYPES[query.dtype]}
-    for scalar, tensor in scalars.items():
-        words[scalar], words[f"{scalar}_h"] = tensor.data_ptr(), 4 * tensor.stride(0) if tensor.numel() > 1 else 0
-    for name_, mask in masks.items():
-        if mask is not None:
-            words[name_] = mask.data_ptr()
-            words[f"{name_}_b"], words[f"{name_}_l"] = mask.stride()
-    for operand, tensor in tensors.items():
-        words[operand] = tensor.data_ptr()
-        item = tensor.element_size()
-        for axis, stride in zip("bhld", tensor.stride(), strict=True):
-            words[f"{operand}_{axis}"] = stride * item
-    block = create_string_buffer(struct.pack(f"{len(FIELDS)}q", *[words.get(field, 0) for field in FIELDS]))
-    run_on_threads(_entry(name), addressof(block), threads)
+    """Run a compiled pass on tensors in the order of its fields."""
+    query, key = tensors[:2]
+    plan = _plan(name, machine(), query.shape, key.shape[2], query.dtype, flags, torch.get_num_threads())
+    workspace = torch.empty(plan.memory, dtype=torch.uint8)
+    words = [0, 0, workspace.data_ptr(), mean.data_ptr(), 0 if sums is None else sums.data_ptr()]
+    for scalar in scalars:
+        words += _scalar_words(scalar)
+    for mask in masks:
+        words += _mask_words(mask)
+    for tensor in tensors:
+        words += _tensor_words(tensor, query.element_size())
+    block = create_string_buffer(plan.words + struct.pack(f"{len(words)}q", *words))
+    run_on_threads(plan.entry, addressof(block), plan.threads)
 
 
 def _forward(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean) -> None:
-    _run(
-        "forward",
-        {"query": query, "key": key, "value": value, "output": output},
-        {"padding": padding, "dropout": dropout},
-        {"alpha": alpha, "beta": beta, "gamma": gamma},
-        centered=centered,
-        signed=signed,
-        causal=causal,
-        mean=mean.data_ptr(),
-    )
+    tensors = query, key, value, output
+    _run("forward", tensors, (padding, dropout), (alpha, beta, gamma), (centered, signed, causal), mean)
 
 
 def _backward(
@@ -148,20 +168,9 @@ def _backward(
     grad_key,
     grad_value,
 ) -> tuple[Tensor, ...]:
-    operands = {"query": query, "key": key, "value": value, "grad_output": grad_output}
-    results = {"grad_query": grad_query, "grad_key": grad_key, "grad_value": grad_value}
+    tensors = query, key, value, grad_output, grad_query, grad_key, grad_value
     sums = torch.empty(*query.shape[:2], 3, dtype=torch.float32)
-    _run(
-        "backward",
-        operands | results,
-        {"padding": padding, "dropout": dropout},
-        {"alpha": alpha, "beta": beta, "gamma": gamma},
-        centered=centered,
-        signed=signed,
-        causal=causal,
-        mean=mean.data_ptr(),
-        sums=sums.data_ptr(),
-    )
+    _run("backward", tensors, (padding, dropout), (alpha, beta, gamma), (centered, signed, causal), mean, sums)
     of_alpha, of_beta, of_gamma = sums.sum(0, dtype=torch.float64).unbind(-1)
     return tuple(x.sum_to_size(y.shape).float() for x, y in ((of_alpha, alpha), (of_beta, beta), (of_gamma, gamma)))
 

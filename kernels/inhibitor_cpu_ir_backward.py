@@ -4,6 +4,7 @@ Nothing is divided by beta or gamma. With dZ and dv before their factor beta: db
 dalpha = beta · sum dS, dgamma = beta · sum dS · (D - mean) / sqrt(d), where dS has not been centred yet.
 """
 
+from .inhibitor_cpu_arguments import BACKWARD_FIELDS
 from .inhibitor_cpu_ir import F32, I8, I32, I64, PTR
 from .inhibitor_cpu_ir_forward import (
     HeadSizes,
@@ -219,7 +220,7 @@ def _define_item(g: Generator) -> None:
 
 def backward_ir(machine: Machine) -> str:
     """The module that exports `backward`."""
-    g = Generator(machine)
+    g = Generator(machine, BACKWARD_FIELDS)
     define_panels(g)
     define_backward_tiles(g)
     define_begin_head(g)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .inhibitor_cpu_arguments import BUFFERS, FIELDS, RUN, STATE, Fields
+from .inhibitor_cpu_arguments import BUFFERS, FORWARD_FIELDS, RUN, STATE, Fields
 from .inhibitor_cpu_ir import F32, I8, I32, I64, PTR, Function, Value, Variable
 from .inhibitor_cpu_ir_panels import Generator, call, define_panels, gather, head_of
 from .inhibitor_cpu_ir_tiles import FULLY_INHIBITED, call_tile, define_forward_tiles
@@ -20,7 +20,7 @@ def define_entry(g: Generator, name: str) -> None:
     The pieces share nothing but the inputs, and each is done by one thread: who does which makes no difference.
     """
     with g.module.function(name, {"arguments": PTR}, exported=True) as (f, arguments):
-        block = Fields(arguments, FIELDS)
+        block = Fields(arguments, g.fields)
         arrived = f.atomic_add(block.place("arrived"), 1)
         memory = block.pointer("workspace").at(arrived * block.integer("workspace_size"), I8)
         state, layout = Fields(memory, STATE), block.pointer("layout")
@@ -305,7 +305,7 @@ def _define_item(g: Generator) -> None:
 
 def forward_ir(machine: Machine) -> str:
     """The module that exports `forward`."""
-    g = Generator(machine)
+    g = Generator(machine, FORWARD_FIELDS)
     define_panels(g)
     define_forward_tiles(g)
     define_begin_head(g)

@@ -4,11 +4,11 @@ A panel is as many rows (tokens) as a vector has lanes.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from .inhibitor_cpu_arguments import FIELDS, STATE, Fields
+from .inhibitor_cpu_arguments import STATE, Fields
 from .inhibitor_cpu_ir import F32, I8, I16, I32, I64, PTR, Function, Module, Value, lanes, vector
 from .inhibitor_cpu_jit import Machine
 
@@ -19,9 +19,14 @@ _LARGEST_SHIFT = 1e30
 
 
 class Generator:
-    """A module for one machine. `lanes`: the width of a vector; `vector`: the type of one of float32."""
+    """A module for one machine, with the fields of its blocks.
 
-    def __init__(self, machine: Machine) -> None:
+    `lanes`: the width of a vector; `vector`, `integers`: the types of one of float32, and of int32; `wide`: whether there
+    are the instructions of AVX-512.
+    """
+
+    def __init__(self, machine: Machine, fields: Sequence[str]) -> None:
+        self.fields = fields
         self.machine = machine
         self.module = Module()
         self.lanes = machine.lanes
@@ -33,7 +38,7 @@ class Generator:
     def routine(self, name: str, **parameters: str) -> Iterator[list[Any]]:
         """Opens a function of the block, the thread's state and `parameters`; see `Module.function`."""
         with self.module.function(name, {"block": PTR, "state": PTR} | parameters) as (f, block, state, *others):
-            yield [f, Fields(block, FIELDS), Fields(state, STATE), *others]
+            yield [f, Fields(block, self.fields), Fields(state, STATE), *others]
 
     def zero(self, f: Function) -> Value:
         return f.number(self.vector, 0.0)

@@ -12,7 +12,6 @@ import stat
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -150,8 +149,13 @@ def _usable_folder() -> Path | None:
             return folder
     except OSError:
         return None
-    logger.warning("%s belongs to or can be written by somebody else: compiled kernels are not kept there.", folder)
+    _warn_of(folder)
     return None
+
+
+@cache
+def _warn_of(folder: Path) -> None:
+    logger.warning("%s belongs to or can be written by somebody else: compiled kernels are not kept there.", folder)
 
 
 def _read(file: Path) -> bytes | None:
@@ -241,6 +245,12 @@ def compiled(name: str, generate: Callable[[Machine], str], sources: Iterable[st
         return _libraries[name, machine]
 
 
+@cache
+def _announce(machine: Machine, folder: Path | None) -> None:
+    kept = "for this process alone" if folder is None else f"once, to be kept in {folder}"
+    logger.info("Compiling inhibitor attention for %s, %s: this takes a second or two.", machine.cpu, kept)
+
+
 def _cached_object_code(name: str, generate: Callable[[Machine], str], sources: Iterable[str], machine: Machine) -> bytes:
     folder = _usable_folder()
     try:
@@ -249,10 +259,8 @@ def _cached_object_code(name: str, generate: Callable[[Machine], str], sources: 
         file = None
     code = _read(file) if file else None
     if code is None:
-        began = time.perf_counter()
+        _announce(machine, folder if file else None)
         code = object_code(generate(machine), machine)
-        kept = f"kept in {folder}" if file else "not kept"
-        logger.info("Compiled %s for %s in %.1f s, %s.", name, machine.cpu, time.perf_counter() - began, kept)
         if file:
             _write(file, code)
     return code
