@@ -237,7 +237,7 @@ def _metadata(former: CardData, config: dict[str, Any], measurements: Sequence[M
         metrics=sorted({measurement.metric for measurement in measurements}) or former.get("metrics"),
         tags=[*TAGS, *(tag for tag in own if tag not in TAGS)],
         model_name=repo_id.partition("/")[2],
-        eval_results=[_eval_result(measurement, task or "other") for measurement in measurements],
+        eval_results=[_eval_result(measurement, task or "other") for measurement in measurements] or None,
         **extra,
     )
 

@@ -280,7 +280,9 @@ def _is_known(token: str, known: set[float]) -> bool:
     tolerance = 0.500001 * 10.0**-decimals
     if "e" in token or not decimals:
         return value in known
-    return any(abs(scale * number - value) <= tolerance for number in known for scale in (1, 100))
+    if any(abs(number - value) <= tolerance for number in known):
+        return True
+    return value >= 1 and any(abs(100 * number - value) <= tolerance for number in known if number <= 1)
 
 
 def numbers_in(content: Any) -> Iterator[float]:

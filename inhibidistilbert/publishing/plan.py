@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
@@ -177,13 +177,13 @@ def _refusals(api: HfApi, target: Target, remote: Remote, changed: bool) -> list
 
 
 def _model_type(api: HfApi, target: Target, remote: Remote) -> object:
-    """The model type in the configuration that is on the Hub; None where it has none."""
+    """The model type in the configuration that is on the Hub; None where it names none."""
     try:
         file = hf_hub_download(
             target.repo_id, "config.json", revision=remote.head or remote.main, endpoint=api.endpoint, token=api.token
         )
         return read_json(Path(file)).get("model_type")
-    except (EntryNotFoundError, UserError):
+    except UserError:
         return None
 
 

@@ -1,0 +1,210 @@
+"""Each check passes a good folder and, of a spoilt one, names the file and the remedy."""
+
+import json
+
+import pytest
+import torch
+from publishable import TOKEN, assembled, edit_json, edit_weights, replace_in
+
+from inhibidistilbert.errors import UserError
+from inhibidistilbert.modeling.remote_code import source_files
+from inhibidistilbert.publishing.checks import FILE_CHECKS, broken_table_lines, run_checks
+from inhibidistilbert.publishing.loading import check_loading
+
+ALPHA = "distilbert.transformer.layer.1.attention.alpha"
+
+
+def set_config(**fields):
+    return lambda folder: edit_json(folder / "config.json", lambda config: config.update(fields))
+
+
+def set_tokenizer(**fields):
+    return lambda folder: edit_json(folder / "tokenizer_config.json", lambda config: config.update(fields))
+
+
+def set_results(**fields):
+    return lambda folder: edit_json(folder / "distillation.json", lambda log: log.update(fields))
+
+
+def set_weights(edit, **metadata):
+    return lambda folder: edit_weights(folder, edit, **metadata)
+
+
+def set_card(old, new):
+    return lambda folder: replace_in(folder / "README.md", old, new)
+
+
+def remove(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def write(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+# What is done to the maintainer's folder: check, file, words of the problem or its remedy.
+SPOILT = {
+    "pickle in place of safetensors": (
+        lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+        ("files", "model.safetensors", "pytorch_model.bin would run code"),
+    ),
+    "a shard missing": (
+        write("model.safetensors.index.json", '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'),
+        ("files", "model-00001-of-00002.safetensors", "save_pretrained"),
+    ),
+    "NaN": (
+        set_weights(lambda weights: weights["classifier.weight"].fill_(float("nan"))),
+        ("weights", "model.safetensors", "classifier.weight is not finite"),
+    ),
+    "infinite scalar": (
+        set_weights(lambda weights: weights[ALPHA].fill_(float("inf"))),
+        ("weights", "model.safetensors", "alpha is not finite"),
+    ),
+    "scalar missing": (set_weights(lambda weights: weights.pop(ALPHA)), ("weights", "model.safetensors", "layer.1")),
+    "weights cut short": (write("model.safetensors", "short"), ("weights", "model.safetensors", "cannot be read")),
+    "auto_map of one class": (
+        set_config(auto_map={"AutoConfig": "configuration_inhibidistilbert.InhibiDistilBertConfig"}),
+        ("auto_map", "config.json", "AutoModelForMaskedLM"),
+    ),
+    "auto_map to a stranger": (
+        set_config(auto_map={"AutoModel": "modeling_other.Model"}),
+        ("remote code", "modeling_other.py", "is missing"),
+    ),
+    "unknown architecture": (set_config(architectures=["BertModel"]), ("auto_map", "config.json", "'BertModel'")),
+    "no tokenizer": (remove("tokenizer.json"), ("tokenizer", "tokenizer.json", "is missing")),
+    "another vocabulary": (set_config(vocab_size=12), ("tokenizer", "tokenizer.json", "ids up to 19")),
+    "positions": (
+        set_tokenizer(model_max_length=10**30),
+        ("tokenizer", "tokenizer_config.json", "tokenizer.model_max_length = 48"),
+    ),
+    "token types": (
+        set_tokenizer(model_input_names=["input_ids", "token_type_ids"]),
+        ("tokenizer", "tokenizer_config.json", "tokenizer.model_input_names"),
+    ),
+    "padding": (set_config(pad_token_id=3), ("tokenizer", "tokenizer.json", "pads with 0")),
+    "generic labels": (
+        set_config(id2label={"0": "LABEL_0", "1": "LABEL_1"}, label2id={"LABEL_0": 0, "LABEL_1": 1}),
+        ("labels", "config.json", "LABEL_0, LABEL_1"),
+    ),
+    "label2id another way": (
+        set_config(label2id={"NEGATIVE": 1, "POSITIVE": 0}),
+        ("labels", "config.json", "label2id is not the inverse"),
+    ),
+    "path in the configuration": (
+        set_config(_name_or_path="/home/someone/runs/final"),
+        ("private paths", "config.json", "/home/someone/runs/final"),
+    ),
+    "path in the results": (set_results(out="C:\\Users\\x\\runs"), ("private paths", "distillation.json", "relative path")),
+    "token in a text file": (set_results(note=f"token {TOKEN}"), ("secrets", "distillation.json", "revoke it")),
+    "token in the card": (set_card("Irony", f"Use {TOKEN}. Irony"), ("secrets", "README.md", "a Hugging Face token")),
+    "token in the weights": (
+        set_weights(lambda weights: None, note=TOKEN),
+        ("secrets", "model.safetensors", "a Hugging Face token"),
+    ),
+    "no licence": (set_card("license: apache-2.0\n", ""), ("card metadata", "README.md", "license: apache-2.0")),
+    "no base model": (set_card("base_model: someone/teacher\n", ""), ("card metadata", "README.md", "base_model")),
+    "no relation": (set_card("base_model_relation: finetune\n", ""), ("card metadata", "README.md", "relation")),
+    "odd relation": (set_card("finetune", "cousin"), ("card metadata", "README.md", "'cousin'")),
+    "no data": (set_card("datasets:\n- stanfordnlp/imdb\n", ""), ("card metadata", "README.md", "datasets")),
+    "data without an id": (set_card("- stanfordnlp/imdb", "- my own reviews"), ("card metadata", "README.md", "'my own")),
+    "unfilled field": (set_card("Irony is", "[More Information Needed]"), ("card", "README.md", "unfilled")),
+    "no limits": (set_card("## Limits and bias", "## Praise"), ("card", "README.md", "## Limits and bias")),
+    "number from nowhere": (set_card("Irony is", "99.3 % is"), ("card", "README.md", "the number 99.3")),
+    "broken table": (
+        lambda folder: edit_json(folder / "eval_results.json", lambda c: c["results"][0].update(split="a|b")),
+        ("card", "README.md", "broken table line"),
+    ),
+}
+
+
+class TestGoodFolder:
+    def test_passes(self, candidate):
+        assert [result for result in run_checks(candidate, FILE_CHECKS) if not result.passed] == []
+
+    def test_loads_elsewhere(self, candidate):
+        assert list(check_loading(candidate)) == []
+
+    def test_holds_what_is_allowed_and_nothing_else(self, candidate):
+        assert candidate.files.keys() == {
+            ".eval_results/stanfordnlp--imdb.yaml",
+            "README.md",
+            "config.json",
+            "distillation.json",
+            "eval_results.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            *(file.name for file in source_files()),
+        }
+        assert set(candidate.left_out) == {"optimizer.pt", "events.log"}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_spoilt_folder(how, checkpoint, tmp_path):
+    spoil, (check, file, words) = SPOILT[how]
+    spoil(checkpoint)
+    results = run_checks(assembled(checkpoint, tmp_path / "spoilt"), FILE_CHECKS)
+    problems = [problem for result in results if result.name == check for problem in result.problems]
+    assert any(problem.file == file and words in f"{problem.what}; {problem.remedy}" for problem in problems), results
+    assert all(problem.remedy for problem in problems)
+    assert TOKEN not in repr(results)
+
+
+@pytest.mark.parametrize("name", ["inhibitor_masks.py", "modeling_inhibidistilbert.py"])
+def test_missing_source_file(name, candidate):
+    (candidate.folder / name).unlink()
+    assert name in {problem.file for problem in FILE_CHECKS["remote code"](candidate)}
+
+
+def test_stray_file(candidate):
+    (candidate.folder / "training_args.bin").write_bytes(b"a pickle")
+    assert [problem.file for problem in FILE_CHECKS["files"](candidate)] == ["training_args.bin"]
+
+
+class TestLoading:
+    def test_other_outputs_are_seen(self, candidate):
+        """The folder on its way to the Hub differs from the maintainer's."""
+
+        def nudge(weights: dict[str, torch.Tensor]) -> None:
+            weights["classifier.bias"].add_(1e-2)
+
+        edit_weights(candidate.folder, nudge)
+        problems = list(check_loading(candidate))
+        assert len(problems) == 2
+        assert all("outputs differ" in problem.what for problem in problems)
+
+    def test_code_that_needs_this_package_is_seen(self, candidate):
+        source = candidate.folder / "modeling_inhibidistilbert.py"
+        source.write_text("try:\n    import inhibidistilbert.errors\nfinally:\n    pass\n" + source.read_text())
+        (problem,) = check_loading(candidate)
+        assert problem.what.endswith("No module named 'inhibidistilbert'")
+
+
+class TestBadInput:
+    def test_another_model(self, checkpoint, tmp_path):
+        set_config(model_type="bert")(checkpoint)
+        with pytest.raises(UserError, match="'inhibidistilbert', got 'bert'"):
+            assembled(checkpoint, tmp_path / "assembled")
+
+    def test_no_folder(self, tmp_path):
+        with pytest.raises(UserError, match="is not a folder"):
+            assembled(tmp_path / "nowhere", tmp_path / "assembled")
+
+    @pytest.mark.parametrize("name", ["eval_results.json", "distillation.json"])
+    def test_results_of_another_form(self, name, checkpoint, tmp_path):
+        (checkpoint / name).write_text(json.dumps({"results": [{"dataset": "x"}], "tests": {}}))
+        with pytest.raises(UserError, match=f"'{name}' is not of its form"):
+            assembled(checkpoint, tmp_path / "assembled")
+
+
+@pytest.mark.parametrize(
+    ("table", "broken"),
+    [
+        ("| a | b |\n|---|---|\n| 1 | 2 |", 0),
+        ("| a | b |\n|---|---|\n| 1 |", 1),
+        ("| a | b |\n|---|---|\n| 1 | |", 1),
+        ("| a |\n\n| b | c |", 0),
+    ],
+)
+def test_broken_table_lines(table, broken):
+    assert len(list(broken_table_lines(table))) == broken

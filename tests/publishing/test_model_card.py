@@ -1,0 +1,135 @@
+"""The card: valid metadata, whole text, and numbers from the files of results alone."""
+
+import json
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.hf_api import parse_eval_result_entries
+from publishable import assembled, edit_json, replace_in
+
+from inhibidistilbert.errors import UserError
+from inhibidistilbert.publishing.card import section
+from inhibidistilbert.publishing.checks import untraced_numbers
+from inhibidistilbert.publishing.measurements import read_benchmarks
+
+SECTIONS = (
+    "Use",
+    "Evaluation",
+    "Training",
+    "Speed and energy",
+    "Limits and bias",
+    "Environmental impact",
+    "Terms",
+    "Cite",
+)
+SHAPE = {"rival": "inhibitor", "batch": 1, "heads": 12, "length": 128, "head_dim": 64}
+BENCHMARK = {
+    "machine": {"cpu": "Some Processor", "date": "2026-01-31T00:00:00+00:00"},
+    "results": [
+        {**SHAPE, "level": "model", "ms": 31.25, "ratio": 0.875},
+        {**SHAPE, "level": "layer", "ms": 1.5, "ratio": 0.5},
+    ],
+}
+
+
+@pytest.fixture
+def card(candidate) -> ModelCard:
+    return ModelCard.load(candidate.folder / "README.md")
+
+
+class TestMetadata:
+    def test_fields(self, card):
+        data = card.data
+        assert (data.license, data.language, data.library_name) == ("apache-2.0", "en", "transformers")
+        assert (data.base_model, data.get("base_model_relation")) == ("someone/teacher", "finetune")
+        assert data.datasets == ["stanfordnlp/imdb"]
+        assert data.pipeline_tag == "text-classification"
+        assert data.metrics == ["accuracy"]
+        assert {"custom_code", "inhibitor-attention", "sentiment-analysis"} <= set(data.tags)
+        assert data.get("widget") == [{"text": "A quiet film."}]
+
+    def test_model_index(self, card):
+        results = {result.dataset_type: result for result in card.data.eval_results}
+        published = results["stanfordnlp/imdb"]
+        assert (published.metric_type, published.metric_value, published.dataset_split) == ("accuracy", 0.8125, "test")
+        assert results["reviews"].metric_value == 0.875
+
+    def test_evaluation_entries(self, candidate):
+        content = yaml.safe_load(candidate.files[".eval_results/stanfordnlp--imdb.yaml"].read_text())
+        (entry,) = parse_eval_result_entries(content)
+        assert (entry.dataset_id, entry.task_id, entry.value) == ("stanfordnlp/imdb", "sentiment", 0.8125)
+        assert entry.dataset_revision == "e6281661ce1c48d982bc483cf8a173c1bbeb5d31"
+
+
+class TestText:
+    @pytest.mark.parametrize("title", SECTIONS)
+    def test_every_section_says_something(self, title, card):
+        assert section(card.text, title)
+
+    def test_table_has_the_control_beside_it(self, card):
+        assert "| stanfordnlp/imdb, test | 25,000 | accuracy | 81.2 | 84.4 (a softmax model) |" in card.text
+        assert "| reviews | 321 | accuracy | 87.5 | 91.0 (its teacher) |" in card.text
+
+    def test_usage_is_pinned_to_the_tag(self, card):
+        assert 'pipeline("text-classification", model="someone/tiny", revision="v1", trust_remote_code=True)' in card.text
+
+    def test_usage_without_a_tag(self, checkpoint, tmp_path):
+        text = (assembled(checkpoint, tmp_path / "x", revision=None).folder / "README.md").read_text()
+        assert 'pipeline("text-classification", model="someone/tiny", trust_remote_code=True)' in text
+
+    def test_recipe_comes_from_the_log(self, card):
+        training = section(card.text, "Training")
+        for words in ("`teacher`", "epochs 2.0, learning rate 0.0005", "5,678 texts", "1,234", "Seed 7"):
+            assert words in training
+
+    def test_maintainers_words(self, card):
+        assert "Irony is misread." in section(card.text, "Limits and bias")
+        assert "Maas et al. 2011" in section(card.text, "Terms")
+        assert "coffee" not in card.text
+
+    @pytest.mark.parametrize(("signed", "formula"), [(True, "relu(v⁺ − Z) − relu(v⁻ − Z)"), (False, "Σ relu(v − Z)")])
+    @pytest.mark.parametrize(("normalization", "factor"), [("none", "H = β · Σ"), ("sqrt", "H = β/√n · Σ")])
+    def test_formula_is_this_models(self, signed, formula, normalization, factor, checkpoint, tmp_path):
+        fields = {"signed": signed, "length_normalization": normalization}
+        edit_json(checkpoint / "config.json", lambda config: config.update(fields))
+        text = (assembled(checkpoint, tmp_path / "x").folder / "README.md").read_text()
+        assert formula in text
+        assert factor in text
+
+    def test_nothing_measured(self, checkpoint, tmp_path):
+        for name in ("eval_results.json", "distillation.json"):
+            (checkpoint / name).unlink()
+        card = ModelCard.load(assembled(checkpoint, tmp_path / "x").folder / "README.md")
+        assert section(card.text, "Evaluation") == "Not measured."
+        assert "Speed: not measured" in section(card.text, "Speed and energy")
+        assert "No record" in section(card.text, "Training")
+        assert card.data.eval_results is None
+
+
+class TestNumbers:
+    def test_all_are_traced(self, candidate, card):
+        assert list(untraced_numbers(candidate, card.text)) == []
+
+    @pytest.mark.parametrize("number", ["81.4", "0.8126", "25,001", "7777", "3e-05"])
+    def test_another_number_is_found(self, number, candidate, card):
+        assert list(untraced_numbers(candidate, f"{card.text}\n\nIt gets {number} here.")) == [number]
+
+    @pytest.mark.parametrize("number", ["81.25", "81.2", "0.8125", "25,000", "in 2011", "`4242`"])
+    def test_numbers_with_a_source(self, number, candidate, card):
+        assert list(untraced_numbers(candidate, f"{card.text}\n\nIt gets {number} here.")) == []
+
+    def test_benchmark(self, checkpoint, tmp_path):
+        (checkpoint / "cpu.json").write_text(json.dumps(BENCHMARK))
+        candidate = assembled(checkpoint, tmp_path / "x")
+        text = (candidate.folder / "README.md").read_text()
+        assert "On Some Processor" in text
+        assert "| inhibitor | 1×12×128×64 | 31.250 | 0.88 |" in text
+        assert len(read_benchmarks(checkpoint)[0].timings) == 1
+        assert list(untraced_numbers(candidate, ModelCard(text).text)) == []
+
+
+def test_metadata_that_is_not_yaml(checkpoint, tmp_path):
+    replace_in(checkpoint / "README.md", "language: en", "language: [en")
+    with pytest.raises(UserError, match=r"metadata of 'README\.md' cannot be read"):
+        assembled(checkpoint, tmp_path / "x")

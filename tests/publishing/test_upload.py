@@ -1,0 +1,280 @@
+"""Plans and uploads: only what is missing is sent, and whatever goes wrong the Hub keeps its last good commit."""
+
+import hashlib
+
+import pytest
+from huggingface_hub import HfApi
+from publishable import REPO_ID, TOKEN, assembled, edit_weights, fingerprint, replace_in, write_checkpoint
+
+from inhibidistilbert.errors import UserError
+from inhibidistilbert.publishing.errors import PublishError
+from inhibidistilbert.publishing.plan import Plan, Remote, Target, make_plan
+from inhibidistilbert.publishing.upload import Published, send
+
+ALWAYS = 100
+COMMIT = r"POST /api/models/someone/tiny/commit/.*"
+LARGE = r"PUT /lfs/.*"
+
+
+def plan_for(candidate, **options) -> Plan:
+    return make_plan(HfApi(), Target(REPO_ID, **options), candidate.files)
+
+
+def publish(candidate, **options) -> Published:
+    return send(HfApi(), plan_for(candidate, **options), candidate.files)
+
+
+def files_at(hub, revision="main") -> dict[str, bytes]:
+    return dict(hub.repository(REPO_ID).head(revision).files)
+
+
+def states(plan: Plan) -> dict[str, str]:
+    return {file.path: file.state for file in plan.files}
+
+
+@pytest.fixture
+def next_version(candidate, checkpoint, tmp_path):
+    """Other weights and words, the rest the same."""
+    edit_weights(checkpoint, lambda weights: weights["classifier.bias"].add_(1))
+    replace_in(checkpoint / "README.md", "Irony is misread.", "Irony and puns are misread.")
+    return assembled(checkpoint, tmp_path / "next")
+
+
+class TestPlan:
+    def test_new_repository(self, candidate, hub):
+        plan = plan_for(candidate)
+        assert not plan.remote.exists
+        assert set(states(plan).values()) == {"new"}
+        assert hub.writes == []
+
+    def test_states(self, candidate, next_version, hub):
+        publish(candidate)
+        # "vocab.txt" would be read by another version of the tokenizer; "figure.png" is not this tool's.
+        hub.put(REPO_ID, {"vocab.txt": b"old", "figure.png": b"png", "results/old.py": b"pass"})
+        writes = len(hub.writes)
+        found = states(plan_for(next_version))
+        changed = {name for name, state in found.items() if state == "changed"}
+        assert changed == {"README.md", "model.safetensors"}
+        assert (found["vocab.txt"], found["figure.png"], found["results/old.py"]) == ("removed", "kept", "kept")
+        assert found["config.json"] == "same"
+        assert len(hub.writes) == writes
+
+    def test_removed_files_go_and_kept_ones_stay(self, candidate, hub):
+        hub.put(REPO_ID, {"vocab.txt": b"old", "figure.png": b"png"})
+        publish(candidate)
+        assert "vocab.txt" not in files_at(hub)
+        assert files_at(hub)["figure.png"] == b"png"
+
+    def test_another_models_repository_is_refused(self, candidate, hub):
+        hub.put(REPO_ID, {"config.json": b'{"model_type": "bert"}'})
+        (refusal,) = plan_for(candidate).refusals
+        assert "holds a model of type 'bert'" in refusal
+
+    def test_a_tag_is_never_moved(self, candidate, next_version, hub):
+        publish(candidate, tag="v1")
+        assert plan_for(candidate, tag="v1").refusals == ()
+        (refusal,) = plan_for(next_version, tag="v1").refusals
+        assert "tag 'v1' exists at another commit" in refusal
+
+    def test_revisions_that_take_no_commit(self, candidate, hub):
+        publish(candidate, tag="v1")
+        for revision in ("v1", "refs/pr/7"):
+            with pytest.raises(UserError, match=f"--revision must be .*{revision}"):
+                plan_for(candidate, revision=revision)
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"create_pr": True, "tag": "v1"}, "--tag and --create-pr"),
+            ({"create_pr": True, "revision": "refs/pr/1"}, "needs a branch"),
+            ({"message": "  "}, "--commit-message"),
+            ({"repo_type": "kernel", "collection": "x"}, "--kernel goes with neither"),
+        ],
+    )
+    def test_options_that_do_not_go_together(self, options, words):
+        with pytest.raises(UserError, match=words):
+            Target(REPO_ID, **options)
+
+    def test_pull_request_to_nowhere(self, candidate, hub):
+        with pytest.raises(UserError, match="--create-pr needs a repository that exists"):
+            plan_for(candidate, create_pr=True)
+
+
+class TestSend:
+    def test_everything_arrives(self, candidate, hub):
+        published = publish(candidate, tag="v1")
+        assert published.sent
+        expected = {name: file.read_bytes() for name, file in candidate.files.items()}
+        assert {name: content for name, content in files_at(hub, "v1").items() if name in expected} == expected
+        assert hub.repository(REPO_ID).head("main").id == published.commit
+
+    def test_private_by_default_and_public_when_asked(self, candidate, hub):
+        publish(candidate)
+        assert hub.repository(REPO_ID).private
+        del hub.repositories[f"models/{REPO_ID}"]
+        publish(candidate, private=False)
+        assert not hub.repository(REPO_ID).private
+
+    def test_visibility_of_an_existing_repository_stays(self, candidate, hub):
+        hub.put(REPO_ID, {})
+        publish(candidate, private=False)
+        assert hub.repository(REPO_ID).private
+
+    def test_again_sends_nothing(self, candidate, hub):
+        hub.collections["someone/best"] = []
+        first = publish(candidate, tag="v1", collection="someone/best")
+        assert hub.collections["someone/best"] == [REPO_ID]
+        writes = len(hub.writes)
+        again = publish(candidate, tag="v1", collection="someone/best")
+        assert (again.commit, again.sent) == (first.commit, False)
+        assert len(hub.writes) == writes
+
+    def test_next_version_sends_what_changed(self, candidate, next_version, hub):
+        publish(candidate)
+        before = files_at(hub)
+        writes = len(hub.writes)
+        publish(next_version)
+        after = files_at(hub)
+        assert {name for name in after if after[name] != before.get(name)} == {"README.md", "model.safetensors"}
+        assert sum(request.startswith("PUT") for request in hub.writes[writes:]) == 1
+
+    def test_branch(self, candidate, hub):
+        hub.put(REPO_ID, {"notes.md": b"x"})
+        main = files_at(hub)
+        publish(candidate, revision="next")
+        assert files_at(hub) == main
+        assert "model.safetensors" in files_at(hub, "next")
+
+    def test_pull_request_is_opened_once(self, candidate, next_version, hub):
+        main = publish(candidate)
+        first = publish(next_version, create_pr=True)
+        again = publish(next_version, create_pr=True)
+        assert (first.sent, again.sent, again.commit) == (True, False, "refs/pr/1")
+        assert first.url == again.url == f"{hub.endpoint}/{REPO_ID}/discussions/1"
+        assert hub.repository(REPO_ID).head("main").id == main.commit
+        assert list(hub.repository(REPO_ID).pull_requests) == ["refs/pr/1"]
+
+    def test_pull_request_goes_on(self, candidate, next_version, hub):
+        publish(candidate)
+        hub.repository(REPO_ID).pull_requests["refs/pr/1"] = hub.repository(REPO_ID).head("main").id
+        publish(next_version, revision="refs/pr/1")
+        assert b"puns" in files_at(hub, "refs/pr/1")["README.md"]
+        assert b"puns" not in files_at(hub)["README.md"]
+
+
+# What the Hub does, how often, and what the maintainer reads.
+FAILURES = {
+    "401": (lambda hub: hub.fail(COMMIT, 401), "does not accept the token"),
+    "403": (lambda hub: hub.fail(COMMIT, 403), "write permission"),
+    "403 of the upload": (lambda hub: hub.fail(LARGE, 403), "write permission"),
+    "409": (lambda hub: hub.fail(COMMIT, 409), "conflict"),
+    "412": (lambda hub: hub.fail(COMMIT, 412), "someone else published there meanwhile"),
+    "429": (lambda hub: hub.fail(COMMIT, 429, **{"Retry-After": "3600"}), "after 3600 seconds"),
+    "429 again and again": (lambda hub: hub.fail(COMMIT, 429, ALWAYS, **{"Retry-After": "2"}), "after 2 seconds"),
+    "500": (lambda hub: hub.fail(COMMIT, 500), r"the Hub failed \(HTTP 500\)"),
+    "500 of the upload": (lambda hub: hub.fail(LARGE, 500, ALWAYS), r"the Hub failed \(HTTP 500\)"),
+    "500 of the plan for it": (lambda hub: hub.fail(r"POST .*/preupload/.*", 500, ALWAYS), r"the Hub failed \(HTTP 500\)"),
+    "cut in the upload": (lambda hub: hub.cut(LARGE, ALWAYS), "connection to the Hub was lost"),
+    "cut in the commit": (lambda hub: hub.cut(COMMIT), "connection to the Hub was lost"),
+}
+
+
+class TestFailures:
+    @pytest.mark.parametrize("how", FAILURES)
+    def test_last_good_commit_stays_and_the_same_again_resumes(
+        self, how, candidate, next_version, hub, waits, capsys, checkpoint
+    ):
+        fail, words = FAILURES[how]
+        good = publish(candidate)
+        before, local = files_at(hub), fingerprint(checkpoint)
+        fail(hub)
+        with pytest.raises(PublishError, match=words) as failure:
+            publish(next_version, tag="v2")
+        assert "at its last good commit" in str(failure.value)
+        assert "\n" not in str(failure.value)
+        assert hub.repository(REPO_ID).head("main").id == good.commit
+        assert files_at(hub) == before
+        assert fingerprint(checkpoint) == local
+        output = capsys.readouterr()
+        for text in (str(failure.value), output.out, output.err):
+            assert TOKEN not in text
+            assert "presigned" not in text
+        hub.faults.clear()
+        assert publish(next_version, tag="v2").sent
+        assert files_at(hub, "v2")["model.safetensors"] == next_version.files["model.safetensors"].read_bytes()
+
+    def test_wrong_token(self, candidate, hub, monkeypatch):
+        monkeypatch.setenv("HF_TOKEN", TOKEN + "Wrong")
+        plan = Plan(Target(REPO_ID), Remote(exists=False), ())
+        with pytest.raises(PublishError, match="does not accept the token") as failure:
+            send(HfApi(), plan, candidate.files)
+        assert TOKEN not in str(failure.value)
+        assert hub.repositories == {}
+
+    def test_a_short_wait_is_waited(self, candidate, hub, waits):
+        hub.fail(COMMIT, 429, **{"Retry-After": "2"})
+        assert publish(candidate).sent
+        assert waits == [2.0]
+
+    def test_one_cut_is_mended_by_itself(self, candidate, hub, waits):
+        hub.cut(LARGE)
+        assert publish(candidate).sent
+        assert len(waits) == 1
+
+    def test_new_repository_cut_off(self, candidate, hub, waits):
+        hub.fail(COMMIT, 500)
+        with pytest.raises(PublishError):
+            publish(candidate)
+        assert hub.repository(REPO_ID).private
+        writes = len(hub.writes)
+        assert publish(candidate).sent
+        resumed = hub.writes[writes:]
+        assert not [request for request in resumed if request.startswith("PUT") or "create" in request]
+        writes = len(hub.writes)
+        assert not publish(candidate).sent
+        assert len(hub.writes) == writes
+
+    def test_shards_that_arrived_are_not_sent_again(self, hub, waits, tmp_path):
+        checkpoint = write_checkpoint(tmp_path / "sharded", max_shard_size="6KB")
+        candidate = assembled(checkpoint, tmp_path / "assembled")
+        shards = [name for name in candidate.files if name.endswith(".safetensors")]
+        assert len(shards) > 1
+        oid = hashlib.sha256(candidate.files[shards[-1]].read_bytes()).hexdigest()
+        hub.fail(rf"PUT /lfs/{oid}", 500, ALWAYS)
+        with pytest.raises(PublishError):
+            publish(candidate)
+        assert oid not in hub.large
+        arrived = set(hub.large)
+        hub.faults.clear()
+        writes = len(hub.writes)
+        publish(candidate)
+        sent = {request.rpartition("/")[2] for request in hub.writes[writes:] if request.startswith("PUT")}
+        assert oid in sent
+        assert not sent & arrived
+
+    def test_tag_that_failed_is_made_later(self, candidate, hub):
+        hub.fail(r"POST .*/tag/.*", 500)
+        with pytest.raises(PublishError, match=r"The files are on the Hub, at \w+; the tag is not made"):
+            publish(candidate, tag="v1")
+        writes = len(hub.writes)
+        assert not publish(candidate, tag="v1").sent
+        assert [request.split("/")[-2] for request in hub.writes[writes:]] == ["tag"]
+
+    def test_two_publishers_at_once(self, candidate, next_version, hub):
+        """The other one's commit comes between this one's upload and its commit."""
+        publish(candidate)
+        hub.before[COMMIT] = lambda: hub.put(REPO_ID, {"config.json": b'{"model_type": "inhibidistilbert"}'})
+        with pytest.raises(PublishError, match="someone else published there meanwhile"):
+            publish(next_version)
+        assert files_at(hub)["config.json"] == b'{"model_type": "inhibidistilbert"}'
+        assert b"puns" not in files_at(hub)["README.md"]
+        assert states(plan_for(next_version))["config.json"] == "changed"
+        assert publish(next_version).sent
+
+    def test_both_plan_before_either_sends(self, candidate, next_version, hub):
+        publish(candidate)
+        mine = plan_for(next_version)
+        theirs = hub.put(REPO_ID, {"notes.md": b"theirs"})
+        with pytest.raises(PublishError, match="someone else"):
+            send(HfApi(), mine, next_version.files)
+        assert hub.repository(REPO_ID).head("main").id == theirs
