@@ -114,8 +114,15 @@ def test_unknown_backend(backend: str | None) -> None:
 
 
 @pytest.mark.parametrize("backend", ["auto", "naive", "torch"])
-def test_quantized_without_such_a_backend(backend: str) -> None:
-    assert_refused(ValueError, "quantized=True is not supported", "use quantized=False", quantized=True, backend=backend)
+def test_quantized_with_what_it_does_not_have(backend: str) -> None:
+    chosen = {"quantized": True, "backend": backend}
+    assert_refused(ValueError, "quantized=True returns no scores", "use quantized=False", return_scores=True, **chosen)
+    differentiable = torch.randn(2, 2, 3, 4, requires_grad=True)
+    assert_refused(ValueError, "quantized=True has no gradient", "query", "torch.no_grad()", query=differentiable, **chosen)
+
+
+def test_quantized_without_such_a_backend() -> None:
+    assert_refused(ValueError, "backend='triton' cannot be used here: it has no int8 form", quantized=True, backend="triton")
 
 
 def test_options_are_keyword_only() -> None:

@@ -19,6 +19,7 @@ OWN_FIELDS = {
     "gamma_init": 1.0,
     "scalars_per_head": False,
     "length_normalization": "none",
+    "quantized": False,
 }
 
 
@@ -44,6 +45,7 @@ def test_saved_configuration_comes_back(tmp_path):
         "gamma_init": -1.5,
         "scalars_per_head": True,
         "length_normalization": "mean",
+        "quantized": True,
     }
     config = tiny_config(**fields, id2label={0: "a", 1: "b", 2: "c"}, sinusoidal_pos_embds=True)
     config.save_pretrained(tmp_path)
@@ -80,7 +82,9 @@ def test_bad_values_are_refused_by_name(fields, message):
         tiny_config(**fields)
 
 
-@pytest.mark.parametrize("fields", [{"alpha_init": "0.5"}, {"n_heads": "4"}, {"centered": "yes"}], ids=str)
+@pytest.mark.parametrize(
+    "fields", [{"alpha_init": "0.5"}, {"n_heads": "4"}, {"centered": "yes"}, {"quantized": "int8"}], ids=str
+)
 def test_values_of_a_wrong_type_are_refused_by_name(fields):
     with pytest.raises(StrictDataclassFieldValidationError, match=next(iter(fields))):
         tiny_config(**fields)

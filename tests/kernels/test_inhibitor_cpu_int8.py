@@ -1,0 +1,216 @@
+"""Compiled int8 attention agrees with its definition to the bit, on every kind of processor this one can stand in for."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from inhibidistilbert import inhibitor_attention
+from inhibidistilbert.kernels import inhibitor_cpu_int8 as int8
+from inhibidistilbert.kernels.inhibitor_cpu_int8_ir import int8_ir
+from inhibidistilbert.kernels.inhibitor_cpu_jit import Machine, object_code
+
+_REFUSAL = int8.int8_refusal(torch.zeros(1, 1, 1, 1))
+pytestmark = pytest.mark.skipif(_REFUSAL is not None, reason=str(_REFUSAL))
+
+# Vectors of 128, 256 and 512 bits, without and with the instruction that adds four products of bytes.
+PROCESSORS = {
+    "sse2": ("x86-64", "+sse2", 4, 16),
+    "avx2": ("x86-64-v3", "+sse2,+avx2,+fma", 8, 16),
+    "avx2-vnni": ("x86-64-v3", "+avx2,+fma,+avxvnni", 8, 16),
+    "avx512": ("x86-64-v4", "+avx512f,+avx512bw,+avx512dq,+avx512vl", 16, 32),
+    "avx512-vnni": ("x86-64-v4", "+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512vnni", 16, 32),
+}
+
+
+def processor(name: str) -> Machine:
+    """`host`, or one of `PROCESSORS`; the test is skipped where this processor lacks something of it."""
+    host = int8.host_machine()
+    if name == "host":
+        return host
+    cpu, features, lanes, registers = PROCESSORS[name]
+    if not all(host.has(feature[1:]) for feature in features.split(",")):
+        pytest.skip(f"this processor is no {name}")
+    return replace(host, cpu=cpu, features=features, lanes=lanes, registers=registers)
+
+
+def both(query: Tensor, key: Tensor, value: Tensor, **options) -> tuple[Tensor, Tensor]:
+    """The result of the compiled form and of the definition."""
+    got = inhibitor_attention(query, key, value, quantized=True, backend="cpu", **options)
+    return got, inhibitor_attention(query, key, value, quantized=True, backend="torch", **options)
+
+
+def inputs(*shape: int, queries: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Standard normal key and value of `shape` `(B, H, N, d)`; queries half as wide again."""
+    batch, heads, keys, size = shape
+    return 1.5 * torch.randn(batch, heads, queries or keys, size), torch.randn(shape), torch.randn(shape)
+
+
+# More keys than are summed at once, fewer than a vector, one; head sizes that are no whole vectors; tiles that are not full.
+SHAPES = [(1, 2, 128, 64, 30), (2, 3, 64, 32, 64), (1, 1, 3, 16, 5), (2, 2, 77, 48, 33), (1, 2, 1100, 5, 9), (1, 1, 1, 1, 1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "B{}-H{}-N{}-D{}-M{}".format(*s))
+@pytest.mark.parametrize("centered", [True, False], ids=["centered", "uncentered"])
+@pytest.mark.parametrize("name", ["host", *PROCESSORS])
+def test_it_is_the_definition(name: str, centered: bool, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = processor(name)
+    monkeypatch.setattr(int8, "machine", lambda: machine)
+    *sizes, queries = shape
+    for signed in (True, False):
+        for causal in (False, True):
+            tensors = inputs(*sizes, queries=queries)
+            alpha = 0.5 if centered else -1.4 * sizes[-1] ** 0.5
+            masks = {mask: torch.rand(sizes[0], sizes[2]) < 0.7 for mask in ("key_padding_mask", "key_dropout_mask")}
+            for options in ({}, masks):
+                got, want = both(*tensors, alpha=alpha, signed=signed, causal=causal, centered=centered, **options)
+                assert torch.equal(got, want), (signed, causal, bool(options))
+
+
+@pytest.mark.parametrize("gamma", [1.0, -1.0, 0.0, 1e-30, 40.0, -1e6])
+@pytest.mark.parametrize("alpha", [0.5, 0.0, -3.0, 1e10, -1e10])
+@pytest.mark.parametrize("centered", [True, False], ids=["centered", "uncentered"])
+def test_extreme_scalars(centered: bool, alpha: float, gamma: float) -> None:
+    got, want = both(*inputs(1, 2, 24, 16), alpha=alpha, gamma=gamma, beta=-2.0, centered=centered)
+    assert torch.equal(got, want)
+
+
+SCALES = [(1, 1, 0), (0, 1, 1), (1, 0, 1), (1, 1e-6, 1), (1, 1, 1e-6), (1e6, 1, 1), (1, 1e10, 1e-10)]
+
+
+@pytest.mark.parametrize("scale", SCALES, ids=str)
+@pytest.mark.parametrize("centered", [True, False], ids=["centered", "uncentered"])
+def test_extreme_grids(centered: bool, scale: tuple[float, float, float]) -> None:
+    tensors = [factor * x for factor, x in zip(scale, inputs(1, 2, 24, 16), strict=True)]
+    got, want = both(*tensors, centered=centered)
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf], ids=str)
+@pytest.mark.parametrize("spoiled", [0, 1, 2], ids=["query", "key", "value"])
+def test_numbers_that_are_not_finite(spoiled: int, bad: float) -> None:
+    for centered in (True, False):
+        tensors = inputs(1, 2, 24, 16)
+        tensors[spoiled][0, 1, 3, 5] = bad
+        got, want = both(*tensors, centered=centered)
+        assert want.isnan().any()
+        assert torch.equal(got.isnan(), want.isnan())
+        assert torch.equal(got.nan_to_num(), want.nan_to_num())
+
+
+def test_padded_positions_are_never_read() -> None:
+    query, key, value = inputs(2, 2, 24, 16)
+    mask = torch.rand(2, 24) < 0.6
+    spoiled = [x.masked_fill(~mask[:, None, :, None], torch.nan) for x in (key, value)]
+    assert torch.equal(both(query, *spoiled, key_padding_mask=mask)[0], both(query, key, value, key_padding_mask=mask)[1])
+
+
+def test_scalars_of_each_head() -> None:
+    alpha, beta, gamma = torch.tensor([0.5, -0.5, 1.0]), torch.tensor([1.0, -2.0, 0.0]), torch.tensor([-1.0, 0.0, 1.0])
+    got, want = both(*inputs(2, 3, 24, 16), alpha=alpha, beta=beta, gamma=gamma)
+    assert torch.equal(got, want)
+
+
+LAYOUTS = {
+    "as the projections leave them": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "channels apart": lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2),
+    "every second": lambda x: torch.stack([x, torch.full_like(x, torch.nan)], -1).flatten(-2)[..., ::2],
+    "one head for all": lambda x: x[:, :1].expand_as(x),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_strides(layout: str) -> None:
+    tensors = [LAYOUTS[layout](x) for x in inputs(2, 3, 24, 16)]
+    mask = torch.stack([torch.rand(24, 2) < 0.7, torch.zeros(24, 2, dtype=torch.bool)], -1)[..., 0].T
+    got, want = both(*tensors, key_padding_mask=mask, key_dropout_mask=mask.flip(0))
+    assert torch.equal(got, want)
+    assert got.transpose(1, 2).is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("size", [16, 5])
+def test_dtypes(size: int, dtype: torch.dtype) -> None:
+    got, want = both(*(x.to(dtype) for x in inputs(2, 3, 24, size)))
+    assert got.dtype == dtype
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 5, 4), (2, 0, 5, 4), (2, 2, 0, 4), (2, 2, 5, 0)], ids=str)
+@pytest.mark.parametrize("queries", [0, 3])
+def test_empty(shape: tuple[int, ...], queries: int) -> None:
+    query = torch.randn(*shape[:2], queries, shape[3])
+    got, want = both(query, torch.randn(shape), torch.randn(shape))
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_threads(threads: int) -> None:
+    """However the heads and their queries are shared out."""
+    before = torch.get_num_threads()
+    try:
+        for shape in ((1, 1, 300, 64), (2, 3, 128, 64), (1, 5, 200, 32)):
+            tensors, options = inputs(*shape), {"key_padding_mask": torch.rand(shape[0], shape[2]) < 0.8, "causal": True}
+            torch.set_num_threads(threads)
+            got, want = both(*tensors, **options)
+            assert torch.equal(got, want)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_all_heads_are_shared_out() -> None:
+    for heads in (1, 5, 12, 100):
+        for tiles in (1, 3, 64):
+            for threads in (1, 2, 8, 64):
+                assert 1 <= int8._parts(heads, tiles, 8, threads) <= tiles
+    assert int8._parts(12, 64, 8, 1) == 1
+    assert int8._parts(1, 64, 8, 8) == 8
+
+
+def test_heads_beyond_the_largest_are_left_to_plain_torch() -> None:
+    tensors = inputs(1, 1, 6, 300)
+    with pytest.raises(ValueError, match="its int8 form takes heads of at most 256 channels, and these have 300"):
+        inhibitor_attention(*tensors, quantized=True, backend="cpu")
+    got = inhibitor_attention(*tensors, quantized=True)
+    assert torch.equal(got, inhibitor_attention(*tensors, quantized=True, backend="torch"))
+
+
+def test_as_an_operator_of_torch() -> None:
+    scalars = [torch.tensor([x]) for x in (0.5, 1.0, 1.0)]
+    mask = torch.rand(2, 24) < 0.7
+    for dtype in (torch.float32, torch.bfloat16):
+        tensors = [x.to(dtype) for x in inputs(2, 3, 24, 16)]
+        tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+        torch.library.opcheck(int8.int8_attention, (*tensors, mask, None, *scalars, True, True, False), test_utils=tests)
+
+
+def test_under_torch_compile() -> None:
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def compiled(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return 2 * inhibitor_attention(query, key, value, quantized=True)
+
+    tensors = inputs(2, 3, 24, 16)
+    assert torch.equal(compiled(*tensors), 2 * inhibitor_attention(*tensors, quantized=True))
+
+
+# Processors that cannot run here are at least compiled for.
+ELSEWHERE = {
+    "neon": (Machine("aarch64-linux-gnu", "generic", "+neon", 4, 32), ("smlal", "mla", "mul")),
+    "neon-i8mm": (Machine("arm64-apple-darwin", "apple-m2", "+neon,+dotprod,+i8mm", 4, 32), ("usdot",)),
+    "avx2-vnni": (Machine("x86_64-linux-gnu", "alderlake", PROCESSORS["avx2-vnni"][1], 8, 16), ("vpdpbusd",)),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_code_for_other_processors(name: str) -> None:
+    import llvmlite.binding as llvm
+
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    machine, instructions = ELSEWHERE[name]
+    ir = int8_ir(machine, 64)
+    assert len(object_code(ir, machine)) > 1000
+    target = llvm.Target.from_triple(machine.triple).create_target_machine(cpu=machine.cpu, features=machine.features)
+    assembly = target.emit_assembly(llvm.parse_assembly(ir))
+    assert any(instruction in assembly for instruction in instructions)
