@@ -47,7 +47,8 @@ Work = Callable[[], object]
 class Level:
     """What is compared at what shapes. A rival makes its work for a problem, or raises `Refused`.
 
-    name: `operator`, `training` (the operator forward and backward), `layer` or `model`.
+    name: `operator`; `training`, the operator forward and backward; `fallback`, the operator in plain torch, as where
+        nothing can be compiled; `layer` or `model`.
     """
 
     name: str
@@ -133,7 +134,10 @@ OPERATORS: Mapping[str, Callable[[Problem], Work]] = {
     "inhibitor fp32, not centred": _operator(inhibitor_attention, backend="cpu", centered=False),
     "inhibitor bf16": _operator(inhibitor_attention, torch.bfloat16, backend="cpu"),
     "inhibitor int8": _operator(inhibitor_attention, backend="cpu", quantized=True),
-    "inhibitor fp32, plain torch": _operator(inhibitor_attention, backend="torch"),
+}
+FALLBACKS: Mapping[str, Callable[[Problem], Work]] = {
+    "softmax fp32": _operator(scaled_dot_product_attention),
+    "inhibitor fp32": _operator(inhibitor_attention, backend="torch"),
 }
 TRAINING_STEPS: Mapping[str, Callable[[Problem], Work]] = {
     "softmax fp32": _training_step(scaled_dot_product_attention),
@@ -213,6 +217,7 @@ def levels(quick: bool = False) -> list[Level]:
     return [
         Level("operator", operators, OPERATORS, short),
         Level("training", operators, TRAINING_STEPS, short),
+        Level("fallback", operators[:3], FALLBACKS, short),
         Level("layer", problems, {f"{family} {kind}": _layer(family, kind) for family, kind in _ENCODERS}, short),
         Level("model", problems, {f"{family} {kind}": _model(family, kind, depth) for family, kind in _ENCODERS}, long),
     ]

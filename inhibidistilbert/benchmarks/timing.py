@@ -44,9 +44,7 @@ def interleave(
     measure: Callable[[Callable[[], object]], float] = wall_time,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, list[float]]:
-    """Seconds of every rival in every round, A B C, C B A, …, after one call of each that is not counted."""
-    for function in rivals.values():
-        function()
+    """Seconds of every rival, called before so that it is warm, in every round: A B C, C B A, …"""
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
     order, start, rounds = list(rivals), clock(), 0
     while rounds < budget.least or (rounds < budget.most and clock() - start < budget.seconds):

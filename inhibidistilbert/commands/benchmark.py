@@ -161,7 +161,8 @@ def print_kernel_times(rows: list[dict]) -> None:
 @benchmark_app.command()
 def cpu(
     level: Annotated[
-        list[str] | None, typer.Option(metavar="operator|training|layer|model", help="Repeatable.", show_default="all")
+        list[str] | None,
+        typer.Option(metavar="operator|training|fallback|layer|model", help="Repeatable.", show_default="all"),
     ] = None,
     threads: Annotated[list[int] | None, typer.Option(help="Threads of torch. Repeatable.", show_default="1 and 2")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Toy sizes, to see that it runs: the times mean nothing.")] = False,
@@ -170,8 +171,9 @@ def cpu(
 ) -> None:
     """Time inhibitor attention beside softmax attention on the CPU, in float32, bfloat16 and int8.
 
-    The operator forward, the operator forward and backward (training), a layer, and a model of DistilBERT-base's size with
-    random weights. All in one run, in turns; what counts are the ratios, medians over the rounds. About eight minutes.
+    The operator forward, the operator forward and backward (training), its plain torch form (fallback), a layer, and a
+    model of DistilBERT-base's size with random weights. All in one run, in turns; what counts are the ratios, medians over
+    the rounds. Takes six to eight minutes.
     """
     from ..benchmarks import cpu as comparison
     from ..benchmarks import machine, plots, results

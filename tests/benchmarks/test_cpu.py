@@ -29,7 +29,7 @@ def clocked(*seconds: float):
 
 
 def test_shapes_are_those_the_project_reports():
-    operator, training, layer, model = levels()
+    operator, training, fallback, layer, model = levels()
     shapes = [(x.name, x.batch, x.heads, x.length, x.head_dim) for x in operator.problems]
     assert shapes == [
         ("A", 1, 12, 128, 64),
@@ -39,6 +39,7 @@ def test_shapes_are_those_the_project_reports():
         ("E", 32, 12, 64, 32),
     ]
     assert training.problems == operator.problems
+    assert list(fallback.problems) == list(operator.problems[:3])  # at D it takes seconds a call
     assert list(layer.problems) == list(model.problems) == list(operator.problems[:4])
 
 
@@ -90,6 +91,21 @@ def test_a_training_step_differentiates_query_key_and_value():
     assert all(gradient.abs().sum() > 0 for gradient in gradients)
 
 
+@torch.no_grad()
+def test_int8_inhibitor_attention_is_not_the_float_one():
+    works = [cpu._layer("inhibitor", "int8"), cpu._layer("inhibitor", "fp32")]
+    try:
+        quantized, exact = (work(TOY)() for work in works)
+    except Refused as refusal:
+        pytest.skip(str(refusal))
+    encoder = cpu._encoder("inhibitor", "int8", 1, 32, 2)
+    encoder.config.quantized = False
+    only_linear = cpu._layer("inhibitor", "int8")(TOY)()
+    cpu._encoder.cache_clear()
+    assert not torch.equal(quantized, only_linear)
+    assert (quantized - exact).norm() < 0.1 * exact.norm()
+
+
 @pytest.mark.parametrize("family", ["softmax", "inhibitor"])
 def test_every_linear_layer_of_an_int8_encoder_is_int8(family):
     try:
@@ -128,7 +144,7 @@ def test_quick_run_writes_json_csv_and_figure(command, tmp_path):
     code, out, err = command("--quick", "--json", "--output", tmp_path)
     rows = json.loads(out)
     assert code == 0
-    assert {row["level"] for row in rows} == {"operator", "training", "layer", "model"}
+    assert {row["level"] for row in rows} == {"operator", "training", "fallback", "layer", "model"}
     assert {row["threads"] for row in rows} == {1, 2}
     for name in ("operator", "layer", "model"):
         here = {row["rival"] for row in rows if row["level"] == name}
@@ -152,7 +168,7 @@ def test_table_of_one_level(command):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--level", "head"], "--level must be one of operator, training, layer, model; got 'head'."),
+        (["--level", "head"], "--level must be one of operator, training, fallback, layer, model; got 'head'."),
         (["--threads", 0], "--threads must be at least 1; got 0."),
     ],
 )
