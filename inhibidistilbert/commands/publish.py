@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +23,7 @@ from ..publishing.assemble import Candidate, assemble
 from ..publishing.card import CARD, dropped_sections, read_card
 from ..publishing.checks import FILE_CHECKS, CheckResult, Problem, run_checks
 from ..publishing.errors import PublishError
-from ..publishing.kernel import KERNEL_CHECKS, assemble_kernel, kernel_branch, kernel_usage
+from ..publishing.kernel import KERNEL_CHECKS, assemble_kernel, check_kernel_loading, kernel_branch, kernel_usage
 from ..publishing.loading import check_loading
 from ..publishing.plan import Plan, Target, make_plan
 from ..publishing.tasks import usage
@@ -113,8 +113,8 @@ def bring(report: "Report", target: Target, source: Path | None, folder: Path, d
     with telling("Nothing was sent."):
         plan = make_plan(api, target, candidate.files)
     report.show_plan(plan, candidate)
-    gate = KERNEL_CHECKS if source is None else {**FILE_CHECKS, "loading": check_loading}
-    checks = [refusals(plan), *run_checks(candidate, gate)]
+    gate, load = (KERNEL_CHECKS, check_kernel_loading) if source is None else (FILE_CHECKS, check_loading)
+    checks = run_checks(candidate, {"remote": lambda _: refusals(plan), **gate}, {"loading": load})
     report.show_checks(checks)
     stop_unless_passed(checks, "Nothing was sent.")
     if dry_run:
@@ -140,10 +140,11 @@ def assembled(source: Path, folder: Path, target: Target) -> Candidate:
     return assemble(source, folder, target.repo_id, target.tag)
 
 
-def refusals(plan: Plan) -> CheckResult:
-    """Whether the plan leaves alone what it should, as a check."""
-    problems = (Problem(plan.target.repo_id, *refusal.split(": ", 1)) for refusal in plan.refusals)
-    return CheckResult("remote", tuple(problems))
+def refusals(plan: Plan) -> Iterator[Problem]:
+    """What the plan would overwrite and should not, as problems of the repository."""
+    for refusal in plan.refusals:
+        what, _, remedy = refusal.partition(": ")
+        yield Problem(plan.target.repo_id, what, remedy)
 
 
 def stop_unless_passed(checks: Sequence[CheckResult], state: str) -> None:

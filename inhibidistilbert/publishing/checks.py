@@ -14,12 +14,12 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 from transformers.dynamic_module_utils import get_relative_imports
 
-from ..errors import reason
+from ..errors import UserError, reason
 from ..modeling.remote_code import AUTO_MAP, source_files
 from ..quiet import quiet_transformers
 from .assemble import Candidate, allowed_names
 from .card import CARD, EVAL_RESULTS, read_card, safetensors_header, section, template_text
-from .measurements import RESULT_FILES
+from .measurements import RESULT_FILES, read_json
 from .secrets import find_secrets
 from .tasks import PIPELINE_TAGS
 
@@ -56,9 +56,12 @@ class CheckResult:
 Check = Callable[[Candidate], Iterator[Problem]]
 
 
-def run_checks(candidate: Candidate, checks: dict[str, Check]) -> list[CheckResult]:
-    """Every check, in order, whatever the ones before it found."""
-    return [CheckResult(name, tuple(check(candidate))) for name, check in checks.items()]
+def run_checks(candidate: Candidate, checks: dict[str, Check], last: dict[str, Check] | None = None) -> list[CheckResult]:
+    """Every check, in order; then those of `last`, which run the code in the folder, once all others have passed."""
+    results = [CheckResult(name, tuple(check(candidate))) for name, check in checks.items()]
+    if last and all(result.passed for result in results):
+        results += [CheckResult(name, tuple(check(candidate))) for name, check in last.items()]
+    return results
 
 
 def check_files(candidate: Candidate) -> Iterator[Problem]:
@@ -72,7 +75,11 @@ def check_files(candidate: Candidate) -> Iterator[Problem]:
         found = f" ({', '.join(sorted(pickles))} would run code when read)" if pickles else ""
         yield Problem("model.safetensors", f"is missing{found}", f"{_SAVE_AGAIN}, which writes safetensors")
     if "model.safetensors.index.json" in names:
-        index = json.loads(names["model.safetensors.index.json"].read_text(encoding="utf-8"))
+        try:
+            index = read_json(names["model.safetensors.index.json"])
+        except UserError as error:
+            yield Problem("model.safetensors.index.json", str(error), _SAVE_AGAIN)
+            return
         for shard in sorted(set(index.get("weight_map", {}).values()) - names.keys()):
             yield Problem(shard, "is named by model.safetensors.index.json and missing", _SAVE_AGAIN)
 
@@ -94,7 +101,7 @@ def check_weights(candidate: Candidate) -> Iterator[Problem]:
     layers = int(candidate.config.get("n_layers", 0))
     wanted = {f"{prefix}transformer.layer.{i}.attention.{s}" for i in range(layers) for s in ("alpha", "beta", "gamma")}
     if names and (missing := sorted(wanted - names)):
-        yield Problem("model.safetensors", f"lacks {', '.join(missing[:3])} and so on"[:200], _SAVE_AGAIN)
+        yield Problem("model.safetensors", f"lacks {len(missing)} scalars of the attention, first {missing[0]}", _SAVE_AGAIN)
 
 
 def check_auto_map(candidate: Candidate) -> Iterator[Problem]:

@@ -70,7 +70,7 @@ def check_kernel_loading(candidate: Candidate) -> Iterator[Problem]:
     name = "build/torch-cpu/__init__.py"
     try:
         theirs = _stranger_output(candidate.folder / "build" / "torch-cpu")
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
         yield Problem(name, f"does not load elsewhere: {reason(error)}", _REBUILD)
         return
     difference = relative_error(theirs, kernel_stranger.call(inhibitor_attention))
@@ -82,7 +82,8 @@ def _stranger_output(variant: Path) -> Tensor:
     """Raises `RuntimeError` with the last line that the interpreter wrote, when it failed."""
     with tempfile.TemporaryDirectory() as folder:
         process = subprocess.run(
-            [sys.executable, "-I", kernel_stranger.__file__, str(variant), "output.pt"],
+            # -B: no bytecode in the folder that goes to the Hub.
+            [sys.executable, "-I", "-B", kernel_stranger.__file__, str(variant), "output.pt"],
             cwd=folder,
             env=clean_environment(Path(folder), online=False),
             stdin=subprocess.DEVNULL,
@@ -99,5 +100,4 @@ KERNEL_CHECKS: dict[str, Check] = {
     "variants": check_variants,
     "secrets": check_secrets,
     "card": check_kernel_card,
-    "loading": check_kernel_loading,
 }

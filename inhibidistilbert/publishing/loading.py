@@ -41,7 +41,7 @@ def loading_problems(reference: Path, architecture: str, source: str, revision: 
     try:
         outputs = stranger_outputs(source, revision, architecture)
         expected = own_outputs(reference, architecture)
-    except (LoadingError, OSError, ValueError, KeyError, RuntimeError) as error:
+    except (LoadingError, subprocess.TimeoutExpired, OSError, ValueError, KeyError, RuntimeError) as error:
         yield Problem("modeling_inhibidistilbert.py", f"the model does not load elsewhere: {reason(error)}", remedy)
         return
     for implementation in IMPLEMENTATIONS:

@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 
 from .assemble import Candidate, check_source
 from .checks import FILE_CHECKS, Check, CheckResult, Problem, run_checks
-from .kernel import KERNEL_CHECKS
+from .kernel import KERNEL_CHECKS, check_kernel_loading
 from .loading import loading_problems
 from .upload import quiet_hub
 
@@ -25,7 +25,7 @@ def verify_model(
     with _download(api, repo_id, revision, "model") as folder:
         candidate = Candidate(folder, folder, check_source(folder))
         load = partial(_check_from_hub, repo_id=repo_id, revision=revision, reference=reference or folder)
-        return run_checks(candidate, {**FILE_CHECKS, "loading from the Hub": load}), candidate
+        return run_checks(candidate, FILE_CHECKS, {"loading from the Hub": load}), candidate
 
 
 def _check_from_hub(candidate: Candidate, *, repo_id: str, revision: str, reference: Path) -> Iterator[Problem]:
@@ -35,21 +35,19 @@ def _check_from_hub(candidate: Candidate, *, repo_id: str, revision: str, refere
 def verify_kernel(api: HfApi, repo_id: str, revision: str) -> list[CheckResult]:
     """The checks of a kernel repository at a commit."""
     with _download(api, repo_id, revision, "kernel") as folder:
-        return run_checks(Candidate(folder, folder, {}), KERNEL_CHECKS)
+        return run_checks(Candidate(folder, folder, {}), KERNEL_CHECKS, {"loading": check_kernel_loading})
 
 
 def sent_completely(api: HfApi, candidate: Candidate, repo_id: str, repo_type: str, revision: str) -> list[CheckResult]:
     """After a push: every file is on the Hub as it was sent, and the model or kernel loads from there."""
     with _download(api, repo_id, revision, repo_type) as folder:
         there = Candidate(folder, candidate.source, candidate.config)
-        checks: dict[str, Check] = {"files as sent": partial(_check_same_files, sent=candidate)}
         if repo_type == "kernel":
-            checks["loading from the Hub"] = KERNEL_CHECKS["loading"]
+            load: Check = check_kernel_loading
         else:
-            checks["loading from the Hub"] = partial(
-                _check_from_hub, repo_id=repo_id, revision=revision, reference=candidate.source
-            )
-        return run_checks(there, checks)
+            load = partial(_check_from_hub, repo_id=repo_id, revision=revision, reference=candidate.source)
+        same = partial(_check_same_files, sent=candidate)
+        return run_checks(there, {"files as sent": same}, {"loading from the Hub": load})
 
 
 def _check_same_files(there: Candidate, *, sent: Candidate) -> Iterator[Problem]:

@@ -1,0 +1,270 @@
+"""`inhibidistilbert publish`, end to end over HTTP: what it prints, what it sends, and what a stranger gets."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import remote_client
+import torch
+from hub import LoopbackHub, WritableHub
+from publishable import REPO_ID, TOKEN, edit_json, edit_weights, fingerprint, replace_in
+from remote_client import model_outputs
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from inhibidistilbert import InhibiDistilBertForSequenceClassification, cli
+
+COMMAND = "from inhibidistilbert.cli import main; main()"
+CLASSIFIER = "AutoModelForSequenceClassification"
+CHECKS = [
+    "remote",
+    "files",
+    "weights",
+    "auto_map",
+    "remote code",
+    "tokenizer",
+    "labels",
+    "private paths",
+    "secrets",
+    "card metadata",
+    "card",
+    "loading",
+]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["inhibidistilbert", "publish", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        output = capsys.readouterr()
+        assert TOKEN not in output.out + output.err
+        return int(stopped.value.code or 0), output.out, output.err
+
+    return run
+
+
+def clean_environment(hub: LoopbackHub, home: Path) -> dict[str, str]:
+    """A user's environment with an empty cache and the token."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "TRANSFORMERS_", "PYTHON"))}
+    settings = {"HF_HOME": str(home), "HF_TOKEN": TOKEN, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return {**inherited, **hub.environment(), **settings}
+
+
+def start(hub: LoopbackHub, home: Path, *arguments: object) -> subprocess.Popen:
+    """The command in a new interpreter."""
+    command = [sys.executable, "-I", "-c", COMMAND, "publish", *map(str, arguments)]
+    pipe = subprocess.PIPE
+    environment = clean_environment(hub, home)
+    return subprocess.Popen(
+        command, cwd=home, env=environment, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True
+    )
+
+
+class TestDryRun:
+    def test_nothing_is_written(self, checkpoint, hub, run):
+        before = fingerprint(checkpoint)
+        code, out, err = run(checkpoint, "--repo-id", REPO_ID, "--dry-run", "--json", "--tag", "v1")
+        report = json.loads(out)
+        assert (code, err) == (0, "")
+        assert (report["repo_id"], report["revision"]) == (REPO_ID, "main")
+        assert [check["name"] for check in report["checks"]] == CHECKS
+        assert all(check["passed"] for check in report["checks"])
+        assert {"path": "model.safetensors", "state": "new"}.items() <= {
+            name: value for file in report["files"] if file["path"] == "model.safetensors" for name, value in file.items()
+        }.items()
+        assert set(report["left_out"]) == {"events.log", "optimizer.pt"}
+        assert "Diary" in report["left_out_sections"]
+        assert hub.writes == []
+        assert hub.repositories == {}
+        assert fingerprint(checkpoint) == before
+
+    def test_needs_no_token(self, checkpoint, hub, run, monkeypatch, tmp_path):
+        monkeypatch.delenv("HF_TOKEN")
+        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        replace_in(checkpoint / "README.md", "license: apache-2.0\n", "")
+        code, out, err = run(checkpoint, "--repo-id", REPO_ID, "--dry-run")
+        assert code == 1
+        assert "model.safetensors" in out
+        assert "README.md: does not give license; add `license: apache-2.0`" in out
+        assert err == "error: failed checks: card metadata. Nothing was sent.\n"
+        assert hub.bearers == set()
+
+
+class TestRefusals:
+    def test_failed_check_sends_nothing(self, checkpoint, hub, run):
+        edit_json(checkpoint / "distillation.json", lambda log: log.update(note=TOKEN))
+        code, out, err = run(checkpoint, "--repo-id", REPO_ID, "--yes", "--json")
+        failed = {check["name"]: check["problems"] for check in json.loads(out)["checks"] if not check["passed"]}
+        assert (code, list(failed)) == (1, ["secrets"])
+        assert failed["secrets"][0]["file"] == "distillation.json"
+        assert err == "error: failed checks: secrets. Nothing was sent.\n"
+        assert hub.writes == []
+
+    def test_wrong_token(self, checkpoint, hub, run, monkeypatch):
+        monkeypatch.setenv("HF_TOKEN", "hf_AnotherTokenThatIsWrong")
+        code, out, err = run(checkpoint, "--repo-id", REPO_ID, "--yes")
+        assert (code, out) == (1, "")
+        assert err.startswith("error: the Hub does not accept the token")
+        assert "AnotherToken" not in err
+        assert hub.writes == []
+
+    def test_no_token(self, checkpoint, hub, run, monkeypatch, tmp_path):
+        monkeypatch.delenv("HF_TOKEN")
+        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        code, _, err = run(checkpoint, "--repo-id", REPO_ID, "--yes")
+        assert (code, err) == (2, "error: there is no token: log in with `hf auth login`, or set HF_TOKEN.\n")
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["{folder}"], "--repo-id is missing"),
+            (["{folder}", "--repo-id", "tiny"], "--repo-id must be organisation/name, got 'tiny'"),
+            (["{folder}", "--repo-id", "a/b/c"], "--repo-id must be organisation/name"),
+            (["--repo-id", REPO_ID], "CHECKPOINT_DIR is missing"),
+            (["{folder}", "--kernel", "--repo-id", REPO_ID], "leave out CHECKPOINT_DIR"),
+            (["{folder}", "--repo-id", REPO_ID], "give --yes"),
+            (["{folder}", "--repo-id", REPO_ID, "--yes", "--create-pr"], "needs a repository that exists"),
+            (["{folder}/nowhere", "--repo-id", REPO_ID, "--yes"], "is not a folder"),
+            (["--verify", "tiny"], "--verify must be organisation/name"),
+        ],
+    )
+    def test_bad_input(self, arguments, words, checkpoint, hub, run):
+        code, out, err = run(*(argument.format(folder=checkpoint) for argument in arguments))
+        assert (code, out) == (2, "")
+        assert words in err
+        assert err.count("\n") == 1
+        assert hub.writes == []
+
+
+class TestPublish:
+    def test_loaded_by_a_stranger(self, checkpoint, hub, tmp_path):
+        before, home = fingerprint(checkpoint), tmp_path / "home"
+        home.mkdir()
+        process = start(hub, home, checkpoint, "--repo-id", REPO_ID, "--yes", "--tag", "v1")
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        assert TOKEN not in out + err
+        assert hub.bearers == {TOKEN}
+        commit = hub.repository(REPO_ID).head("v1").id
+        assert f"{hub.endpoint}/{REPO_ID}/tree/{commit}" in out
+        lines = out[out.rindex("from transformers import pipeline") :].splitlines()
+        call = f'pipeline("text-classification", model="{REPO_ID}", revision="v1", trust_remote_code=True)'
+        assert lines[:2] == ["from transformers import pipeline", f"model = {call}"]
+        assert fingerprint(checkpoint) == before
+        self.check_strangers_logits(checkpoint, hub, tmp_path / "stranger")
+
+    @pytest.mark.slow
+    def test_killed_and_resumed(self, checkpoint, hub, run, tmp_path):
+        """Three runs of one command: killed in the middle of the weights, whole, and with nothing to do."""
+        before = fingerprint(checkpoint)
+        self.kill_in_the_middle(checkpoint, hub, tmp_path / "killed")
+        assert list(hub.repository(REPO_ID).head("main").files) == [".gitattributes"]
+        assert hub.large == {}
+        sent, writes = [], []
+        for _ in range(2):
+            code, out, _ = run(checkpoint, "--repo-id", REPO_ID, "--yes", "--tag", "v1", "--json")
+            report = json.loads(out)
+            assert code == 0
+            assert all(check["passed"] for check in report["verified"])
+            sent.append(report["sent"])
+            writes.append(len(hub.writes))
+        assert sent == [True, False]
+        assert writes[0] == writes[1]
+        assert sum("/repos/create" in request for request in hub.writes) == 1
+        assert fingerprint(checkpoint) == before
+
+    @staticmethod
+    def kill_in_the_middle(checkpoint: Path, hub: WritableHub, home: Path) -> None:
+        home.mkdir()
+        half_way, killed = threading.Event(), threading.Event()
+
+        def wait_for_the_end() -> None:
+            half_way.set()
+            killed.wait(60)
+
+        hub.at_cut = wait_for_the_end
+        hub.cut(r"PUT /lfs/.*")
+        process = start(hub, home, checkpoint, "--repo-id", REPO_ID, "--yes", "--tag", "v1")
+        assert half_way.wait(120), process.communicate(timeout=10)
+        process.kill()
+        process.communicate(timeout=30)
+        killed.set()
+
+    @staticmethod
+    def check_strangers_logits(checkpoint: Path, hub: WritableHub, folder: Path) -> None:
+        """In an interpreter that cannot import this package, by name and tag."""
+        folder.mkdir()
+        target = folder / "outputs.safetensors"
+        arguments = {"sources": {CLASSIFIER: REPO_ID}, "target": str(target), "revision": "v1"}
+        (folder / "calls.json").write_text(json.dumps({"outputs": ["outputs", arguments]}))
+        subprocess.run(
+            [sys.executable, "-I", remote_client.__file__, "calls.json", "report.json"],
+            cwd=folder,
+            env=clean_environment(hub, folder / "home"),
+            check=True,
+            capture_output=True,
+            timeout=300,
+        )
+        report = json.loads((folder / "report.json").read_text())
+        assert "error" not in report["outputs"], report["outputs"]
+        model = InhibiDistilBertForSequenceClassification.from_pretrained(checkpoint)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        for name, theirs in load_file(target).items():
+            model.set_attn_implementation(name.rpartition("/")[2])
+            torch.testing.assert_close(theirs, model_outputs(model, tokenizer))
+
+
+class TestVerify:
+    @pytest.mark.slow
+    def test_good_and_damaged(self, checkpoint, hub, run):
+        assert run(checkpoint, "--repo-id", REPO_ID, "--yes", "--json")[0] == 0
+        good = hub.repository(REPO_ID).head("main")
+        weights = checkpoint / "model.safetensors"
+        edit_weights(checkpoint, lambda tensors: tensors["classifier.weight"].fill_(float("nan")))
+        damaged = hub.put(REPO_ID, {"model.safetensors": weights.read_bytes()})
+        writes = len(hub.writes)
+        code, out, err = run("--verify", f"{REPO_ID}@{good.id}", "--json")
+        report = json.loads(out)
+        assert (code, err, report["commit"]) == (0, "", good.id)
+        assert report["checks"][-1] == {"name": "loading from the Hub", "passed": True, "problems": []}
+        code, out, err = run("--verify", REPO_ID)
+        assert code == 1
+        assert damaged in out
+        assert "model.safetensors: classifier.weight is not finite" in out
+        assert "failed checks: weights. Nothing was changed." in err
+        assert len(hub.writes) == writes
+
+    def test_nothing_there(self, hub, run):
+        code, _, err = run("--verify", "nobody/nothing")
+        assert code == 1
+        assert err == (
+            "error: the Hub finds no such repository, or the token may not see it (HTTP 404). Nothing was verified.\n"
+        )
+
+
+def test_kernel(hub, run):
+    """To the branch that the library `kernels` looks in; the card names the repository; again, nothing is sent."""
+    code, out, err = run("--kernel", "--repo-id", "someone/inhibitor", "--yes", "--json")
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert report["revision"] == "v0"
+    assert [check["name"] for check in report["checks"]] == ["remote", "variants", "secrets", "card", "loading"]
+    assert all(check["passed"] for check in report["checks"] + report["verified"])
+    head = hub.repository("someone/inhibitor", "kernels").head("v0")
+    assert not [name for name in head.files if name.endswith(".pyc")]
+    assert b'get_kernel("someone/inhibitor"' in head.files["README.md"]
+    assert {"build.toml", "build/torch-cuda/metadata.json", "torch-ext/inhibitor/__init__.py"} <= head.files.keys()
+    assert hub.repository("someone/inhibitor", "kernels").private
+    source = "build/torch-cpu/inhibitor_naive.py"
+    hub.put("someone/inhibitor", {source: head.files[source] + b"\n"}, branch="v0", kind="kernels")
+    code, out, _ = run("--kernel", "--verify", "someone/inhibitor@v0")
+    assert code == 1
+    assert f"{source}: is not the file that metadata.json was made for" in out
