@@ -488,7 +488,7 @@ from inhibidistilbert import inhibitor_attention
 tensors = torch.randn(3, 1, 2, 5, 4).unbind()
 assert torch.equal(inhibitor_attention(*tensors), inhibitor_attention(*tensors, backend="torch"))
 compiled = torch.compile(inhibitor_attention, fullgraph=True, backend="eager")(*tensors)
-torch.testing.assert_close(compiled, inhibitor_attention(*tensors))
+assert (compiled - inhibitor_attention(*tensors)).norm() < 1e-5 * compiled.norm()
 try:
     inhibitor_attention(*tensors, backend="cpu")
 except ValueError as error:

@@ -243,7 +243,8 @@ tensors = torch.randn(3, 1, 2, 40, 16).unbind()
 began = time.perf_counter()
 got = inhibitor_attention(*tensors, backend="cpu")
 print(time.perf_counter() - began)
-torch.testing.assert_close(got, inhibitor_attention(*tensors, backend="naive"))
+want = inhibitor_attention(*tensors, backend="naive")
+assert (got - want).norm() < 1e-5 * want.norm()
 """
 
 # The operator's files alone, which start faster than the package with transformers.
@@ -255,7 +256,8 @@ sys.modules["kernels_alone"] = package
 import torch
 attention = importlib.import_module("kernels_alone.inhibitor_attention").inhibitor_attention
 tensors = torch.randn(3, 1, 2, 40, 16).unbind()
-torch.testing.assert_close(attention(*tensors, backend="cpu"), attention(*tensors, backend="naive"))
+want = attention(*tensors, backend="naive")
+assert (attention(*tensors, backend="cpu") - want).norm() < 1e-5 * want.norm()
 """
 
 
@@ -286,6 +288,6 @@ def test_first_and_second_process(tmp_path: Path) -> None:
 
 
 def test_processes_that_start_together(tmp_path: Path) -> None:
-    for process in [start(KERNELS, tmp_path / "cache") for _ in range(4)]:
+    for process in [start(KERNELS, tmp_path / "cache") for _ in range(3)]:
         outcome(process)
     assert libraries(tmp_path / "cache") == ["inhibitor-backward", "inhibitor-forward"]
