@@ -109,7 +109,10 @@ def bring(report: "Report", target: Target, source: Path | None, folder: Path, d
     api = HfApi()
     with telling("Nothing was sent."):
         log_in(api, dry_run)
-    candidate = assemble_kernel(folder, target.repo_id) if source is None else assembled(source, folder, target)
+    if source is None:
+        candidate = assemble_kernel(folder, target.repo_id)
+    else:
+        candidate = assemble(source, folder, target.repo_id, target.tag)
     with telling("Nothing was sent."):
         plan = make_plan(api, target, candidate.files)
     report.show_plan(plan, candidate)
@@ -134,10 +137,6 @@ def log_in(api: HfApi, dry_run: bool) -> None:
         api.whoami()
     elif not dry_run:
         raise UserError("there is no token: log in with `hf auth login`, or set HF_TOKEN.")
-
-
-def assembled(source: Path, folder: Path, target: Target) -> Candidate:
-    return assemble(source, folder, target.repo_id, target.tag)
 
 
 def refusals(plan: Plan) -> Iterator[Problem]:

@@ -182,7 +182,7 @@ FAILURES = {
 class TestFailures:
     @pytest.mark.parametrize("how", FAILURES)
     def test_last_good_commit_stays_and_the_same_again_resumes(
-        self, how, candidate, next_version, hub, waits, capsys, checkpoint
+        self, how, candidate, next_version, hub, waits, capsys, caplog, checkpoint
     ):
         fail, words = FAILURES[how]
         good = publish(candidate)
@@ -196,7 +196,7 @@ class TestFailures:
         assert files_at(hub) == before
         assert fingerprint(checkpoint) == local
         output = capsys.readouterr()
-        for text in (str(failure.value), output.out, output.err):
+        for text in (str(failure.value), output.out, output.err, caplog.text):
             assert TOKEN not in text
             assert "presigned" not in text
         hub.faults.clear()
