@@ -28,6 +28,7 @@ class InhibiDistilBertConfig(PreTrainedConfig):
         scalars_per_head: alpha, beta and gamma of shape `(n_heads,)` in every layer instead of `(1,)`.
         length_normalization: divides the sum over the visible keys by 1 (`"none"`, as published), by the square root of
             their number (`"sqrt"`) or by their number (`"mean"`).
+        quantized: compute attention on int8 grids, for inference only; calls that return scores compute it exactly.
 
     Raises:
         ValueError: when `n_heads` does not divide `dim`, a size is not positive, `length_normalization` is unknown or an
@@ -66,6 +67,7 @@ class InhibiDistilBertConfig(PreTrainedConfig):
     gamma_init: float | int = 1.0
     scalars_per_head: bool = False
     length_normalization: str = "none"
+    quantized: bool = False
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):

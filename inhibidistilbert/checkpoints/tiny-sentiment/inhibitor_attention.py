@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .inhibitor_masks import KeyMasks
 from .inhibitor_naive import naive_inhibitor_attention
+from .inhibitor_quantized import quantized_inhibitor_attention
 from .inhibitor_torch import torch_inhibitor_attention
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,8 @@ def _scalar(name: str, scalar: float | Tensor, query: Tensor, dtype: torch.dtype
     heads = query.shape[1]
     if scalar.ndim > 1 or scalar.numel() not in (1, heads):
         raise ValueError(f"{name} must be a float or a tensor of shape (), (1,) or ({heads},), got {tuple(scalar.shape)}.")
+    if scalar.ndim == 1 and scalar.dtype == dtype and scalar.device == query.device:
+        return scalar  # as it comes from a module: the conversions would cost as much as a small call's arithmetic
     return scalar.to(device=query.device, dtype=dtype).reshape(-1)
 
 
@@ -80,11 +83,15 @@ def _plain_operations_only() -> bool:
     return torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
 
 
-def _compiled_backend(name: str) -> tuple[Callable[..., Tensor], Callable[[Tensor], str | None]]:
+def _compiled_backend(name: str, quantized: bool = False) -> tuple[Callable[..., Tensor], Callable[[Tensor], str | None]]:
     """`(attention, refusal)` of a backend: its operator, and why it cannot take a query (None where it can).
 
     Imported at the first use: who does not need a compiler does not wait for one.
     """
+    if quantized:
+        from .inhibitor_cpu_int8 import int8_attention, int8_refusal
+
+        return int8_attention, int8_refusal if name == "cpu" else lambda query: "it has no int8 form"
     if name == "triton":
         from .inhibitor_triton import triton_attention, triton_refusal
 
@@ -99,7 +106,7 @@ def _log_once(message: str) -> None:
     logger.info(message)
 
 
-def _choose(backend: str, query: Tensor, needs_plain: str | None) -> Callable[..., Tensor] | None:
+def _choose(backend: str, query: Tensor, needs_plain: str | None, quantized: bool) -> Callable[..., Tensor] | None:
     """The compiled backend for this call, or None for one in plain torch; `needs_plain` says what only those can do.
 
     Raises:
@@ -113,7 +120,7 @@ def _choose(backend: str, query: Tensor, needs_plain: str | None) -> Callable[..
         return None
     reason = needs_plain
     if reason is None:
-        attention, refusal = _compiled_backend(name)
+        attention, refusal = _compiled_backend(name, quantized)
         reason = refusal(query)
         if reason is None:
             return attention
@@ -122,6 +129,18 @@ def _choose(backend: str, query: Tensor, needs_plain: str | None) -> Callable[..
     if not torch.compiler.is_compiling():  # a compiled graph has no place for a message
         _log_once(f"The plain torch form of inhibitor attention is used instead of {name!r}: {reason}.")
     return None
+
+
+def _check_inference(return_scores: bool, **inputs: float | Tensor) -> None:
+    """What `quantized` does not go with."""
+    if return_scores:
+        raise ValueError("quantized=True returns no scores; use quantized=False with return_scores=True.")
+    for name, x in inputs.items():
+        if torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad:
+            raise ValueError(
+                f"quantized=True has no gradient, and {name} requires one; call it under torch.no_grad(), or train with "
+                "quantized=False."
+            )
 
 
 def inhibitor_attention(
@@ -167,7 +186,8 @@ def inhibitor_attention(
         centered: subtract each query's mean score.
         signed: let negative values pass as well.
         causal: query i sees the keys j <= i + N - M.
-        quantized: int8 inference, for backends that have it.
+        quantized: int8 inference, without gradients: queries, keys and values are rounded to grids of 8 bits (and a sign) of
+            each head of each sequence, as `inhibitor_quantized` defines it. Compiled for CPUs; elsewhere in plain torch.
         return_scores: also return Z.
         backend: `"auto"` (the best one for the tensors' device), `"triton"` (fused, for GPUs), `"cpu"` (compiled for this
             processor), `"torch"` (blocked, memory-lean, explicit gradients) or `"naive"` (the definition). Calls with
@@ -179,8 +199,8 @@ def inhibitor_attention(
 
     Raises:
         TypeError: a tensor that is not floating point.
-        ValueError: shapes, masks or dtypes that do not fit, a float scalar that is not finite, an unknown backend, or
-            `quantized` with a backend that has no such path.
+        ValueError: shapes, masks or dtypes that do not fit, a float scalar that is not finite, an unknown backend, one that
+            cannot be used here, or `quantized` with `return_scores` or an input that requires a gradient.
 
     Source: Brännvall, arXiv 2310.02041; Zhang and Brännvall, arXiv 2503.15983.
     """
@@ -191,26 +211,23 @@ def inhibitor_attention(
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}.")
     if quantized:
-        raise ValueError("quantized=True is not supported by any backend of this version; use quantized=False.")
+        _check_inference(return_scores, query=query, key=key, value=value, alpha=alpha, beta=beta, gamma=gamma)
 
-    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    dtype = torch.float64 if query.dtype == torch.float64 and not quantized else torch.float32
     scalars = [_scalar(name, x, query, dtype) for name, x in (("alpha", alpha), ("beta", beta), ("gamma", gamma))]
     transformed = _plain_operations_only()
     needs_plain = "it returns no scores" if return_scores else "it takes no attn_mask" if attn_mask is not None else None
-    compiled = None if transformed else _choose(backend, query, needs_plain)
+    compiled = None if transformed else _choose(backend, query, needs_plain, quantized)
     if compiled is not None:
         return compiled(query, key, value, key_padding_mask, key_dropout_mask, *scalars, centered, signed, causal)
 
+    outside = query.dtype
+    query, key, value = (x.to(dtype) for x in (query, key, value))
+    alpha, beta, gamma = (scalar.view(1, -1, 1, 1) for scalar in scalars)
+    masks = KeyMasks(key_padding_mask, key_dropout_mask, attn_mask, causal)
+    if quantized:
+        return quantized_inhibitor_attention(query, key, value, alpha, beta, gamma, masks, centered, signed).to(outside)
     forward = naive_inhibitor_attention if transformed or backend == "naive" else torch_inhibitor_attention
-    output, scores = forward(
-        query.to(dtype),
-        key.to(dtype),
-        value.to(dtype),
-        *(scalar.view(1, -1, 1, 1) for scalar in scalars),
-        masks=KeyMasks(key_padding_mask, key_dropout_mask, attn_mask, causal),
-        centered=centered,
-        signed=signed,
-        return_scores=return_scores,
-    )
-    output = output.to(query.dtype)
-    return output if scores is None else (output, scores.to(query.dtype))
+    output, scores = forward(query, key, value, alpha, beta, gamma, masks, centered, signed, return_scores)
+    output = output.to(outside)
+    return output if scores is None else (output, scores.to(outside))

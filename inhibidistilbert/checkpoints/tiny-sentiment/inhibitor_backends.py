@@ -67,6 +67,8 @@ def _attention_forward(
         gamma=module.gamma,
         centered=module.config.centered,
         signed=module.config.signed,
+        # The scores are those of the exact form.
+        quantized=module.config.quantized and not return_scores,
         return_scores=return_scores,
         backend=backend,
     )
@@ -75,7 +77,7 @@ def _attention_forward(
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, dropout=0.0, **kwargs):
-    """`attn_implementation="eager"`: the torch form, with the scores Z `(B, H, M, N)` as attentions."""
+    """`attn_implementation="eager"`: the torch form, with the scores Z `(B, H, M, N)` as attentions; never quantized."""
     return _attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, backend="torch", return_scores=True
     )

@@ -1,11 +1,178 @@
-"""Inhibitor attention compiled for the processor it runs on."""
+"""Inhibitor attention compiled for the processor it runs on: the operator of the backend "cpu".
 
+float32 arithmetic, of float32, bfloat16 and float16 tensors with any strides. Needs llvmlite, which turns the generated
+code into machine code at the first call; see `cpu_refusal` for what happens without.
+"""
+
+import struct
+from collections.abc import Callable
+from ctypes import addressof, c_int64, create_string_buffer
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from math import ceil
+
+import torch
 from torch import Tensor
+
+from .inhibitor_cpu_arguments import SHAPE_FIELDS, workspace_layout
+from .inhibitor_cpu_ir_backward import backward_ir
+from .inhibitor_cpu_ir_forward import forward_ir
+from .inhibitor_cpu_jit import CompilerUnavailable, Machine, compiled, host_machine
+from .inhibitor_cpu_threads import run_on_threads
+from .inhibitor_custom_op import op_namespace, register_backend
+
+LARGEST_HEAD = 512
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_SOURCES = ("arguments", "ir", "ir_panels", "ir_tiles", "ir_forward", "ir_backward")
+# Below so many (query, key, channel) triples the threads would wait for each other longer than they compute.
+_WORTH_A_THREAD = 1 << 17
+
+# Tests set another machine than the one at hand.
+machine: Callable[[], Machine] = host_machine
+
+
+def _entry(name: str, machine: Machine) -> int:
+    """The address of the compiled pass `name`."""
+    here = __file__.removesuffix(".py")
+    files = [f"{here}_{source}.py" for source in _SOURCES]
+    generate = {"forward": forward_ir, "backward": backward_ir}[name]
+    return compiled(f"inhibitor-{name}", generate, files, machine).address(name)
+
+
+@cache
+def _unavailable() -> str | None:
+    try:
+        for name in ("forward", "backward"):
+            _entry(name, machine())
+    except CompilerUnavailable as error:
+        return str(error)
+    except Exception as error:  # whatever a compiler may meet: the plain form is there
+        return f"its code cannot be compiled here ({type(error).__name__}: {error})"
+    return None
 
 
 def cpu_refusal(query: Tensor) -> str | None:
-    return "there is no such backend yet"
+    """Why this backend cannot take such a query; None where it can."""
+    if query.device.type != "cpu":
+        return f"the tensors are on {query.device}"
+    if query.dtype not in _DTYPES:
+        return f"it computes in float32, and the tensors are {query.dtype}"
+    if query.shape[-1] > LARGEST_HEAD:
+        return f"it takes heads of at most {LARGEST_HEAD} channels, and these have {query.shape[-1]}"
+    return _problem()
 
 
-def cpu_attention(*arguments) -> Tensor:
-    raise NotImplementedError
+@torch.compiler.assume_constant_result
+def _problem() -> str | None:
+    """Why nothing can be compiled; torch.compile takes the answer, and does not look into how it is found."""
+    return _unavailable()
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a call of one shape needs beyond its tensors: the code, the words of the block, and memory for the threads."""
+
+    entry: int
+    words: bytes
+    threads: int
+    memory: int  # bytes
+    layout: object  # the words point to it
+
+
+def _float_bits(number: float) -> int:
+    return int.from_bytes(struct.pack("<f", number), "little")
+
+
+@lru_cache(maxsize=4096)
+def _plan(
+    name: str, machine: Machine, shape: tuple[int, int, int, int], keys: int, dtype: torch.dtype, flags: tuple, threads: int
+) -> _Plan:
+    """For the pass `name`, queries of `shape` and `keys` keys; `flags`: centered, signed, causal."""
+    batch, heads, queries, size = shape
+    lanes = machine.lanes
+    offsets, workspace_size = workspace_layout(lanes, queries, keys, size, name == "backward")
+    layout = (c_int64 * len(offsets))(*offsets)
+    threads = min(threads, ceil(batch * heads * queries * keys * size / _WORTH_A_THREAD))
+    splits = 1
+    if name == "forward" and threads > 1:
+        # Some more pieces than threads: they are done at different speeds. Each packs its head's keys for itself.
+        splits = min(ceil(queries / lanes), ceil(4 * threads / (batch * heads)))
+    items = batch * heads * splits
+    threads = min(threads, items)
+    padded = ceil(keys / lanes) * lanes, ceil(size / lanes) * lanes
+    words = (
+        *(items, splits, threads, workspace_size, addressof(layout)),
+        *(heads, queries, keys, size, _DTYPES[dtype], *flags, *padded, _float_bits(size**-0.5), _float_bits(1.0)),
+    )
+    packed = struct.pack(f"{len(SHAPE_FIELDS)}q", *words)
+    return _Plan(_entry(name, machine), packed, threads, threads * workspace_size, layout)
+
+
+def _scalar_words(scalar: Tensor) -> tuple[int, int]:
+    return scalar.data_ptr(), 4 * scalar.stride(0) if scalar.numel() > 1 else 0
+
+
+def _mask_words(mask: Tensor | None) -> tuple[int, ...]:
+    return (0, 0, 0) if mask is None else (mask.data_ptr(), *mask.stride())
+
+
+def _tensor_words(tensor: Tensor, item: int) -> tuple[int, int, int, int, int]:
+    b, h, t, d = tensor.stride()
+    return tensor.data_ptr(), b * item, h * item, t * item, d * item
+
+
+def _run(
+    name: str,
+    tensors: tuple[Tensor, ...],
+    masks: tuple[Tensor | None, Tensor | None],
+    scalars: tuple[Tensor, Tensor, Tensor],
+    flags: tuple[bool, bool, bool],
+    mean: Tensor,
+    sums: Tensor | None = None,
+) -> None:
+    """Run a compiled pass on tensors in the order of its fields."""
+    query, key = tensors[:2]
+    plan = _plan(name, machine(), query.shape, key.shape[2], query.dtype, flags, torch.get_num_threads())
+    workspace = torch.empty(plan.memory, dtype=torch.uint8)
+    words = [0, 0, workspace.data_ptr(), mean.data_ptr(), 0 if sums is None else sums.data_ptr()]
+    for scalar in scalars:
+        words += _scalar_words(scalar)
+    for mask in masks:
+        words += _mask_words(mask)
+    for tensor in tensors:
+        words += _tensor_words(tensor, query.element_size())
+    block = create_string_buffer(plan.words + struct.pack(f"{len(words)}q", *words))
+    run_on_threads(plan.entry, addressof(block), plan.threads)
+
+
+def _forward(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean) -> None:
+    tensors = query, key, value, output
+    _run("forward", tensors, (padding, dropout), (alpha, beta, gamma), (centered, signed, causal), mean)
+
+
+def _backward(
+    grad_output,
+    query,
+    key,
+    value,
+    padding,
+    dropout,
+    alpha,
+    beta,
+    gamma,
+    mean,
+    centered,
+    signed,
+    causal,
+    grad_query,
+    grad_key,
+    grad_value,
+) -> tuple[Tensor, ...]:
+    tensors = query, key, value, grad_output, grad_query, grad_key, grad_value
+    sums = torch.empty(*query.shape[:2], 3, dtype=torch.float32)
+    _run("backward", tensors, (padding, dropout), (alpha, beta, gamma), (centered, signed, causal), mean, sums)
+    of_alpha, of_beta, of_gamma = sums.sum(0, dtype=torch.float64).unbind(-1)
+    return tuple(x.sum_to_size(y.shape).float() for x, y in ((of_alpha, alpha), (of_beta, beta), (of_gamma, gamma)))
+
+
+cpu_attention = register_backend(op_namespace(__name__, __file__), _forward, _backward)

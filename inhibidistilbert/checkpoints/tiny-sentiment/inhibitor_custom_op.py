@@ -7,6 +7,7 @@ gradient checkpointing, empty tensors, and the layout of what is returned.
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,30 +43,7 @@ def register_backend(namespace: str, forward: Callable, backward: Callable) -> C
 
     Returns a function of the first eleven arguments that gives the output.
     """
-
-    @torch.library.custom_op(f"{namespace}::forward", mutates_args=())
-    def forward_op(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        padding: Tensor | None,
-        dropout: Tensor | None,
-        alpha: Tensor,
-        beta: Tensor,
-        gamma: Tensor,
-        centered: bool,
-        signed: bool,
-        causal: bool,
-    ) -> tuple[Tensor, Tensor]:
-        output, mean = _forward_outputs(query, centered)
-        if query.numel() == 0 or key.numel() == 0:
-            return output.zero_(), mean.zero_()
-        forward(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean)
-        return output, mean
-
-    @forward_op.register_fake
-    def _(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal):
-        return _forward_outputs(query, centered)
+    forward_op = _register_forward(namespace, "forward", forward)
 
     @torch.library.custom_op(f"{namespace}::backward", mutates_args=())
     def backward_op(
@@ -112,6 +90,44 @@ def register_backend(namespace: str, forward: Callable, backward: Callable) -> C
         return forward_op(*arguments)[0]
 
     return attention
+
+
+def register_inference(namespace: str, name: str, forward: Callable) -> Callable[..., Tensor]:
+    """An operator without a gradient, `forward` and what is returned as in `register_backend`."""
+    forward_op = _register_forward(namespace, name, forward)
+
+    def attention(*arguments) -> Tensor:
+        return forward_op(*arguments)[0]
+
+    return attention
+
+
+def _register_forward(namespace: str, name: str, forward: Callable) -> Any:
+    @torch.library.custom_op(f"{namespace}::{name}", mutates_args=())
+    def forward_op(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        padding: Tensor | None,
+        dropout: Tensor | None,
+        alpha: Tensor,
+        beta: Tensor,
+        gamma: Tensor,
+        centered: bool,
+        signed: bool,
+        causal: bool,
+    ) -> tuple[Tensor, Tensor]:
+        output, mean = _forward_outputs(query, centered)
+        if query.numel() == 0 or key.numel() == 0:
+            return output.zero_(), mean.zero_()
+        forward(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean)
+        return output, mean
+
+    @forward_op.register_fake
+    def _(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal):
+        return _forward_outputs(query, centered)
+
+    return forward_op
 
 
 def _forward_outputs(query: Tensor, centered: bool) -> tuple[Tensor, Tensor]:
