@@ -4,7 +4,7 @@ import platform
 
 from inhibidistilbert.kernels.inhibitor_cpu_jit import CompilerUnavailable, Machine, host_machine
 
-ARM = Machine("aarch64-unknown-linux-gnu", "cortex-a72", "+neon", 8, 32)
+ARM = Machine("aarch64-unknown-linux-gnu", "cortex-a72", "+neon", 4, 32)
 
 
 def runnable_machines() -> dict[str, Machine]:
@@ -18,6 +18,7 @@ def runnable_machines() -> dict[str, Machine]:
         if host.has("avx2") and host.has("fma"):
             machines["avx2"] = Machine(host.triple, "x86-64-v3", "+avx2,+fma", 8, 16)
         machines["sse2"] = Machine(host.triple, "x86-64", "", 4, 16)
+        machines["pairs"] = Machine(host.triple, "x86-64", "", 4, 32)  # as for ARM, with more registers than there are
     else:
         machines["narrow"] = Machine(host.triple, host.cpu, host.features, 4, 16)
     return machines
