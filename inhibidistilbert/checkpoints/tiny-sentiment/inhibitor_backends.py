@@ -1,5 +1,6 @@
 """Inhibitor attention behind transformers' attention interface: one adapter and one mask function a name."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -104,7 +105,7 @@ def inhibitor_mask(attention_mask: Tensor | None = None, **kwargs) -> Tensor | N
     return None if attention_mask is None else attention_mask.bool()
 
 
-ATTENTION_FORWARDS = {
+ATTENTION_FORWARDS: dict[str, Callable[..., Any]] = {
     "eager": eager_attention_forward,
     "inhibitor": inhibitor_attention_forward,
     "inhibitor_triton": partial(inhibitor_attention_forward, backend="triton"),
