@@ -61,15 +61,16 @@ def register_backend(namespace: str, forward: Callable, backward: Callable) -> C
         signed: bool,
         causal: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        tensors = [like_heads(x) for x in (query, key, value)]
+        grad_query, grad_key, grad_value = (like_heads(x) for x in (query, key, value))
         if query.numel() == 0 or key.numel() == 0:
-            for tensor in tensors:
-                tensor.zero_()
-            scalars = [torch.zeros_like(scalar) for scalar in (alpha, beta, gamma)]
+            for gradient in (grad_query, grad_key, grad_value):
+                gradient.zero_()
+            grad_alpha, grad_beta, grad_gamma = (torch.zeros_like(scalar) for scalar in (alpha, beta, gamma))
         else:
             inputs = (grad_output, query, key, value, padding, dropout, alpha, beta, gamma, mean)
-            scalars = backward(*inputs, centered, signed, causal, *tensors)
-        return *tensors, *scalars
+            gradients = (grad_query, grad_key, grad_value)
+            grad_alpha, grad_beta, grad_gamma = backward(*inputs, centered, signed, causal, *gradients)
+        return grad_query, grad_key, grad_value, grad_alpha, grad_beta, grad_gamma
 
     @backward_op.register_fake
     def _(grad_output, query, key, value, padding, dropout, alpha, beta, gamma, mean, centered, signed, causal):
