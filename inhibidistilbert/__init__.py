@@ -19,6 +19,7 @@ from .modeling.modeling_inhibidistilbert import (
     InhibiDistilBertForTokenClassification,
     InhibiDistilBertModel,
 )
+from .quantization import quantize
 from .registration import register_auto_classes
 
 register_auto_classes()
@@ -35,4 +36,5 @@ __all__ = [
     "InhibiDistilBertModel",
     "__version__",
     "inhibitor_attention",
+    "quantize",
 ]

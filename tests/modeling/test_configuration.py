@@ -20,6 +20,7 @@ OWN_FIELDS = {
     "scalars_per_head": False,
     "length_normalization": "none",
     "quantized": False,
+    "int8_weights": False,
 }
 
 
@@ -46,6 +47,7 @@ def test_saved_configuration_comes_back(tmp_path):
         "scalars_per_head": True,
         "length_normalization": "mean",
         "quantized": True,
+        "int8_weights": True,
     }
     config = tiny_config(**fields, id2label={0: "a", 1: "b", 2: "c"}, sinusoidal_pos_embds=True)
     config.save_pretrained(tmp_path)
