@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -140,9 +140,23 @@ def test_a_single_key(queries: int, causal: bool) -> None:
     assert_agrees(run_triton(inputs), want)
 
 
-# The scalars' form and the layout are data to the kernels: they go round, so that each meets each.
+# The scalars' form and the layout are data to the kernels: they go round, so that each meets all the rest.
 ROUND = list(product(SCALAR_FORMS, LAYOUTS))
-SMALL_LENGTHS = ((5, 5), (3, 6), (6, 3))
+SMALL_LENGTHS = ((4, 4), (3, 5), (5, 3))
+
+
+def first_meaningful(case: Case) -> tuple[Inputs, Result]:
+    """Inputs and the judge's result, of the first draw that tests something.
+
+    So few keys may all be dropped, and the terms of a scalar's gradient cancel beyond what any float32 sum can resolve.
+    """
+    for seed in range(50):
+        inputs = draw(replace(case, seed=seed))
+        want = judge(inputs)
+        sums = torch.cat([want.gradients[name] for name in SCALARS]).abs()
+        if 0.2 <= want.active <= 0.8 and ((sums == 0) | (sums > 0.05)).all():
+            return inputs, want
+    pytest.fail(f"no draw tests anything in {case}")
 
 
 @pytest.mark.slow
@@ -154,9 +168,9 @@ SMALL_LENGTHS = ((5, 5), (3, 6), (6, 3))
 def test_all_options(signed: bool, centered: bool, causal: bool, padding: str | None, dropout: bool) -> None:
     flags = {"signed": signed, "centered": centered, "causal": causal, "padding": padding, "dropout": dropout}
     for count, (dtype, size, lengths) in enumerate(product(DTYPES, HEAD_SIZES, SMALL_LENGTHS)):
-        scalars, layout = ROUND[count % len(ROUND)]
+        scalars, layout = ROUND[(count + count // len(SMALL_LENGTHS)) % len(ROUND)]
         row = Row.of(lengths, scalars, layout, dtype=dtype, D=size, **flags)
-        assert_row_agrees(row, *judged(row.case))
+        assert_row_agrees(row, *first_meaningful(row.case))
 
 
 # Tiles: a faster program, the same result
@@ -175,7 +189,7 @@ TILES = [Tile(1, 32, 1, 1, 1), Tile(4, 8, 2, 2, 4), Tile(2, 16, 4, 16, 2), Tile(
 def test_values_do_not_depend_on_the_tile(case: Case, tile: Tile, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, want = judged(case)
     usual = run_triton(inputs)
-    monkeypatch.setattr(inhibitor_triton, "_choose_tile", lambda *_: tile)
+    monkeypatch.setattr(inhibitor_triton, "_choose_tile", lambda **_: tile)
     got = run_triton(inputs)
     assert_agrees(got, want)
     assert relative_rms(got.output, usual.output) < 1e-6
@@ -184,10 +198,10 @@ def test_values_do_not_depend_on_the_tile(case: Case, tile: Tile, monkeypatch: p
 
 
 @pytest.mark.parametrize("lanes", [32, 64])
-@pytest.mark.parametrize("rows", [1, 2, 4])
+@pytest.mark.parametrize(("channels", "rows"), [(16, 1), (16, 2), (16, 4), (32, 1)])
 @pytest.mark.parametrize("size", [1, 15, 16, 17, 64, 80, MAX_HEAD_SIZE])
-def test_tiles_are_what_the_kernels_need(size: int, rows: int, lanes: int) -> None:
-    tile = tile_for(size, rows, lanes)
+def test_tiles_are_what_the_kernels_need(size: int, channels: int, rows: int, lanes: int) -> None:
+    tile = tile_for(size, channels, rows, lanes)
     assert all(n & (n - 1) == 0 for n in tile), "powers of two"
     assert size <= tile.C * tile.T < max(2 * size, 32)
     assert lanes == tile.A * tile.T
