@@ -129,6 +129,17 @@ def test_under_torch_compile():
     assert relative_rms(outputs(compiled), outputs(int8)) < 0.01
 
 
+def test_exported():
+    """A graph of plain operations, for any batch and length."""
+    int8 = quantize(tiny_model())
+    sizes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(int8, (tokens(2, 9),), dynamic_shapes={"input_ids": sizes}).module()
+    with torch.no_grad():
+        for shape in ((3, 13), (4, 5)):
+            got, want = (first_output(model(tokens(*shape))) for model in (program, int8))
+            assert torch.equal(got, want)
+
+
 def test_the_shipped_model_says_the_same():
     """Sentences whose labels are clear stay as they are; see the card for the accuracy on held-out texts."""
     classifier = TextClassifier.from_folder(default_checkpoint(), device="cpu")
