@@ -29,6 +29,8 @@ class InhibiDistilBertConfig(PreTrainedConfig):
         length_normalization: divides the sum over the visible keys by 1 (`"none"`, as published), by the square root of
             their number (`"sqrt"`) or by their number (`"mean"`).
         quantized: compute attention on int8 grids, for inference only; calls that return scores compute it exactly.
+        int8_weights: the linear layers of the encoder have int8 weights, for inference only. `inhibidistilbert.quantize`
+            makes such a model.
 
     Raises:
         ValueError: when `n_heads` does not divide `dim`, a size is not positive, `length_normalization` is unknown or an
@@ -68,6 +70,7 @@ class InhibiDistilBertConfig(PreTrainedConfig):
     scalars_per_head: bool = False
     length_normalization: str = "none"
     quantized: bool = False
+    int8_weights: bool = False
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):

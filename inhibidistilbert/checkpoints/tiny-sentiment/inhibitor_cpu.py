@@ -14,7 +14,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from .inhibitor_cpu_arguments import SHAPE_FIELDS, workspace_layout
+from .inhibitor_cpu_arguments import SHAPE_FIELDS, panel_width, workspace_layout
 from .inhibitor_cpu_ir_backward import backward_ir
 from .inhibitor_cpu_ir_forward import forward_ir
 from .inhibitor_cpu_jit import CompilerUnavailable, Machine, compiled, host_machine
@@ -89,7 +89,7 @@ def _plan(
 ) -> _Plan:
     """For the pass `name`, queries of `shape` and `keys` keys; `flags`: centered, signed, causal."""
     batch, heads, queries, size = shape
-    lanes = machine.lanes
+    lanes = panel_width(machine)
     offsets, workspace_size = workspace_layout(lanes, queries, keys, size, name == "backward")
     layout = (c_int64 * len(offsets))(*offsets)
     threads = min(threads, ceil(batch * heads * queries * keys * size / _WORTH_A_THREAD))

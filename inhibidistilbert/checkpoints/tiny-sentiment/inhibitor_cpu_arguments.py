@@ -5,6 +5,7 @@ from functools import cache
 from math import ceil
 
 from .inhibitor_cpu_ir import F32, I64, PTR, Function, Value
+from .inhibitor_cpu_jit import Machine
 
 # A block is two parts: words that depend on shapes and options alone, …
 SHAPE_FIELDS = (
@@ -75,6 +76,14 @@ BUFFERS = (*_SHARED_BUFFERS, *_FORWARD_BUFFERS, *_BACKWARD_BUFFERS)
 _NUMBERS = ("visible", "shifted", "plain_ready", "most", "least", "alpha", "beta", "slope")
 _SIZES = ("largest_key", "mean_key", "limit")
 STATE = (*BUFFERS, *_NUMBERS, *_SIZES)
+
+
+def panel_width(machine: Machine) -> int:
+    """Rows of a panel, and lanes of a vector as the generated code knows it.
+
+    Short vectors go in pairs where there are registers for it: with four sums in flight a processor would wait for each.
+    """
+    return 2 * machine.lanes if machine.lanes == 4 and machine.registers >= 32 else machine.lanes
 
 
 class Fields:

@@ -143,7 +143,8 @@ def _run(
 
 def _prepared(x: Tensor, size: int) -> Tensor:
     """x in float32 with `size` channels side by side, the new ones 0."""
-    x = x.float()
+    if x.dtype != torch.float32:
+        x = x.float()
     if x.shape[-1] != size:
         return pad(x, (0, size - x.shape[-1]))
     return x if x.stride(-1) == 1 else x.contiguous()

@@ -70,7 +70,7 @@ STATE = (
 )
 
 # Adding it rounds a float32 of magnitude below 2^22 to a whole number, which then stands in the lowest bits.
-_ROUNDER, _ROUNDER_BITS = 1.5 * 2.0**23, 0x4B400000
+ROUNDER, ROUNDER_BITS = 1.5 * 2.0**23, 0x4B400000
 _ONES = 0x01010101
 # Keys whose distances may be summed in 32 bits.
 _CHUNK = 512
@@ -106,21 +106,14 @@ def _staging_stride(lane: int, size: int) -> int:
     return math.ceil(size / (4 * lane)) * 4 * lane
 
 
-class Generator:
-    """A module for one machine and one head size, a multiple of the machine's lanes."""
+class ByteGenerator:
+    """A module for one machine, that computes with four bytes of each 32-bit lane at a time."""
 
-    def __init__(self, machine: Machine, size: int) -> None:
-        self.machine, self.size, self.lanes = machine, size, machine.lanes
+    def __init__(self, machine: Machine) -> None:
+        self.machine, self.lanes = machine, machine.lanes
         self.module = Module()
         self.floats, self.words = vector(machine.lanes, F32), vector(machine.lanes, I32)
-        self.bytes = vector(4 * machine.lanes, I8)
-        self.groups = size // machine.lanes  # of channels
-
-    @contextmanager
-    def routine(self, name: str, **parameters: str) -> Iterator[list[Any]]:
-        """Opens a function of the block, the thread's state and `parameters`."""
-        with self.module.function(name, {"block": PTR, "state": PTR} | parameters) as (f, block, state, *others):
-            yield [f, Fields(block, BLOCK), Fields(state, STATE), *others]
+        self.halves, self.bytes = vector(2 * machine.lanes, I16), vector(4 * machine.lanes, I8)
 
     def splat(self, f: Function, scalar: Value) -> Value:
         return f.broadcast(scalar, self.lanes)
@@ -146,53 +139,62 @@ class Generator:
         return (x > most).where(f.number(self.words, most), x)
 
     def rounded(self, x: Value) -> Value:
-        """The bits of x + _ROUNDER: the nearest whole number, ties to even, is in the lowest bits of each lane."""
-        return (x + _ROUNDER).convert("bitcast", self.words if lanes(x.type) else I32)
+        """The bits of x + ROUNDER: the nearest whole number, ties to even, is in the lowest bits of each lane."""
+        return (x + ROUNDER).convert("bitcast", self.words if lanes(x.type) else I32)
 
     def store_bytes(self, place: Value, bits: Value, index: Any) -> None:
         """The lowest byte of every lane."""
         place.store(bits.convert("trunc", vector(self.lanes, I8)), index)
-
-    # Four bytes at a time
 
     def bytewise(self, f: Function, name: str, a: Value, b: Value) -> Value:
         """`umax` or `umin` of the bytes of two vectors of words."""
         a, b = (x.convert("bitcast", self.bytes) for x in (a, b))
         return f.intrinsic(f"llvm.{name}.v{4 * self.lanes}i8", self.bytes, a, b).convert("bitcast", self.words)
 
-    def dot(self, f: Function, total: Value, a: Value, b: Value) -> Value:
-        """total + the sum of the four products in each word: bytes of `a` unsigned, those of `b` signed, -64 .. 64."""
-        if self._has_vnni():
+    def dot(self, f: Function, total: Value, a: Value, b: Value, small: bool = False) -> Value:
+        """total + the sum of the four products in each word: bytes of `a` unsigned, those of `b` signed, above -128.
+
+        small: those of `b` are within -64 .. 64.
+        """
+        if (self.lanes == 16 and self.machine.has("avx512vnni")) or (self.lanes == 8 and self.machine.has("avxvnni")):
             return f.intrinsic(f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}", self.words, total, a, b)
         if self.lanes == 4 and self.machine.has("i8mm"):
             a, b = (x.convert("bitcast", self.bytes) for x in (a, b))
             return f.intrinsic("llvm.aarch64.neon.usdot.v4i32.v16i8", self.words, total, a, b)
-        return total + self._pair_sums(f, self._products(f, a, b))
-
-    def _has_vnni(self) -> bool:
-        return (self.lanes == 16 and self.machine.has("avx512vnni")) or (self.lanes == 8 and self.machine.has("avxvnni"))
-
-    def _products(self, f: Function, a: Value, b: Value) -> Value:
-        """Sums of two products, in 16 bits."""
-        halves = vector(2 * self.lanes, I16)
-        if self.lanes >= 8:
+        if self.lanes >= 8 and small:
             name = {8: "llvm.x86.avx2.pmadd.ub.sw", 16: "llvm.x86.avx512.pmaddubs.w.512"}[self.lanes]
-            return f.intrinsic(name, halves, *(x.convert("bitcast", self.bytes) for x in (a, b)))
-        a, b = (x.convert("bitcast", halves) for x in (a, b))
-        return (a & 0xFF) * _shifted_right(b << 8, 8) + (a >> 8) * _shifted_right(b, 8)
+            pairs = f.intrinsic(name, self.halves, *(x.convert("bitcast", self.bytes) for x in (a, b)))
+            return total + self._pair_sums(f, pairs, f.number(self.halves, 1))
+        a, b = (x.convert("bitcast", self.halves) for x in (a, b))
+        even, odd = (a & 0xFF, _shifted_right(b << 8, 8)), (a >> 8, _shifted_right(b, 8))
+        return total + self._pair_sums(f, *even) + self._pair_sums(f, *odd)
 
-    def _pair_sums(self, f: Function, x: Value) -> Value:
-        """Neighbours of 16 bits added in 32."""
+    def _pair_sums(self, f: Function, a: Value, b: Value) -> Value:
+        """Products of 16 bits, neighbours added in 32."""
         if self.lanes >= 8:
             name = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}[self.lanes]
-            return f.intrinsic(name, self.words, x, f.number(x.type, 1))
-        words = x.convert("bitcast", self.words)
+            return f.intrinsic(name, self.words, a, b)
+        words = (a * b).convert("bitcast", self.words)
         return _shifted_right(words << 16, 16) + _shifted_right(words, 16)
 
 
 def _shifted_right(x: Value, by: int) -> Value:
     """The sign comes in at the top."""
     return x.function.emit(x.type, f"ashr {x.type} {x.text}, {x.function.number(x.type, by).text}")
+
+
+class Generator(ByteGenerator):
+    """A module for one head size, a multiple of the machine's lanes."""
+
+    def __init__(self, machine: Machine, size: int) -> None:
+        super().__init__(machine)
+        self.size, self.groups = size, size // machine.lanes  # groups of channels
+
+    @contextmanager
+    def routine(self, name: str, **parameters: str) -> Iterator[list[Any]]:
+        """Opens a function of the block, the thread's state and `parameters`."""
+        with self.module.function(name, {"block": PTR, "state": PTR} | parameters) as (f, block, state, *others):
+            yield [f, Fields(block, BLOCK), Fields(state, STATE), *others]
 
 
 def _call(f: Function, block: Fields, state: Fields, name: str, *arguments: Value) -> None:
@@ -289,7 +291,7 @@ def _define_choose_grids(g: Generator) -> None:
         state.set("key_rate", key_rate)
         state.set("value_rate", one / value_step)
         state.set("power", power)
-        state.set("factor", g.rounded(factor) - _ROUNDER_BITS)
+        state.set("factor", g.rounded(factor) - ROUNDER_BITS)
         state.set("shift", shift)
         state.set("scale", beta * value_step + zero * (slope + shift + value_step))
 
@@ -319,7 +321,7 @@ def _define_pack_keys(g: Generator) -> None:
             rows = [staging.at(r * stride + k, I8).load(g.words) for r in range(g.lanes)]
             for n, word in enumerate(transposed(f, rows)[: (g.size - k) // 4]):
                 packed.store(word, (k // 4 + n) * g.lanes)
-                total = g.dot(f, total, word, minus)
+                total = g.dot(f, total, word, minus, small=True)
         state.pointer("key_sums").store(total, first)
 
 
@@ -341,7 +343,7 @@ def _define_pack_values(g: Generator) -> None:
                 magnitudes, signs = zero, f.number(g.words, _ONES)
                 for byte, row in enumerate(four):
                     x = _value(g, f, block, row.load(g.floats, n * g.lanes)) * rate
-                    number = g.rounded(x) - _ROUNDER_BITS
+                    number = g.rounded(x) - ROUNDER_BITS
                     totals[n].value = totals[n].value + number
                     negative = number < 0
                     magnitudes = magnitudes | (negative.where(zero - number, number) << 8 * byte)
@@ -395,7 +397,7 @@ def _define_fetch_query(g: Generator) -> None:
         with f.when(centered.equals(0)):
             total = nothing
             for k in range(0, g.size, g.lanes):
-                number = steps(k, -FARTHEST, FARTHEST) - _ROUNDER_BITS
+                number = steps(k, -FARTHEST, FARTHEST) - ROUNDER_BITS
                 on_grid = g.limited(f, number, 0, LEVELS)
                 beyond = number - on_grid
                 total = total + on_grid - (beyond < 0).where(nothing - beyond, beyond)
@@ -423,7 +425,7 @@ def _tile_loop(
         for row, row_sums in zip(rows, sums, strict=True):
             four = g.splat(f, row.load(I32, p))
             for total, (x, weights) in zip(row_sums, loaded, strict=True):
-                total.value = g.dot(f, total.value, g.bytewise(f, combine, x, four), weights)
+                total.value = g.dot(f, total.value, g.bytewise(f, combine, x, four), weights, small=True)
 
 
 def _define_score_groups(g: Generator) -> None:
@@ -471,12 +473,11 @@ def _narrowed(g: Generator, f: Function, four: list[Value], factor: Value) -> li
         return [_narrowed_plainly(g, f, x, factor) for x in four]
     infix = {8: "avx2", 16: "avx512"}[g.lanes]
     suffix = {8: "", 16: ".512"}[g.lanes]
-    halves = vector(2 * g.lanes, I16)
     factor = f.broadcast(factor.convert("trunc", I16), 2 * g.lanes)
     pairs = []
     for a, b in (four[:2], four[2:]):
-        pair = f.intrinsic(f"llvm.x86.{infix}.packssdw{suffix}", halves, a, b)
-        pairs.append(f.intrinsic(f"llvm.x86.{infix}.pmul.hr.sw{suffix}", halves, pair, factor))
+        pair = f.intrinsic(f"llvm.x86.{infix}.packssdw{suffix}", g.halves, a, b)
+        pairs.append(f.intrinsic(f"llvm.x86.{infix}.pmul.hr.sw{suffix}", g.halves, pair, factor))
     return [f.intrinsic(f"llvm.x86.{infix}.packuswb{suffix}", g.bytes, *pairs)]
 
 

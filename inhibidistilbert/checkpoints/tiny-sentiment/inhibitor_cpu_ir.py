@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any, Union
 
 I1, I8, I16, I32, I64, F32, PTR = "i1", "i8", "i16", "i32", "i64", "float", "ptr"
-RESTRICT = "ptr noalias"  # a parameter whose memory nothing else in the function points to
 
 Operand = Union["Value", int, float]
 
@@ -338,7 +337,7 @@ class Module:
     def function(self, name: str, parameters: Mapping[str, str], exported: bool = False) -> Iterator[list[Any]]:
         """Opens a function: `with module.function("f", {"a": PTR, "n": I64}) as (f, a, n): …`."""
         function = Function(self)
-        values = [Value(function, PTR if type_ == RESTRICT else type_, f"%{p}") for p, type_ in parameters.items()]
+        values = [Value(function, type_, f"%{p}") for p, type_ in parameters.items()]
         yield [function, *values]
         listed = ", ".join(f"{type_} %{p}" for p, type_ in parameters.items())
         linkage = "" if exported else "internal "

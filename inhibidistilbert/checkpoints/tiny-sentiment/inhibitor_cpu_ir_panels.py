@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from .inhibitor_cpu_arguments import STATE, Fields
+from .inhibitor_cpu_arguments import STATE, Fields, panel_width
 from .inhibitor_cpu_ir import F32, I8, I16, I32, I64, PTR, Function, Module, Value, lanes, vector
 from .inhibitor_cpu_jit import Machine
 
@@ -21,18 +21,18 @@ _LARGEST_SHIFT = 1e30
 class Generator:
     """A module for one machine, with the fields of its blocks.
 
-    `lanes`: the width of a vector; `vector`, `integers`: the types of one of float32, and of int32; `wide`: whether there
-    are the instructions of AVX-512.
+    `lanes`: the width of a panel and of a vector; `vector`, `integers`: the types of one of float32, and of int32;
+    `wide`: whether there are the instructions of AVX-512.
     """
 
     def __init__(self, machine: Machine, fields: Sequence[str]) -> None:
         self.fields = fields
         self.machine = machine
         self.module = Module()
-        self.lanes = machine.lanes
-        self.vector = vector(machine.lanes, F32)
-        self.integers = vector(machine.lanes, I32)
-        self.wide = machine.has("avx512dq") and machine.lanes == 16
+        self.lanes = panel_width(machine)
+        self.vector = vector(self.lanes, F32)
+        self.integers = vector(self.lanes, I32)
+        self.wide = machine.has("avx512dq") and self.lanes == 16
 
     @contextmanager
     def routine(self, name: str, **parameters: str) -> Iterator[list[Any]]:

@@ -189,8 +189,7 @@ def _write(file: Path, code: bytes) -> None:
 
 def _key(sources: Iterable[str], machine: Machine) -> str:
     """What the object code depends on."""
-    import_name = _llvm().__name__.split(".")[0]
-    versions = (sys.modules[import_name].__version__, _llvm().llvm_version_info)
+    versions = _llvm().llvm_version_info, sys.modules["llvmlite"].__version__
     digest = hashlib.sha256(repr((versions, machine)).encode())
     for source in sources:
         digest.update(hashlib.sha256(Path(source).read_bytes()).digest())

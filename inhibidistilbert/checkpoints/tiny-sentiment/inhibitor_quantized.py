@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from .inhibitor_masks import KeyMasks
-from .inhibitor_torch import _query_blocks
+from .inhibitor_torch import _distances, _query_blocks
 
 LEVELS = 255
 # Values below this are 0 to their grid: its reciprocal must not overflow.
@@ -40,7 +40,8 @@ SMALLEST = 2.0**-100
 # 1 / the least |c|; of the range below twice that, mu has 11 bits.
 FINEST = 32
 LARGEST_SHIFT = 5
-# How many steps a query may lie outside of its keys' grid, and how large m may be: Z is saturated long before.
+# How many steps a query may lie outside of its keys' grid, and how large m may be: unless alpha makes up for it, which then
+# is over a hundred times the largest value, Z is saturated long before.
 FARTHEST = 2.0**20
 LARGEST_OFFSET = 2.0**24
 LARGEST_16 = 32767
@@ -108,6 +109,7 @@ class Slope(NamedTuple):
 
 
 def choose_slope(slope: Tensor) -> Slope:
+    """c in 16 bits. From 32 on it is 32: a step of distance is an eighth of the largest value then."""
     scale = torch.ones_like(slope)
     for power in range(1, LARGEST_SHIFT + 1):
         scale = torch.where(slope.abs() * FINEST >= 2.0**power, 2.0**power, scale)
@@ -169,7 +171,7 @@ def quantized_inhibitor_attention(
         block = steps[..., rows, :]
         on_grid = block.clamp(0, LEVELS)
         # Distances of whole numbers, the sums below 2^24: exact in float32.
-        shifted = torch.cdist(on_grid, keys, p=1) + on_grid.sum(-1, keepdim=True)
+        shifted = _distances(on_grid, keys) + on_grid.sum(-1, keepdim=True)
         offset = (_baseline(shifted, block, visible, centered) - shift) * slope.scale
         offset = offset.clamp(-LARGEST_OFFSET, LARGEST_OFFSET).round()
         distance = (shifted * slope.scale - offset).clamp(-LARGEST_16 - 1, LARGEST_16)

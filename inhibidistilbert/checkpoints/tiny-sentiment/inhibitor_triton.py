@@ -25,9 +25,11 @@ MAX_HEAD_SIZE = 128
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Keys that are skipped together where none of them is real.
 KEY_BLOCK = 32
-# Channels a lane holds of a row: enough to share what is done once a row, few enough for four rows in its registers.
-_CHANNELS = 16
-_FORWARD_ROWS, _BACKWARD_ROWS = 4, 2
+# Channels a lane holds of a row, and the most rows: what is done once a row is shared by the channels, what is done once a
+# key by the rows, and both together fill a lane's registers. The counts of instructions decided.
+_FORWARD = {"channels": 16, "most": 4}
+_BACKWARD_QUERY = {"channels": 32, "most": 1}
+_BACKWARD_KEY = {"channels": 16, "most": 2}
 # Triples (query, key, channel) from which float16 pairs save more time than their two further launches take.
 HALF_FROM = 1 << 27
 
@@ -50,11 +52,12 @@ class Tile(NamedTuple):
         return self.R * self.W * self.A
 
 
-def tile_for(head_size: int, rows: int, lanes: int) -> Tile:
-    """The tile with `rows` rows a lane, for warps of `lanes` lanes: 32, on AMD 64."""
-    padded = max(_CHANNELS, triton.next_power_of_2(head_size))
-    shared = padded // _CHANNELS
-    return Tile(R=rows, C=_CHANNELS, W=max(4, padded // 16), A=lanes // shared, T=shared)
+def tile_for(head_size: int, channels: int, rows: int, lanes: int) -> Tile:
+    """The tile with `rows` rows and up to `channels` channels a lane, for warps of `lanes` lanes: 32, on AMD 64."""
+    padded = max(16, triton.next_power_of_2(head_size))
+    channels = min(channels, padded)
+    shared = padded // channels
+    return Tile(R=rows, C=channels, W=max(4, padded // 16), A=lanes // shared, T=shared)
 
 
 class _Device(NamedTuple):
@@ -76,10 +79,10 @@ def _device(device: torch.device) -> _Device:
     return _Device(properties.multi_processor_count, properties.warp_size, nvidia, nvidia and recent)
 
 
-def _choose_tile(most: int, head_size: int, heads: int, length: int, device: _Device) -> Tile:
+def _choose_tile(channels: int, most: int, head_size: int, heads: int, length: int, device: _Device) -> Tile:
     """The tile with the most rows a lane, up to `most`, that leaves few lanes idle and no processor without work."""
     for rows in (4, 2, 1):
-        tile = tile_for(head_size, rows, device.lanes)
+        tile = tile_for(head_size, channels, rows, device.lanes)
         programs = triton.cdiv(length, tile.rows)
         if rows <= most and programs * tile.rows <= 1.25 * length and programs * heads >= device.processors:
             break
@@ -144,7 +147,7 @@ def _launch_forward(
 
 def _forward(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean) -> None:
     batch, heads, queries, size = query.shape
-    tile = _choose_tile(_FORWARD_ROWS, size, batch * heads, queries, _device(query.device))
+    tile = _choose_tile(**_FORWARD, head_size=size, heads=batch * heads, length=queries, device=_device(query.device))
     _launch_forward(
         query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean, tile
     )  # fmt: skip
@@ -154,7 +157,7 @@ def _forward_half(query, key, value, padding, dropout, alpha, beta, gamma, cente
     """The forward pass in float16 pairs, then in float32 whatever float16 could not hold."""
     batch, heads, queries, size = query.shape
     keys, device = key.shape[2], _device(query.device)
-    tile = _choose_tile(_FORWARD_ROWS, size, batch * heads, queries, device)
+    tile = _choose_tile(**_FORWARD, head_size=size, heads=batch * heads, length=queries, device=device)
     columns = tile.C * tile.T
     rows = triton.cdiv(keys, KEY_BLOCK) * KEY_BLOCK
     key_half, value_half = query.new_empty((2, batch, heads, rows, columns), dtype=torch.float16)
@@ -226,7 +229,7 @@ def _backward(
     common |= {"H": heads, "M": queries, "N": keys, "D": size, "ASM": device.sat, "num_stages": 1}
     common |= {"SIGNED": signed, "CENTERED": centered, "CAUSAL": causal}
 
-    tile = _choose_tile(_BACKWARD_ROWS, size, batch * heads, queries, device)
+    tile = _choose_tile(**_BACKWARD_QUERY, head_size=size, heads=batch * heads, length=queries, device=device)
     _backward_query_kernel[(triton.cdiv(queries, tile.rows) * batch * heads,)](
         **common,
         **_strides("dqm", grad_query),
@@ -236,7 +239,7 @@ def _backward(
         BLOCK=KEY_BLOCK,
         num_warps=tile.W,
     )
-    tile = _choose_tile(_BACKWARD_ROWS, size, batch * heads, keys, device)
+    tile = _choose_tile(**_BACKWARD_KEY, head_size=size, heads=batch * heads, length=keys, device=device)
     _backward_key_kernel[(triton.cdiv(keys, tile.rows) * batch * heads,)](
         **common,
         **(_strides("dkn", grad_key) | _strides("dvn", grad_value)),

@@ -27,6 +27,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_inhibidistilbert import InhibiDistilBertConfig
 from .inhibitor_backends import ATTENTION_FORWARDS, eager_attention_forward, visible_key_count
+from .int8_linear import Int8Linear, encoder_linear
 from .remote_code import AUTO_MAP, write_remote_code
 
 # This file's own view of the attention interface: its names mean the functions of this very code, even when another
@@ -91,10 +92,10 @@ class InhibiDistilBertSelfAttention(nn.Module):
         self.dropout_p = config.attention_dropout
         self.is_causal = False
 
-        self.q_lin = nn.Linear(config.dim, config.dim)
-        self.k_lin = nn.Linear(config.dim, config.dim)
-        self.v_lin = nn.Linear(config.dim, config.dim)
-        self.out_lin = nn.Linear(config.dim, config.dim)
+        self.q_lin = encoder_linear(config.int8_weights, config.dim, config.dim)
+        self.k_lin = encoder_linear(config.int8_weights, config.dim, config.dim)
+        self.v_lin = encoder_linear(config.int8_weights, config.dim, config.dim)
+        self.out_lin = encoder_linear(config.int8_weights, config.dim, config.dim)
 
         scalars = config.n_heads if config.scalars_per_head else 1
         self.alpha = nn.Parameter(torch.full((scalars,), float(config.alpha_init), dtype=torch.float32))
@@ -139,8 +140,8 @@ class FFN(nn.Module):
         super().__init__()
         self.chunk_size_feed_forward = config.chunk_size_feed_forward
         self.seq_len_dim = 1
-        self.lin1 = nn.Linear(config.dim, config.hidden_dim)
-        self.lin2 = nn.Linear(config.hidden_dim, config.dim)
+        self.lin1 = encoder_linear(config.int8_weights, config.dim, config.hidden_dim)
+        self.lin2 = encoder_linear(config.int8_weights, config.hidden_dim, config.dim)
         self.activation = get_activation(config.activation)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -188,7 +189,7 @@ class InhibiDistilBertPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
     _supports_attention_backend = True
     _no_split_modules = ["Embeddings", "TransformerBlock"]
-    _keep_in_fp32_modules_strict = list(SCALARS)
+    _keep_in_fp32_modules_strict = [*SCALARS, "weight_scale"]
     _can_record_outputs = {"hidden_states": TransformerBlock, "attentions": InhibiDistilBertSelfAttention}
 
     @torch.no_grad()
@@ -205,6 +206,8 @@ class InhibiDistilBertPreTrainedModel(PreTrainedModel):
             # Loading builds on the meta device: a scalar missing from the checkpoint is raw memory until this.
             for name in SCALARS:
                 init.constant_(getattr(module, name), getattr(self.config, f"{name}_init"))
+        elif isinstance(module, Int8Linear):
+            init.zeros_(module.weight_scale)  # no layer that was made of weights has such a scale
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """The name of the implementation to use: the default when none is asked for, an error for softmax kernels."""
@@ -225,7 +228,9 @@ class InhibiDistilBertPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         loaded: Any = super().from_pretrained(*args, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded)._check_scalars()
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model._check_scalars()
+        model._check_int8_weights()
         return loaded
 
     def _check_scalars(self) -> None:
@@ -233,6 +238,14 @@ class InhibiDistilBertPreTrainedModel(PreTrainedModel):
             if name.rpartition(".")[2] in SCALARS and not parameter.is_meta and not parameter.isfinite().all():
                 raise ValueError(
                     f"{name} in {self.name_or_path!r} must be finite, got {parameter.tolist()}: the checkpoint is damaged."
+                )
+
+    def _check_int8_weights(self) -> None:
+        for name, module in self.named_modules():
+            if isinstance(module, Int8Linear) and not module.weight_scale.is_meta and not (module.weight_scale > 0).all():
+                raise ValueError(
+                    f"int8_weights=True, but {name} in {self.name_or_path!r} has no int8 weights; load it with "
+                    "int8_weights=False, and inhibidistilbert.quantize makes an int8 model of it."
                 )
 
     @classmethod
