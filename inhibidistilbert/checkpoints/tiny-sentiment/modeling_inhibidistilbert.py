@@ -189,8 +189,13 @@ class InhibiDistilBertPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
     _supports_attention_backend = True
     _no_split_modules = ["Embeddings", "TransformerBlock"]
-    _keep_in_fp32_modules_strict = [*SCALARS, "weight_scale"]
+    _keep_in_fp32_modules_strict = list(SCALARS)
     _can_record_outputs = {"hidden_states": TransformerBlock, "attentions": InhibiDistilBertSelfAttention}
+
+    def __init__(self, config: InhibiDistilBertConfig, *inputs: Any, **kwargs: Any) -> None:
+        if config.int8_weights:
+            self._keep_in_fp32_modules_strict = [*SCALARS, "weight_scale"]
+        super().__init__(config, *inputs, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
