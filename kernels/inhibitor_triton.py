@@ -61,18 +61,18 @@ def tile_for(head_size: int, channels: int, rows: int, lanes: int) -> Tile:
 
 
 class _Device(NamedTuple):
-    """What the kernels want to know of a device. `sat`: PTX and its saturating instructions; `xorsign`: sm_86 or later."""
+    """What the kernels want to know of a device. `ptx`: takes PTX instructions; `xorsign`: sm_86 or later."""
 
     processors: int
     lanes: int
-    sat: bool
+    ptx: bool
     xorsign: bool
 
 
 @cache
 def _device(device: torch.device) -> _Device:
     if device.type == "cpu":
-        return _Device(processors=1, lanes=32, sat=False, xorsign=False)
+        return _Device(processors=1, lanes=32, ptx=False, xorsign=False)
     properties = torch.cuda.get_device_properties(device)
     nvidia = torch.version.hip is None
     recent = (properties.major, properties.minor) >= (8, 6)
@@ -138,7 +138,7 @@ def _launch_forward(
         BLOCK=KEY_BLOCK,
         SIGNED=signed,
         CENTERED=centered,
-        ASM=device.sat,
+        ASM=device.ptx,
         XORSIGN=device.xorsign,
         num_warps=tile.W,
         num_stages=1,
@@ -226,7 +226,7 @@ def _backward(
     common = {"g": grad_output, "q": query, "k": key, "v": value, "mean": mean, "ds_mean": torch.empty_like(mean)}
     common |= _strides("gm", grad_output) | _strides("qm", query) | _strides("kn", key) | _strides("vn", value)
     common |= _masks(padding, dropout, query) | _scalars(alpha, beta, gamma, size)
-    common |= {"H": heads, "M": queries, "N": keys, "D": size, "ASM": device.sat, "num_stages": 1}
+    common |= {"H": heads, "M": queries, "N": keys, "D": size, "ASM": device.ptx, "num_stages": 1}
     common |= {"SIGNED": signed, "CENTERED": centered, "CAUSAL": causal}
 
     tile = _choose_tile(**_BACKWARD_QUERY, head_size=size, heads=batch * heads, length=queries, device=device)

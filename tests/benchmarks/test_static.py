@@ -18,24 +18,20 @@ BOTH = (True, False)
 # Instructions for one triple of query, key and channel, on sm_90.
 LIMITS = {"_forward_kernel": 4.9, "_backward_query_kernel": 10.0, "_backward_key_kernel": 12.0, "_forward_half_kernel": 3.1}
 PREPASS_LIMIT = 2.5
-# Centred and causal, the row pass also weighs every key for the gradient of the mean.
-CAUSAL_CENTERED_ROW_LIMIT = 10.4
 
 FULL = [
     Case("sm_90", head_dim, centered=centered, causal=causal) for head_dim, centered, causal in product((64, 32), BOTH, BOTH)
 ]
 HALF = [replace(case, dtype="bf16", kernels=("_forward_half_kernel",)) for case in FULL]
 OTHERS = [Case(target, 64, causal=True) for target in TARGETS if target != "sm_90"]
+# Comparisons that leave a bit a lane fill the scalar registers of AMD first where little else is to be done.
+OTHERS.append(Case("gfx942", 64, signed=False, centered=False, kernels=("_backward_query_kernel",)))
 ODD = Case("sm_90", 48, kernels=("_forward_kernel",))
 CASES = [*FULL, *HALF, *OTHERS, ODD]
 
 
 def variant(x: Case | Figures) -> tuple:
     return x.target, x.head_dim, x.dtype, x.signed, x.centered, x.causal
-
-
-def limit(x: Figures) -> float:
-    return CAUSAL_CENTERED_ROW_LIMIT if x.pass_name == "row" and x.causal and x.centered else LIMITS[x.kernel]
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +50,8 @@ def test_instructions_a_triple(counted):
     fp32 = [x for x in counted if variant(x) in map(variant, FULL)]
     half = [x for x in counted if x.kernel == "_forward_half_kernel"]
     assert (len(fp32), len(half)) == (3 * len(FULL), len(HALF))
-    assert not {
-        (x.kernel, *variant(x)): x.instructions_per_triple for x in fp32 + half if x.instructions_per_triple > limit(x)
-    }
+    costs = {(x.kernel, *variant(x)): x.instructions_per_triple for x in fp32 + half}
+    assert not {key: cost for key, cost in costs.items() if cost > LIMITS[key[0]]}
 
 
 def test_instructions_a_triple_of_the_prepass(counted):
@@ -96,10 +91,7 @@ def test_head_size_beyond_a_power_of_two_counts_real_channels_only(counted):
 @pytest.mark.timeout(3600)
 def test_fp32_loops_spill_nothing_in_any_variant():
     figures = count([case for case in default_cases() if case.dtype == "fp32"])
-    spilling = {(x.kernel, *variant(x)) for x in figures if x.spills}
-    # Scalar registers, into the lanes of a vector register: 8 of 363 instructions, nothing goes to memory.
-    known = {("_backward_query_kernel", "gfx942", head_dim, "fp32", False, False, False) for head_dim in (64, 32)}
-    assert spilling == known
+    assert not {(x.kernel, *variant(x)): x.spills for x in figures if x.spills}
 
 
 def test_default_cases_cover_targets_types_and_variants():

@@ -96,28 +96,21 @@ def _clamp(v, z, XORSIGN: tl.constexpr):
 
 
 @triton.jit
-def _exceeds(v, z, ASM: tl.constexpr):
-    """[v > z] as 0 or 1; one saturating multiply-add where PTX has it."""
-    if ASM:
-        return tl.inline_asm_elementwise(
-            "fma.rn.sat.f32 $0, $1, 0f67800000, $2;",
-            "=f,f,f",
-            [v, -z * _BIG],
-            dtype=tl.float32,
-            is_pure=True,
-            pack=1,
-        )
-    return tl.where(v > z, 1.0, 0.0)
+def _saturate(x):
+    """clamp(x, 0, 1), and 0 for nan: part of the multiply-add before it on every GPU."""
+    return tl.minimum(tl.maximum(x, 0.0), 1.0)
 
 
 @triton.jit
-def _half_step(x, ASM: tl.constexpr):
+def _exceeds(v, z):
+    """[v > z] as 0 or 1."""
+    return _saturate(v * _BIG - z * _BIG)
+
+
+@triton.jit
+def _half_step(x):
     """(1 + sign(x)) / 2: 0, one half at an exact 0, or 1."""
-    if ASM:
-        return tl.inline_asm_elementwise(
-            "fma.rn.sat.f32 $0, $1, 0f67800000, 0f3F000000;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
-    return tl.where(x > 0, 1.0, tl.where(x < 0, 0.0, 0.5))
+    return _saturate(x * _BIG + 0.5)
 
 
 @triton.jit
@@ -296,13 +289,13 @@ def _forward_kernel(
 
 
 @triton.jit
-def _passing(b_v, b_g, z, SIGNED: tl.constexpr, ASM: tl.constexpr):
+def _passing(b_v, b_g, z, SIGNED: tl.constexpr):
     """What the values that exceed z take of the gradient, to v and to -z, channel by channel."""
     if SIGNED:
-        passed = _exceeds(tl.abs(b_v), z, ASM)
+        passed = _exceeds(tl.abs(b_v), z)
         return b_g * passed, _with_sign_of(b_g, b_v) * passed
     else:
-        taken = b_g * _exceeds(b_v, z, ASM)
+        taken = b_g * _exceeds(b_v, z)
         return taken, taken
 
 
@@ -361,13 +354,13 @@ def _backward_query_kernel(
                 b_x = b_q - _load_row(p_k + j * s_kn, m_d, D, C, T)
                 distance = _row_sum(tl.abs(b_x))
                 s = distance * scale + shift
-                _, b_to_z = _passing(b_v, b_g, tl.maximum(s, 0.0), SIGNED, ASM)
+                _, b_to_z = _passing(b_v, b_g, tl.maximum(s, 0.0), SIGNED)
                 ds = tl.where(s > 0, _row_sum(b_to_z), 0.0)
                 ds = _where_seen(kept, last, ds, 0.0, CAUSAL, PADDED or DROPPED)
                 b_ds += ds
                 # Behind the padding a distance may be nan, which 0 times it is too.
                 b_moment += _where_seen(kept, last, ds * distance, 0.0, CAUSAL and PADDED, PADDED)
-                b_step = _half_step(b_x, ASM)
+                b_step = _half_step(b_x)
                 b_dq += ds * b_step
                 if CENTERED:
                     if CAUSAL or PADDED:
@@ -448,7 +441,7 @@ def _backward_key_kernel(
         z = tl.maximum(s, 0.0)
         if CAUSAL:
             z = tl.where(i >= first, z, float("inf"))
-        b_to_v, b_to_z = _passing(b_v, b_g, z, SIGNED, ASM)
+        b_to_v, b_to_z = _passing(b_v, b_g, z, SIGNED)
         b_dv += b_to_v
         ds = tl.where((s > 0) & kept, -b_beta * _row_sum(b_to_z), 0.0)
         if CENTERED:
@@ -456,7 +449,7 @@ def _backward_key_kernel(
         if CAUSAL:
             ds = tl.where(i >= first, ds, 0.0)
         b_ds += ds
-        b_dk += ds * _half_step(b_x, ASM)
+        b_dk += ds * _half_step(b_x)
     b_dbeta = _row_sum(b_v * b_dv)
     tl.store(dbeta + bh * N + o_n * s_row, tl.where(kept, b_dbeta, 0.0), mask=m_first)
     b_dk = tl.where(seen, scale * (b_ds - 2 * b_dk), 0.0)
