@@ -17,7 +17,7 @@ from .inhibitor_cpu_ir_forward import (
     set_sizes,
 )
 from .inhibitor_cpu_ir_panels import Generator, call, define_panels, gather, head_of, transposed
-from .inhibitor_cpu_ir_tiles import FULLY_INHIBITED, SMALLEST_DIFFERENCE, define_backward_tiles
+from .inhibitor_cpu_ir_tiles import FULLY_INHIBITED, SMALLEST_DIFFERENCE, Rows, define_backward_tiles
 from .inhibitor_cpu_jit import Machine
 
 
@@ -72,15 +72,15 @@ def _define_hide_future(g: Generator) -> None:
 def _define_score_gradients(g: Generator) -> None:
     """Scores of a panel, then the gradients of its values and, in `distances`, of its scores before the centring."""
     with g.routine("score_gradients", direct=I64, keys=PTR, rows=I64) as (f, block, state, direct, keys, rows):
-        half, padded_size, size = g.lanes // 2, block.integer("padded_size"), block.integer("size")
+        padded_size, size = block.integer("padded_size"), block.integer("size")
         with f.loop(0, g.lanes) as r:
             state.pointer("row_sums").store(g.zero(f), r * g.lanes)
         with f.loop(0, state.integer("most"), g.lanes) as j:
             scores, distances = (state.pointer(name).at(j * g.lanes) for name in ("scores", "distances"))
             arguments = (
-                *(state.pointer("query"), keys.at(j * padded_size)),
-                *(state.pointer("query_halves"), state.pointer("key_halves").at(j)),
-                *(state.pointer("means"), scores, distances),
+                *(Rows(state.pointer("query"), 1), keys.at(j * padded_size)),
+                *(Rows(state.pointer("query_halves"), 1), state.pointer("key_halves").at(j)),
+                *(Rows(state.pointer("means"), 1), Rows(scores, g.lanes), Rows(distances, g.lanes)),
                 *(size, block.number("one"), state.number("slope"), state.number("alpha")),
             )
             # Queries beyond the last repeat it, and have no gradients.
@@ -88,11 +88,11 @@ def _define_score_gradients(g: Generator) -> None:
             with f.when(block.flag("causal") & (j + g.lanes > state.integer("least"))):
                 call(f, block, state, "hide_future", j)
             panels = [state.pointer(name).at(j * padded_size) for name in ("values", "value_signs", "value_grads")]
-            for first in (0, half):
-                with f.when(rows > first):
-                    grads, skipped = state.pointer("grads").at(first), first * g.lanes
-                    results = (x.at(skipped) for x in (scores, distances, state.pointer("row_sums")))
-                    f.call(f"value_gradients_{half}", grads, grads, *panels, *results, state.pointer("totals"), size)
+            with f.loop(0, rows, g.gradient_rows) as first:
+                grads, skipped = state.pointer("grads").at(first), first * g.lanes
+                results = (x.at(skipped) for x in (scores, distances, state.pointer("row_sums")))
+                arguments = (grads, grads, *panels, *results, state.pointer("totals"), size)
+                f.call(f"value_gradients_{g.gradient_rows}", *arguments)
 
 
 def _define_center_gradients(g: Generator) -> None:
@@ -113,16 +113,15 @@ def _define_center_gradients(g: Generator) -> None:
 def _define_query_gradients(g: Generator) -> None:
     """Adds to the gradients of the keys, and gathers those of the panel's queries in `outputs`."""
     with g.routine("query_gradients", rows=I64) as (f, block, state, rows):
-        half, gradients = g.lanes // 2, state.pointer("distances")
+        gradients = state.pointer("distances")
         with f.loop(0, block.integer("padded_size"), g.lanes) as k:
             keys, key_grads = (state.pointer(n).at(k * block.integer("padded_keys")) for n in ("key_rows", "key_grads"))
-            for first in (0, half):
-                with f.when(rows > first):
-                    skipped = first * g.lanes
-                    queries, outputs = (state.pointer(n).at(k * g.lanes + skipped) for n in ("query_rows", "outputs"))
-                    mine = gradients.at(skipped)
-                    arguments = (queries, keys, key_grads, mine, mine, outputs, state.integer("most"))
-                    f.call(f"key_gradients_{half}", *arguments)
+            with f.loop(0, rows, g.gradient_rows) as first:
+                skipped = first * g.lanes
+                queries, outputs = (state.pointer(n).at(k * g.lanes + skipped) for n in ("query_rows", "outputs"))
+                mine = gradients.at(skipped)
+                arguments = (queries, keys, key_grads, mine, mine, outputs, state.integer("most"))
+                f.call(f"key_gradients_{g.gradient_rows}", *arguments)
 
 
 def _define_panel(g: Generator) -> None:

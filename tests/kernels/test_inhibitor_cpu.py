@@ -15,16 +15,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inhibitor_cpu_machines import ARM, MACHINES
+from inhibitor_cpu_machines import ARM, AVX512, MACHINES
 from inhibitor_reference import Case, Inputs, Result, assert_agrees, draw, judge, judged, relative_rms, run
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from inhibidistilbert import inhibitor_attention
 from inhibidistilbert.kernels import inhibitor_attention as public
 from inhibidistilbert.kernels import inhibitor_cpu, inhibitor_cpu_threads
 from inhibidistilbert.kernels.inhibitor_cpu_arguments import workspace_layout
-from inhibidistilbert.kernels.inhibitor_cpu_jit import CompilerUnavailable, object_code
+from inhibidistilbert.kernels.inhibitor_cpu_jit import CompilerUnavailable, Machine, object_code
 from inhibidistilbert.kernels.inhibitor_masks import KeyMasks
 from inhibidistilbert.kernels.inhibitor_naive import naive_inhibitor_attention
 
@@ -119,16 +120,17 @@ def test_every_width_rounds_to_half_types_as_torch_does(machine: str, dtype: tor
     assert torch.equal(got, (value.float() * scale).to(dtype))
 
 
-def test_code_for_arm_can_be_generated() -> None:
+@pytest.mark.parametrize(("foreign", "elf_machine"), [(ARM, 183), (AVX512, 62)], ids=["arm", "avx512"])
+def test_code_for_others_can_be_generated(foreign: Machine, elf_machine: int) -> None:
     """On any machine: no instruction of another processor is asked for, and no function of a C library."""
     import llvmlite.binding as llvm
 
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     for generate in (inhibitor_cpu.forward_ir, inhibitor_cpu.backward_ir):
-        code = object_code(generate(ARM), ARM)
+        code = object_code(generate(foreign), foreign)
         assert code[:4] == b"\x7fELF"
-        assert int.from_bytes(code[18:20], "little") == 183  # EM_AARCH64
+        assert int.from_bytes(code[18:20], "little") == elf_machine
         assert not any(name in code for name in (b"memset", b"memcpy", b"fmaxf", b"fmaf"))
 
 
@@ -379,6 +381,25 @@ def test_nothing_of_size_queries_by_keys_is_allocated() -> None:
 
 
 # Within torch
+
+
+def test_tracers_see_one_operator_and_others_pay_for_none() -> None:
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            names.append(function.name())
+            return function(*arguments, **(options or {}))
+
+    names: list[str] = []
+    tensors = random_tensors()
+    want = inhibitor_attention(**tensors, backend="cpu")
+    with Calls():
+        got = inhibitor_attention(**tensors, backend="cpu")
+    assert torch.equal(got, want)
+    assert sum(name.endswith("::forward") for name in names) == 1
+
+    with torch.profiler.profile() as profile:
+        inhibitor_attention(**tensors, backend="cpu")
+    assert not [event.name for event in profile.events() if "inhibitor" in event.name]
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])

@@ -182,7 +182,7 @@ def test_as_an_operator_of_torch() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         tensors = [x.to(dtype) for x in inputs(2, 3, 24, 16)]
         tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-        torch.library.opcheck(int8.int8_attention, (*tensors, mask, None, *scalars, True, True, False), test_utils=tests)
+        torch.library.opcheck(int8._int8_op, (*tensors, mask, None, *scalars, True, True, False), test_utils=tests)
 
 
 def test_under_torch_compile() -> None:

@@ -57,11 +57,11 @@ _SHARED_BUFFERS = (
     "scores",  # of a panel with all keys: [key][lane = query], in the backward pass [panel of keys][query][lane = key]
     "row_sums",
     "outputs",  # of a panel: [block of channels][query][lane = channel]
-    "values",  # [block of channels][key][lane = channel], in the backward pass absolute and transposed
+    "values",  # [block of channels][key][lane = channel], in the backward pass transposed; absolute where there are signs
+    "value_signs",  # as `values`, 1 or -1; not in the forward pass with AVX-512
 )
 _FORWARD_BUFFERS = ("value_sums",)  # of each run
 _BACKWARD_BUFFERS = (
-    "value_signs",  # as `values`
     "value_grads",  # as `values`
     "key_rows",  # [block of channels][key][lane = channel], not shifted
     "key_grads",  # as `key_rows`
@@ -81,9 +81,9 @@ STATE = (*BUFFERS, *_NUMBERS, *_SIZES)
 def panel_width(machine: Machine) -> int:
     """Rows of a panel, and lanes of a vector as the generated code knows it.
 
-    Short vectors go in pairs where there are registers for it: with four sums in flight a processor would wait for each.
+    Short vectors go in pairs: a number is then loaded once for two of them, and loads would else be the limit.
     """
-    return 2 * machine.lanes if machine.lanes == 4 and machine.registers >= 32 else machine.lanes
+    return machine.lanes if machine.lanes == 16 else 2 * machine.lanes
 
 
 class Fields:

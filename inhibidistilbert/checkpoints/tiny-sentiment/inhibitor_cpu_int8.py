@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from .inhibitor_cpu_int8_ir import CALL_WORDS, SHAPE_WORDS, int8_ir, tile_rows, workspace_layout
 from .inhibitor_cpu_jit import CompilerUnavailable, Machine, compiled, host_machine
 from .inhibitor_cpu_threads import run_on_threads
-from .inhibitor_custom_op import like_heads, op_namespace
+from .inhibitor_custom_op import like_heads, op_namespace, untraced
 
 LARGEST_HEAD = 256
 # The files that the code comes from, beside this one.
@@ -150,8 +150,7 @@ def _prepared(x: Tensor, size: int) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-@torch.library.custom_op(f"{op_namespace(__name__, __file__)}::int8", mutates_args=())
-def int8_attention(
+def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -164,7 +163,6 @@ def int8_attention(
     signed: bool,
     causal: bool,
 ) -> Tensor:
-    """Shapes and meaning as in `register_backend`, of any floating dtype; there is no gradient."""
     output = like_heads(query)
     if query.numel() == 0 or key.numel() == 0:
         return output.zero_()
@@ -178,6 +176,14 @@ def int8_attention(
     return output if in_place else output.copy_(result[..., :channels])
 
 
-@int8_attention.register_fake
+_int8_op = torch.library.custom_op(f"{op_namespace(__name__, __file__)}::int8", _attend, mutates_args=())
+
+
+@_int8_op.register_fake
 def _(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal):
     return like_heads(query)
+
+
+def int8_attention(*arguments) -> Tensor:
+    """Arguments and result as in `register_backend`, of any floating dtype; there is no gradient."""
+    return (_attend if untraced(*arguments) else _int8_op)(*arguments)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from .inhibitor_cpu_arguments import BUFFERS, FORWARD_FIELDS, RUN, STATE, Fields
 from .inhibitor_cpu_ir import F32, I8, I32, I64, PTR, Function, Value, Variable
 from .inhibitor_cpu_ir_panels import Generator, call, define_panels, gather, head_of
-from .inhibitor_cpu_ir_tiles import FULLY_INHIBITED, call_tile, define_forward_tiles
+from .inhibitor_cpu_ir_tiles import FULLY_INHIBITED, Rows, call_tile, define_forward_tiles
 from .inhibitor_cpu_jit import Machine
 
 # How large queries and keys may be, on the scale of the scores, against the mean size of the values: the relative error of
@@ -157,7 +157,7 @@ def pack_query_panel(f: Function, block: Fields, state: Fields, key: Value, g: G
     return direct, replace.where(state.pointer("plain_keys"), state.pointer("keys"))
 
 
-def call_score_tile(f: Function, g: Generator, kind: str, direct: Value, rows: Value, *arguments: Value) -> None:
+def call_score_tile(f: Function, g: Generator, kind: str, direct: Value, rows: Value, *arguments: Value | Rows) -> None:
     with f.when(direct):
         call_tile(f, g, f"{kind}_plain", rows, *arguments)
     with f.when(direct.equals(0)):
@@ -178,7 +178,8 @@ def _define_pack_head(g: Generator) -> None:
             call(f, block, state, "drop_rows", batch, j)
             run = sums.at(j // RUN * padded_size)
             stride = block.integer("padded_keys") * g.lanes
-            call(f, block, state, "pack_values", state.pointer("values").at(j * g.lanes), stride, run)
+            blocks, signs = (state.pointer(name).at(j * g.lanes) for name in ("values", "value_signs"))
+            call(f, block, state, "pack_values", blocks, signs, stride, run)
             sizes.add_values(state.pointer("norms").load(g.vector))
         set_sizes(f, g, block, state, sizes)
 
@@ -199,23 +200,25 @@ def _define_panel_scores(g: Generator) -> None:
     with g.routine("panel_scores", direct=I64, keys=PTR) as (f, block, state, direct, keys):
         most, least, size = state.integer("most"), state.integer("least"), block.integer("size")
         zeros, row_sums = g.zero(f), state.pointer("row_sums")
-        row_sums.store(zeros)
+        total = f.variable(zeros)  # of panels, each summed by itself: short sums have small rounding errors
         with f.loop(0, most, g.lanes) as j:
             arguments = (
-                *(keys.at(j * block.integer("padded_size")), state.pointer("query")),
-                *(state.pointer("key_halves").at(j), state.pointer("query_halves")),
-                *(row_sums, state.pointer("scores").at(j * g.lanes), row_sums),
+                *(Rows(keys.at(j * block.integer("padded_size")), 1), state.pointer("query")),
+                *(Rows(state.pointer("key_halves").at(j), 1), state.pointer("query_halves")),
+                *(row_sums, Rows(state.pointer("scores").at(j * g.lanes), g.lanes), row_sums),
                 *(size, block.number("one"), state.number("slope"), state.number("alpha")),
             )
             with f.when(block.flag("centered")):
-                before = row_sums.load(g.vector)
+                row_sums.store(zeros)
                 call_score_tile(f, g, "sums", direct.differs(0), most - j, *arguments)
                 with f.when(j + g.lanes > least):  # the tile's sum has more in it than every row sees
-                    row_sums.store(before)
+                    row_sums.store(zeros)
                     end = j + g.lanes
                     call(f, block, state, "sum_partly", j, (end < most).where(end, most))
+                total.value = total.value + row_sums.load(g.vector)
             with f.when(block.flag("centered").equals(0)):
                 call_score_tile(f, g, "scores", direct.differs(0), most - j, *arguments)
+        row_sums.store(total.value)
 
 
 def _define_center_scores(g: Generator) -> None:
@@ -258,10 +261,11 @@ def _define_panel_values(g: Generator) -> None:
             count = most - j
             count = (count < RUN).where(count, f.integer(RUN))
             with f.loop(0, padded_size, g.lanes) as k:
-                values = state.pointer("values").at(k * block.integer("padded_keys") + j * g.lanes)
+                skipped = k * block.integer("padded_keys") + j * g.lanes
+                values, signs = (state.pointer(name).at(skipped) for name in ("values", "value_signs"))
                 sums = state.pointer("value_sums").at(j // RUN * padded_size + k)
-                arguments = (state.pointer("scores").at(j * g.lanes), values, sums, outputs.at(k * g.lanes))
-                call_tile(f, g, "values", rows, *arguments, count, block.number("one"))
+                scores, results = Rows(state.pointer("scores").at(j * g.lanes), 1), Rows(outputs.at(k * g.lanes), g.lanes)
+                call_tile(f, g, "values", rows, scores, values, signs, sums, results, count, block.number("one"))
 
 
 def _define_panel(g: Generator) -> None:

@@ -22,7 +22,8 @@ class Generator:
     """A module for one machine, with the fields of its blocks.
 
     `lanes`: the width of a panel and of a vector; `vector`, `integers`: the types of one of float32, and of int32;
-    `wide`: whether there are the instructions of AVX-512.
+    `wide`: whether there are the instructions of AVX-512. `tile_rows`, `gradient_rows`: rows of the tallest tile of the
+    forward pass and of the tiles of the backward pass, as many as there are registers for.
     """
 
     def __init__(self, machine: Machine, fields: Sequence[str]) -> None:
@@ -33,6 +34,8 @@ class Generator:
         self.vector = vector(self.lanes, F32)
         self.integers = vector(self.lanes, I32)
         self.wide = machine.has("avx512dq") and self.lanes == 16
+        plenty = machine.registers >= 32
+        self.tile_rows, self.gradient_rows = (self.lanes, self.lanes // 2) if plenty else (4, 2)
 
     @contextmanager
     def routine(self, name: str, **parameters: str) -> Iterator[list[Any]]:
@@ -304,16 +307,24 @@ def tree_sum(values: list[Value]) -> Value:
     return values[0]
 
 
+def _sign(g: Generator, x: Value) -> Value:
+    """1 or -1."""
+    return (x.convert("bitcast", g.integers) & -0x80000000 | 0x3F800000).convert("bitcast", g.vector)
+
+
 def _define_pack_values(g: Generator) -> None:
-    """As `pack_rows`, of values; added to the sums of their run in the order in which a tile will, and to `norms`."""
-    parameters = {"blocks": PTR, "block_stride": I64, "sums": PTR}
-    with g.routine("pack_values", **parameters) as (f, block, state, blocks, block_stride, sums):
+    """As `pack_rows`, of values, their magnitudes and signs apart where no one instruction clamps; added to the sums of
+    their run in the order in which a tile will, and to `norms`."""
+    parameters = {"blocks": PTR, "signs": PTR, "block_stride": I64, "sums": PTR}
+    with g.routine("pack_values", **parameters) as (f, block, state, blocks, signs, block_stride, sums):
         norm, lowest = f.variable(g.zero(f)), _lowest_value(g, f, block)
         with f.loop(0, block.integer("padded_size"), g.lanes) as k:
-            place, total = blocks.at(k // g.lanes * block_stride), sums.load(g.vector, k)
+            skipped, total = k // g.lanes * block_stride, sums.load(g.vector, k)
             rows = [f.larger(lowest, state.pointer("rows").load(PTR, r).load(g.vector, k)) for r in range(g.lanes)]
             for r, x in enumerate(rows):
-                place.store(x, r * g.lanes)
+                if not g.wide:
+                    signs.at(skipped).store(_sign(g, x), r * g.lanes)
+                blocks.at(skipped).store(x if g.wide else f.absolute(x), r * g.lanes)
                 total = total + x
             sums.store(total, k)
             norm.value = norm.value + tree_sum([f.absolute(x) for x in rows])
@@ -328,10 +339,8 @@ def _define_pack_transposed_values(g: Generator) -> None:
             rows = [f.larger(lowest, state.pointer("rows").load(PTR, r).load(g.vector, k)) for r in range(g.lanes)]
             columns = transposed(f, rows)
             for channel, x in enumerate(columns):
-                bits = x.convert("bitcast", g.integers)
-                sign = ((bits & -0x80000000) | 0x3F800000).convert("bitcast", g.vector)
                 panel.store(f.absolute(x), (k + channel) * g.lanes)
-                signs.store(sign, (k + channel) * g.lanes)
+                signs.store(_sign(g, x), (k + channel) * g.lanes)
             norm.value = norm.value + tree_sum([f.absolute(x) for x in columns])
         state.pointer("norms").store(norm.value)
 

@@ -5,6 +5,8 @@ from memory, where a processor with AVX-512 broadcasts it within the instruction
 What is packed for the tiles is at unit stride, `lanes` numbers a step.
 """
 
+from dataclasses import dataclass
+
 from .inhibitor_cpu_ir import F32, I64, PTR, Function, Value
 from .inhibitor_cpu_ir_panels import Generator, tree_sum
 
@@ -18,18 +20,31 @@ _CHANNELS = 128
 SMALLEST_DIFFERENCE = 2.0**-80
 
 
-def heights(g: Generator) -> tuple[int, int, int]:
-    return g.lanes, g.lanes // 2, g.lanes // 4
+def heights(g: Generator) -> tuple[int, ...]:
+    """Of the tiles of the forward pass, the tallest first."""
+    return (g.lanes, g.lanes // 2, g.lanes // 4) if g.tile_rows == g.lanes else (g.tile_rows,)
 
 
-def call_tile(f: Function, g: Generator, name: str, rows: Value, *arguments: Value) -> None:
-    """The tile `name` of the smallest height that holds `rows` rows; what it computes beyond them must do no harm."""
-    for height, smaller in zip(heights(g), (*heights(g)[1:], 0), strict=True):
-        fits = rows > smaller
-        if height < g.lanes:
-            fits = fits & (rows <= height)
-        with f.when(fits):
-            f.call(f"{name}_{height}", *arguments)
+@dataclass(frozen=True)
+class Rows:
+    """The address of something of a tile's first row, `each` floats a row."""
+
+    first: Value
+    each: int
+
+
+def call_tile(f: Function, g: Generator, name: str, rows: Value, *arguments: Value | Rows) -> None:
+    """The tile `name` of the smallest height that holds the rows of a panel, `rows` of them if they are so few, or the
+    tallest as often as it takes; what is computed beyond the rows must do no harm."""
+    with f.loop(0, (rows < g.lanes).where(rows, f.integer(g.lanes)), g.tile_rows) as row:
+        here = [x.first.at(row * x.each) if isinstance(x, Rows) else x for x in arguments]
+        left = rows - row
+        for height, smaller in zip(heights(g), (*heights(g)[1:], 0), strict=True):
+            fits = left > smaller
+            if height < g.tile_rows:
+                fits = fits & (left <= height)
+            with f.when(fits):
+                f.call(f"{name}_{height}", *here)
 
 
 def _define_score_tile(g: Generator, kind: str, plain: bool, height: int) -> None:
@@ -86,16 +101,21 @@ def _define_score_tile(g: Generator, kind: str, plain: bool, height: int) -> Non
 
 
 def _define_value_tile(g: Generator, height: int) -> None:
-    """Adds to `height` rows of outputs `sums` minus sum over the keys of clamp(v, -Z, Z): the soft-thresholded values."""
-    parameters = {"z": PTR, "values": PTR, "sums": PTR, "outputs": PTR, "count": I64, "one": F32}
-    with g.module.function(f"values_{height}", parameters) as (f, z, values, sums, outputs, count, one):
+    """Adds to `height` rows of outputs `sums` minus sum over the keys of clamp(v, -Z, Z): the soft-thresholded values.
+
+    Where no one instruction clamps, the smaller magnitude is taken, and times the sign added in one.
+    """
+    parameters = {"z": PTR, "values": PTR, "signs": PTR, "sums": PTR, "outputs": PTR, "count": I64, "one": F32}
+    with g.module.function(f"values_{height}", parameters) as (f, z, values, signs, sums, outputs, count, one):
         ones = g.splat(f, one)
         inhibited = [f.variable(g.zero(f)) for _ in range(height)]
         with f.loop(0, count) as j:
             shared = values.load(g.vector, j * g.lanes)
+            factor = ones if g.wide else signs.load(g.vector, j * g.lanes)
             for r in range(height):
                 bound = g.splat(f, z.load(F32, j * g.lanes + r))
-                inhibited[r].value = f.fma(g.clamp(f, shared, bound), ones, inhibited[r].value)
+                clamped = g.clamp(f, shared, bound) if g.wide else f.smaller(shared, bound)
+                inhibited[r].value = f.fma(clamped, factor, inhibited[r].value)
         everything = sums.load(g.vector)
         for r in range(height):
             outputs.store(outputs.load(g.vector, r * g.lanes) + (everything - inhibited[r].value), r * g.lanes)
@@ -183,5 +203,5 @@ def define_backward_tiles(g: Generator) -> None:
     for height in heights(g):
         for plain in (False, True):
             _define_score_tile(g, "centered_scores", plain, height)
-    _define_value_gradient_tile(g, g.lanes // 2)
-    _define_key_gradient_tile(g, g.lanes // 2)
+    _define_value_gradient_tile(g, g.gradient_rows)
+    _define_key_gradient_tile(g, g.gradient_rows)

@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+
+from .inhibitor_torch import first_order_only
 
 
 def like_heads(x: Tensor) -> Tensor:
@@ -43,10 +46,9 @@ def register_backend(namespace: str, forward: Callable, backward: Callable) -> C
 
     Returns a function of the first eleven arguments that gives the output.
     """
-    forward_op = _register_forward(namespace, "forward", forward)
+    run_forward, forward_op = _register_forward(namespace, "forward", forward)
 
-    @torch.library.custom_op(f"{namespace}::backward", mutates_args=())
-    def backward_op(
+    def run_backward(
         grad_output: Tensor,
         query: Tensor,
         key: Tensor,
@@ -72,6 +74,8 @@ def register_backend(namespace: str, forward: Callable, backward: Callable) -> C
             grad_alpha, grad_beta, grad_gamma = backward(*inputs, centered, signed, causal, *gradients)
         return grad_query, grad_key, grad_value, grad_alpha, grad_beta, grad_gamma
 
+    backward_op = torch.library.custom_op(f"{namespace}::backward", run_backward, mutates_args=())
+
     @backward_op.register_fake
     def _(grad_output, query, key, value, padding, dropout, alpha, beta, gamma, mean, centered, signed, causal):
         return *(like_heads(x) for x in (query, key, value)), *(torch.empty_like(x) for x in (alpha, beta, gamma))
@@ -87,25 +91,57 @@ def register_backend(namespace: str, forward: Callable, backward: Callable) -> C
 
     forward_op.register_autograd(differentiate, setup_context=setup_context)
 
+    class Attention(torch.autograd.Function):
+        """The same two passes, for tensors that no tracer looks at."""
+
+        @staticmethod
+        def forward(ctx, *inputs):
+            output = run_forward(*inputs)
+            setup_context(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        def backward(ctx, grad_output, _):
+            saved = ctx.saved_tensors  # read once: checkpointing recomputes them for one reading
+            with torch.no_grad():
+                gradients = run_backward(grad_output, *saved, ctx.centered, ctx.signed, ctx.causal)
+            gradients = first_order_only(gradients, *saved[:3], *saved[5:8], grad_output)
+            return *gradients[:3], None, None, *gradients[3:], None, None, None
+
     def attention(*arguments) -> Tensor:
-        return forward_op(*arguments)[0]
+        if not untraced(*arguments):
+            return forward_op(*arguments)[0]
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments):
+            return Attention.apply(*arguments)[0]
+        return run_forward(*arguments)[0]
 
     return attention
 
 
 def register_inference(namespace: str, name: str, forward: Callable) -> Callable[..., Tensor]:
     """An operator without a gradient, `forward` and what is returned as in `register_backend`."""
-    forward_op = _register_forward(namespace, name, forward)
+    run_forward, forward_op = _register_forward(namespace, name, forward)
 
     def attention(*arguments) -> Tensor:
-        return forward_op(*arguments)[0]
+        return (run_forward if untraced(*arguments) else forward_op)(*arguments)[0]
 
     return attention
 
 
-def _register_forward(namespace: str, name: str, forward: Callable) -> Any:
-    @torch.library.custom_op(f"{namespace}::{name}", mutates_args=())
-    def forward_op(
+def untraced(*arguments: Any) -> bool:
+    """Whether nothing looks at what is done with these arguments, so that it can be done without asking torch.
+
+    The dispatch of a registered operator takes torch longer than a small call's arithmetic.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    return all(type(x) in (Tensor, Parameter) for x in arguments if isinstance(x, Tensor))
+
+
+def _register_forward(namespace: str, name: str, forward: Callable) -> tuple[Callable, Any]:
+    """The function that makes the outputs and fills them, and the same as an operator."""
+
+    def run_forward(
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -124,11 +160,13 @@ def _register_forward(namespace: str, name: str, forward: Callable) -> Any:
         forward(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean)
         return output, mean
 
+    forward_op = torch.library.custom_op(f"{namespace}::{name}", run_forward, mutates_args=())
+
     @forward_op.register_fake
     def _(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal):
         return _forward_outputs(query, centered)
 
-    return forward_op
+    return run_forward, forward_op
 
 
 def _forward_outputs(query: Tensor, centered: bool) -> tuple[Tensor, Tensor]:

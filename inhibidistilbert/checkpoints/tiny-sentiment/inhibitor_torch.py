@@ -133,7 +133,7 @@ class _InhibitorAttention(torch.autograd.Function):
         saved = ctx.saved_tensors  # read once: checkpointing recomputes them for one reading
         with torch.no_grad():
             gradients = _InhibitorAttention._gradients(ctx, saved, grad_output)
-        return *_first_order_only(gradients, *saved[:6], grad_output), None, None, None
+        return *first_order_only(gradients, *saved[:6], grad_output), None, None, None
 
     @staticmethod
     def _gradients(ctx, saved, grad_output):
@@ -175,7 +175,7 @@ class _Scores(torch.autograd.Function):
         saved = ctx.saved_tensors  # read once: checkpointing recomputes them for one reading
         with torch.no_grad():
             gradients = _Scores._gradients(ctx, saved, grad_z)
-        return *_first_order_only(gradients, *saved[:4], grad_z), None, None
+        return *first_order_only(gradients, *saved[:4], grad_z), None, None
 
     @staticmethod
     def _gradients(ctx, saved, grad_z):
@@ -213,7 +213,7 @@ class _Inhibition(torch.autograd.Function):
         saved = ctx.saved_tensors  # read once: checkpointing recomputes them for one reading
         with torch.no_grad():
             gradients = _Inhibition._gradients(ctx, saved, grad_output)
-        return *_first_order_only(gradients, *saved[:3], grad_output), None, None
+        return *first_order_only(gradients, *saved[:3], grad_output), None, None
 
     @staticmethod
     def _gradients(ctx, saved, grad_output):
@@ -234,7 +234,7 @@ def _aggregated(masks: KeyMasks, z: Tensor, rows: slice) -> Tensor | None:
     return masks.aggregated(masks.visible(z.shape[-2], z.shape[-1], z.device, rows))
 
 
-def _first_order_only(gradients: tuple[Tensor, ...], *inputs: Tensor) -> tuple[Tensor, ...]:
+def first_order_only(gradients: tuple[Tensor, ...], *inputs: Tensor) -> tuple[Tensor, ...]:
     """With create_graph=True, what was computed from `inputs` without a graph must not pass for a constant."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return _RefuseSecondDerivative.apply(len(gradients), *gradients, *inputs)
@@ -250,7 +250,7 @@ class _RefuseSecondDerivative(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grad_outputs):
-        raise RuntimeError('inhibitor_attention has no second derivative in its "torch" form; use backend="naive" for one.')
+        raise RuntimeError('inhibitor_attention has no second derivative in its fast forms; use backend="naive" for one.')
 
 
 def torch_inhibitor_attention(
