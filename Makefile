@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 LOWEST := .venv-lowest
 OUTPUT ?= build/kernel-repository
 
-.PHONY: demo test test-full test-lowest data check checkpoint-sources kernel-repository
+.PHONY: demo test test-full test-lowest data check checkpoint-sources kernel-repository benchmark-model
 
 demo: $(INSTALLED) ## classify real sentences, in process and from an exported folder
 	$(BIN)/python -m inhibidistilbert.demo
@@ -37,6 +37,9 @@ data: $(INSTALLED) ## fetch and prepare the offline data of the shipped checkpoi
 
 checkpoint-sources: $(INSTALLED) ## renew the source files inside the shipped checkpoint after a change to them
 	$(BIN)/python -c "from inhibidistilbert.modeling.remote_code import write_remote_code as w; w('$(CHECKPOINT)')"
+
+benchmark-model: $(INSTALLED) ## a model of DistilBERT-base's size beside its peers on this CPU, 12 minutes: benchmarks/results/model_cpu.*
+	$(BIN)/inhibidistilbert benchmark model base --device cpu --dtype float32 --dtype int8 --max-tokens 4096 --samples 100 --seconds 10 --output benchmarks/results
 
 kernel-repository: $(INSTALLED) ## the operator as a kernel for the Hub, in OUTPUT=build/kernel-repository
 	$(BIN)/python -m inhibidistilbert.kernel_repository "$(OUTPUT)"
