@@ -383,7 +383,7 @@ def test_bad_arguments_are_one_error_and_nothing_written(bad, arguments, parts):
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
-        ("text,label\n", ["could not be read as csv"]),
+        ("text,label\n", ["is empty: it holds no rows"]),
         ("text,label\ngood,1\nbad,2\n", ["label 2 in row 1", "0 to 1"]),
         ("text,label\ngood,1\nbad,-2\n", ["label -2 in row 1", "0 to 1"]),
         ("text,label\ngood,yes\nbad,no\n", ["classes, integers from 0", "'label'"]),
