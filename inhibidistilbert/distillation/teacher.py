@@ -18,13 +18,12 @@ from ..errors import UserError, reason
 
 
 def load_teacher(
-    source: str, num_labels: int | None, trust_remote_code: bool, argument: str = "--teacher"
+    source: str, num_labels: int | None, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The sequence classifier and tokenizer in `source`, a folder or a Hub id.
 
     num_labels: classes of a teacher that is to be fine-tuned, whose head is new unless it has as many; None demands a
     trained head.
-    argument: what the source was given as, for the errors.
 
     Raises:
         UserError: a source that does not load, without a tokenizer, or without a trained head where one is needed.
@@ -39,15 +38,14 @@ def load_teacher(
             source, output_loading_info=True, dtype=torch.float32, trust_remote_code=trust_remote_code, **options
         )
     except Exception as error:  # the libraries raise nothing more special for damaged files
-        raise UserError(f"{argument}: {source!r} does not load as a sequence classifier: {reason(error)}") from error
+        raise UserError(f"--teacher: {source!r} does not load as a sequence classifier: {reason(error)}") from error
     # transformers makes up a tokenizer of a few special tokens where there is none.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        raise UserError(f"{argument}: {source!r} has no tokenizer.")
+        raise UserError(f"--teacher: {source!r} has no tokenizer.")
     if num_labels is None and info["missing_keys"]:
         raise UserError(
-            f"{argument}: {source!r} has no trained classification head (missing "
-            f"{', '.join(sorted(info['missing_keys']))}): give a fine-tuned classifier, or "
-            f"{'--fine-tune-teacher' if argument == '--teacher' else '--fine-tune'}."
+            f"--teacher: {source!r} has no trained classification head (missing {', '.join(sorted(info['missing_keys']))}): "
+            "give a fine-tuned classifier, or --fine-tune-teacher."
         )
     return model, tokenizer
 

@@ -9,7 +9,7 @@ from datasets import Dataset, Value, load_dataset
 
 from ..errors import UserError, reason
 from ..text_files import load_file
-from .tasks import Task
+from .tasks import DEFAULT_LABEL, Task
 
 UNLABELLED = -1  # GLUE's label of its test splits
 
@@ -121,7 +121,8 @@ def _rows(task: Task, dataset: Dataset, where: str) -> Dataset:
 def _labels(task: Task, dataset: Dataset, where: str) -> list[float] | list[int] | None:
     """The labels, None for an unlabelled split: without the column, or with no row labelled."""
     if task.label_column not in dataset.column_names:
-        if task.submissions or task.dataset is None:
+        # Not where the column was named: it is misspelt.
+        if task.label_column == DEFAULT_LABEL and (task.submissions or task.dataset is None):
             return None
         raise UserError(f"{where} has no column {task.label_column!r}; it has {', '.join(dataset.column_names)}.")
     kind = "float64" if task.regression else "int64"

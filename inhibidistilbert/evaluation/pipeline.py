@@ -11,10 +11,9 @@ from typing import Any, cast
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from ..distillation.teacher import load_teacher
 from ..errors import UserError
 from ..prediction import find_device
-from ..quiet import quiet_transformers
+from .checkpoint import load_checkpoint
 from .fine_tuning import Recipe, fine_tune
 from .loading import Split, check_classes, load_split, parse_data
 from .results import OutputFolder
@@ -105,8 +104,7 @@ class _Models:
     def load(self, checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Raises `UserError`: it does not load, or has another number of labels than the task."""
         wanted = self.classes if self.options.fine_tune else None
-        with quiet_transformers():
-            model, tokenizer = load_teacher(checkpoint, wanted, self.options.trust_remote_code, "CHECKPOINT")
+        model, tokenizer = load_checkpoint(checkpoint, wanted, self.options.trust_remote_code)
         config = model.config
         if self.classes is not None and config.num_labels != self.classes:
             names = f" ({', '.join(self.task.labels)})" if self.task.labels else ""
@@ -118,11 +116,6 @@ class _Models:
             if getattr(config, "int8_weights", False):
                 raise UserError(f"CHECKPOINT {checkpoint!r} has int8 weights, which cannot be trained.")
             self._name_labels(model)
-        if len(tokenizer) > config.vocab_size:
-            raise UserError(
-                f"CHECKPOINT {checkpoint!r}: the tokenizer has {len(tokenizer)} tokens but the model's vocabulary holds "
-                f"{config.vocab_size}: they do not belong together."
-            )
         positions = config.max_position_embeddings
         if self.options.max_length is not None and self.options.max_length > positions:
             raise UserError(

@@ -11,6 +11,7 @@ from ..errors import UserError
 from .metrics import F1, Accuracy, MatthewsCorrelation, Pearson, Spearman
 
 GLUE = "nyu-mll/glue"
+DEFAULT_LABEL = "label"
 VALIDATION, TEST = ("validation",), ("test",)
 
 
@@ -34,7 +35,7 @@ class Task:
     dataset: str | None = None
     config: str | None = None
     splits: tuple[str, ...] = VALIDATION
-    label_column: str = "label"
+    label_column: str = DEFAULT_LABEL
     labels: tuple[str, ...] = ()
     regression: bool = False
     max_length: int | None = 128

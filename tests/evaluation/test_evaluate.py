@@ -14,11 +14,23 @@ from sklearn import metrics as sklearn_metrics
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from inhibidistilbert import cli
+from inhibidistilbert.evaluation import scoring
 from inhibidistilbert.evaluation.loading import load_split, parse_data
 from inhibidistilbert.evaluation.metrics import Accuracy, MatthewsCorrelation
 from inhibidistilbert.evaluation.scoring import Scored, compare
 from inhibidistilbert.evaluation.tasks import GLUE, TASKS, find_task
 from inhibidistilbert.publishing.measurements import read_measurements
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    """Intervals and tests are looked at where they are the subject."""
+    monkeypatch.setattr(scoring, "RESAMPLES", 20)
+
+
+@pytest.fixture
+def many_resamples(few_resamples, monkeypatch):
+    monkeypatch.setattr(scoring, "RESAMPLES", 1000)
 
 
 @pytest.fixture
@@ -247,7 +259,7 @@ def scored(predictions, references, metrics=(Accuracy,)) -> Scored:
     return Scored(np.atleast_2d(predictions), np.asarray(references), metrics)
 
 
-def test_bootstrap_interval_of_an_accuracy():
+def test_bootstrap_interval_of_an_accuracy(many_resamples):
     references = np.ones(400, dtype=int)
     predictions = np.r_[np.ones(320, dtype=int), np.zeros(80, dtype=int)]
     (low, high) = scored(predictions, references).intervals()["accuracy"]
@@ -255,7 +267,7 @@ def test_bootstrap_interval_of_an_accuracy():
     assert (low, high) == (pytest.approx(0.7608, abs=0.006), pytest.approx(0.8392, abs=0.006))
 
 
-def test_a_real_difference_is_found_and_none_is_not():
+def test_a_real_difference_is_found_and_none_is_not(many_resamples):
     generator = np.random.default_rng(0)
     references = generator.integers(2, size=300)
 
@@ -273,7 +285,7 @@ def test_a_real_difference_is_found_and_none_is_not():
     assert (nothing.value, nothing.p_value) == (0, 1)
 
 
-def test_the_paired_test_agrees_with_mcnemars():
+def test_the_paired_test_agrees_with_mcnemars(many_resamples):
     # 15 texts that only one model gets right, 5 that only the other does.
     references = np.ones(100, dtype=int)
     one, other = references.copy(), references.copy()
@@ -364,6 +376,10 @@ def bad(command, tmp_path):
             ["no split 'validation'", "it has train"],
         ),
         (["MODEL", "--task", "imdb", "--data", "DATA", "--label-column", "stars"], ["has no column 'stars'"]),
+        (
+            ["MODEL", "--task", "classification", "--data", "DATA", "--label-column", "stars", "--output", "out"],
+            ["has no column 'stars'", "text, label"],
+        ),
         (["MODEL", "--task", "cola"], ["--task cola: split 'validation' of nyu-mll/glue cannot be loaded", "--data"]),
         (["MODEL", "--task", "imdb", "--data", "DATA", "--fine-tune"], ["--fine-tune needs --output"]),
         (["MODEL", "--task", "imdb", "--data", "DATA", "--seed", 1, "--seed", 2], ["--seed", "--fine-tune"]),
@@ -371,7 +387,7 @@ def bad(command, tmp_path):
         (["MODEL", "--task", "imdb", "--data", "DATA", "--max-length", 17], ["--max-length must be at most 16", "got 17"]),
         (["MODEL", "--task", "imdb", "--data", "DATA", "--max-length", 2], ["--max-length must be at least 4"]),
         (["MODEL", "MODEL", "--task", "imdb", "--data", "DATA"], ["each may be given once"]),
-        (["nowhere", "--task", "imdb", "--data", "DATA"], ["CHECKPOINT: 'nowhere' does not load"]),
+        (["nowhere", "--task", "imdb", "--data", "DATA"], ["CHECKPOINT 'nowhere' does not load"]),
         (["MODEL", "--task", "imdb", "--data", "DATA", "--device", "abacus"], ["device 'abacus' is not available"]),
         (["MODEL", "--task", "imdb", "--data", "DATA", "--output", "/proc/none"], ["--output '/proc/none' cannot be"]),
     ],
