@@ -6,7 +6,6 @@ Everything is measured in one run, rivals in turns and in alternating order; wha
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from ..kernels.inhibitor_attention import inhibitor_attention
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from ..modeling.modeling_inhibidistilbert import InhibiDistilBertModel
 from .plots import Panel
-from .timing import Budget, Quantiles, interleave, ratios
+from .timing import Budget, Quantiles, interleave, ratios, torch_threads
 
 SEED = 0
 BASELINE = "softmax fp32"
@@ -170,10 +169,10 @@ def _encoder(family: str, precision: str, layers: int, dim: int, heads: int) -> 
     model = model.eval()
     if precision == "bf16":
         return model.to(torch.bfloat16)
-    return _int8_linear(model) if precision == "int8" else model
+    return with_int8_linears(model) if precision == "int8" else model
 
 
-def _int8_linear(model: nn.Module) -> nn.Module:
+def with_int8_linears(model: nn.Module) -> nn.Module:
     """The model with Linear layers that quantise their input on the fly and hold int8 weights."""
     with warnings.catch_warnings():
         # torch announces that torchao will take these over.
@@ -226,16 +225,6 @@ def levels(quick: bool = False) -> list[Level]:
 # Running it.
 
 
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _peer(rival: str, rivals: Mapping[str, object]) -> str | None:
     """Softmax attention in the precision of an inhibitor, if it takes part."""
     family, _, precision = rival.split(",")[0].partition(" ")
@@ -270,7 +259,7 @@ def run(
     for level in chosen:
         for number in threads:
             for problem in level.problems:
-                with _threads(number):
+                with torch_threads(number):
                     seconds = interleave(_ready(level, problem, refusals), level.budget, **injected)
                 timings += _timings(level, problem, number, seconds)
                 progress()

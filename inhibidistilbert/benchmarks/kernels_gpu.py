@@ -11,6 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ..errors import UserError
 from ..kernels.inhibitor_attention import inhibitor_attention
+from .composed import composed_attention
 from .plots import Panel
 from .timing import Budget, Quantiles, interleave, ratios
 
@@ -112,18 +113,6 @@ FORWARD, TRAINING = "forward", "forward + backward"
 # keys and values. Large inputs in half types are inferred two channels an instruction, and trained in float32.
 _FP32_FLOOR = {FORWARD: 4.0, TRAINING: 17.0}
 _HALF_FLOOR = {FORWARD: 2.0, TRAINING: 17.0}
-
-
-def composed_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Signed, centred inhibitor attention with alpha = 1/2, composed of torch's own operations.
-
-    The fastest that torch offers without a kernel of one's own: Σ relu(v − Z) is an L1 distance, of the rows of Z and the
-    columns of v.
-    """
-    scores = torch.cdist(query, key, p=1) * query.shape[-1] ** -0.5
-    z = (scores - scores.mean(-1, keepdim=True) + 0.5).relu()
-    positive, negative = value.relu().mT.contiguous(), (-value).relu().mT.contiguous()
-    return (value.sum(-2, keepdim=True) + torch.cdist(z, positive, p=1) - torch.cdist(z, negative, p=1)) / 2
 
 
 def _triton(query: Tensor, key: Tensor, value: Tensor) -> Any:

@@ -38,10 +38,12 @@ def bars(path: Path, panels: Sequence[Panel], label: str) -> None:
     _save(figure, path)
 
 
-def lines(path: Path, panels: Sequence[Panel], label: str) -> None:
-    """Lines on a logarithmic scale, a panel beside the other."""
-    figure = Figure(figsize=(5.5 * len(panels), 4.5), layout="constrained")
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+def lines(path: Path, panels: Sequence[Panel], label: str, columns: int | None = None) -> None:
+    """Lines on a logarithmic scale, `columns` panels a row; all of them in one where none is given."""
+    columns = min(columns or len(panels), len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(5.5 * columns, 4.5 * rows), layout="constrained")
+    for axes, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=False):
         for name, values in panel.series.items():
             known = [(place, value) for place, value in enumerate(values) if value is not None]
             axes.plot([place for place, _ in known], [value for _, value in known], marker="o", markersize=3, label=name)

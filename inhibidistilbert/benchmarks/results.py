@@ -52,8 +52,17 @@ def write_csv(path: Path, header: Row, rows: Sequence[Row]) -> None:
         temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
-def write_json(path: Path, header: Row, rows: Sequence[Row]) -> None:
-    """`{"machine": header, "results": rows}`, one row a line."""
-    lines = ",\n".join(json.dumps(row) for row in rows)
+def write_json(path: Path, header: Row, rows: Sequence[Row], **more: Sequence[Row]) -> None:
+    """`{"machine": header, "results": rows}`, one row a line; `more` tables behind them, by name."""
+    tables = [f'"machine": {json.dumps(header)}']
+    for name, table in {"results": rows, **more}.items():
+        lines = ",\n".join(json.dumps(row) for row in table)
+        tables.append(f'"{name}": [\n{lines}\n]')
     with replacing(path) as temporary:
-        temporary.write_text(f'{{"machine": {json.dumps(header)},\n"results": [\n{lines}\n]}}\n', encoding="utf-8")
+        temporary.write_text("{" + ",\n".join(tables) + "}\n", encoding="utf-8")
+
+
+def write_text(path: Path, text: str) -> None:
+    """`text` as UTF-8."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,7 +1,8 @@
 """Times of rivals side by side: round after round, in alternating order, so that what else the machine does hits all."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,17 @@ class Budget:
     seconds: float
     least: int = 3
     most: int = 1000
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Let torch use so many threads on the CPU within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def wall_time(function: Callable[[], object]) -> float:

@@ -1,35 +1,22 @@
-"""`inhibidistilbert benchmark`: `kernels` counts instructions or takes times on a GPU, `cpu` takes times on the CPU."""
+"""`inhibidistilbert benchmark`: `kernels` counts instructions or takes times on a GPU, `cpu` takes times on the CPU, `model`
+compares a checkpoint with its peers."""
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
 from ..errors import UserError
+from .benchmark_model import model
+from .output import JsonOption, OutputOption, check_positive, new_table, number, print_table, progress_bar
 
 benchmark_app = typer.Typer(
     name="benchmark", help="Measure the kernels and the models.", no_args_is_help=True, add_completion=False
 )
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as one JSON list.")]
-OutputOption = Annotated[Path | None, typer.Option("--output", metavar="DIR", help="Write CSV, JSON and PNG files there.")]
-
-
-@contextmanager
-def progress_bar(description: str, total: int) -> Iterator:
-    """A function to call after each step, with a bar on stderr when someone is looking."""
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task(description, total=total)
-        yield lambda: progress.advance(task)
+benchmark_app.command()(model)
 
 
 @benchmark_app.command()
@@ -217,30 +204,3 @@ def print_cpu_times(rows: list[dict]) -> None:
         threads, milliseconds = str(row["threads"]), number(row["ms"], 3)
         table.add_row(row["level"], threads, f"{row['problem']} {shape}", row["rival"], milliseconds, ratio, peer)
     print_table(table)
-
-
-def check_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise UserError(f"{name} must be at least 1; got {value}.")
-
-
-def new_table(words: Iterable[str], numbers: Iterable[str]) -> Table:
-    """An empty table: columns of words, then columns of numbers."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in words:
-        table.add_column(title, no_wrap=True)
-    for title in numbers:
-        table.add_column(title, justify="right", no_wrap=True)
-    return table
-
-
-def print_table(table: Table) -> None:
-    """As wide as the terminal, or where there is none as wide as it needs to be."""
-    console = Console()
-    if not sys.stdout.isatty():
-        console = Console(width=console.measure(table, options=console.options.update(max_width=500)).maximum)
-    console.print(table)
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    return "" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,180 @@
+"""The models that are measured beside each other: a checkpoint, and its peers of the same size."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, DistilBertConfig, PreTrainedTokenizerBase
+
+from ..distillation.student import published_sizes
+from ..errors import UserError, reason
+from ..modeling import modeling_inhibidistilbert
+from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
+from ..quantization import quantize
+from ..quiet import quiet_transformers
+from .composed import AUTHORS
+from .cpu import Refused, with_int8_linears
+
+SEED = 0
+SUBJECT = "inhibitor"
+# Peers by the attention implementation of transformers that they are.
+SOFTMAX = {"softmax_sdpa": "sdpa", "softmax_eager": "eager"}
+NAMED = (*SOFTMAX, AUTHORS, SUBJECT)
+INT8 = "int8"
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    INT8: torch.float32,
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured against its peers.
+
+    Attributes:
+        source: a folder, or a size of `hub_configs`, whose weights are random.
+        config: its configuration.
+        architecture: its class, such as `InhibiDistilBertForSequenceClassification`.
+    """
+
+    source: str
+    config: InhibiDistilBertConfig
+    architecture: str
+    weights: str = field(default="random")
+
+    @classmethod
+    def load(cls, source: str) -> "Subject":
+        """Raises `UserError`: neither a folder of an InhibiDistilBERT checkpoint nor a published size."""
+        if source in published_sizes():
+            with as_file(files("inhibidistilbert") / "hub_configs" / source) as folder:
+                return cls(source, InhibiDistilBertConfig.from_pretrained(folder), "InhibiDistilBertModel")
+        if not (Path(source) / "config.json").is_file():
+            sizes = ", ".join(published_sizes())
+            raise UserError(f"CHECKPOINT {source!r} is neither a folder with a config.json nor one of {sizes}.")
+        config = _read_config(source, "CHECKPOINT")
+        if config.model_type != InhibiDistilBertConfig.model_type:
+            raise UserError(
+                f"CHECKPOINT {source!r} must hold model_type {InhibiDistilBertConfig.model_type!r}, got "
+                f"{config.model_type!r}; give it with --against."
+            )
+        architecture = (config.architectures or ["InhibiDistilBertModel"])[0]
+        if not hasattr(modeling_inhibidistilbert, architecture):
+            raise UserError(f"CHECKPOINT {source!r} has the architecture {architecture!r}, which is not known here.")
+        return cls(source, config, architecture, weights=source)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Raises `UserError` where there is none."""
+        try:
+            return AutoTokenizer.from_pretrained(self.source, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # the tokenizers library raises bare exceptions
+            raise UserError(f"CHECKPOINT {self.source!r} has no tokenizer, which --text-file needs.") from error
+
+    def build(self, attention: str) -> nn.Module:
+        """The model itself, its weights random where the source has none."""
+        model_class = getattr(modeling_inhibidistilbert, self.architecture)
+        if self.weights == "random":
+            # A copy: the attention implementation is written into it.
+            return model_class._from_config(copy.deepcopy(self.config), attn_implementation=attention)
+        return _from_pretrained(model_class, self.source, "CHECKPOINT", attn_implementation=attention)
+
+    def softmax(self, attention: str) -> nn.Module:
+        """transformers' DistilBERT of the same size and with the same head, its weights random."""
+        fields = {name: value for name, value in self.config.to_dict().items() if name in DistilBertConfig().to_dict()}
+        for name in ("architectures", "dtype", "model_type", "transformers_version"):
+            fields.pop(name, None)
+        model_class = getattr(transformers, self.architecture.removeprefix("Inhibi"))
+        return model_class._from_config(DistilBertConfig(**fields), attn_implementation=attention)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A name of `NAMED` or a folder, and the dtype if it is not that of the run: `softmax_sdpa@float32`."""
+
+    name: str
+    dtype: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Peer":
+        """Raises `UserError`: no such peer, or no such dtype."""
+        name, at, dtype = text.rpartition("@")
+        peer = cls(name, dtype) if at and dtype in DTYPES else cls(text)
+        if peer.name not in NAMED and not (Path(peer.name) / "config.json").is_file():
+            raise UserError(
+                f"--against must be {', '.join(NAMED)} or a folder with a config.json, with @ and one of "
+                f"{', '.join(DTYPES)} behind it for another dtype; got {text!r}."
+            )
+        if peer == cls(SUBJECT):
+            raise UserError(f"--against {SUBJECT} needs a dtype, such as {SUBJECT}@float32: it is what is measured.")
+        return peer
+
+    def __str__(self) -> str:
+        return self.name if self.dtype is None else f"{self.name}@{self.dtype}"
+
+
+def build(subject: Subject, peer: Peer, dtype: str, device: torch.device) -> nn.Module:
+    """A contender for inference in `dtype` (the peer's own if it has one) on `device`; the same weights every time.
+
+    Raises `cpu.Refused` where there is none in this precision.
+    """
+    dtype = peer.dtype or dtype
+    if dtype == INT8 and device.type != "cpu":
+        raise Refused("the int8 forms are for processors")
+    if subject.config.int8_weights and dtype != INT8 and peer.name in (SUBJECT, AUTHORS):
+        raise Refused("the checkpoint has int8 weights: give --dtype int8")
+    torch.manual_seed(SEED)
+    with quiet_transformers():
+        if peer.name == SUBJECT:
+            model: Any = subject.build("inhibitor")
+            if dtype == INT8 and not subject.config.int8_weights:
+                model = quantize(model)
+        else:
+            model = _build_peer(subject, peer.name)
+            if dtype == INT8:
+                model = with_int8_linears(model)
+    return model.eval().requires_grad_(False).to(device, DTYPES[dtype])
+
+
+def _build_peer(subject: Subject, name: str) -> nn.Module:
+    if name in SOFTMAX:
+        return subject.softmax(SOFTMAX[name])
+    if name == AUTHORS:
+        if subject.config.int8_weights:
+            raise Refused("the checkpoint has int8 weights, for which this formulation has no layers")
+        return subject.build(AUTHORS)
+    config = _read_config(name, "--against")
+    architecture = (config.architectures or [""])[0]
+    model_class = getattr(transformers, architecture, None) or getattr(modeling_inhibidistilbert, architecture, None)
+    if model_class is None:
+        raise UserError(f"--against {name!r} has the architecture {architecture!r}, which is not known here.")
+    return _from_pretrained(model_class, name, "--against")
+
+
+def _read_config(source: str, argument: str) -> Any:
+    try:
+        return AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the libraries raise nothing more special for damaged files
+        raise UserError(f"{argument} {source!r} does not load: {reason(error)}") from error
+
+
+def _from_pretrained(model_class: Any, source: str, argument: str, **options: Any) -> nn.Module:
+    try:
+        return model_class.from_pretrained(source, local_files_only=True, dtype=torch.float32, **options)
+    except Exception as error:  # the libraries raise nothing more special for damaged files
+        raise UserError(f"{argument} {source!r} does not load: {reason(error)}") from error
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of all weights, those that torch's dynamic quantization packs included."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+    for module in model.modules():
+        if isinstance(module, torch.ao.nn.quantized.dynamic.Linear):
+            size += sum(tensor.numel() * tensor.element_size() for tensor in module._weight_bias() if tensor is not None)
+    return size

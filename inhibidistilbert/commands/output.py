@@ -1,0 +1,53 @@
+"""What commands print: tables, numbers, progress; and the options for it."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from ..errors import UserError
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as one JSON list.")]
+OutputOption = Annotated[Path | None, typer.Option("--output", metavar="DIR", help="Write CSV, JSON and PNG files there.")]
+
+
+@contextmanager
+def progress_bar(description: str, total: int) -> Iterator:
+    """A function to call after each step, with a bar on stderr when someone is looking."""
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda: progress.advance(task)
+
+
+def check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise UserError(f"{name} must be at least 1; got {value}.")
+
+
+def new_table(words: Iterable[str], numbers: Iterable[str]) -> Table:
+    """An empty table: columns of words, then columns of numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in words:
+        table.add_column(title, no_wrap=True)
+    for title in numbers:
+        table.add_column(title, justify="right", no_wrap=True)
+    return table
+
+
+def print_table(table: Table) -> None:
+    """As wide as the terminal, or where there is none as wide as it needs to be."""
+    console = Console()
+    if not sys.stdout.isatty():
+        console = Console(width=console.measure(table, options=console.options.update(max_width=500)).maximum)
+    console.print(table)
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

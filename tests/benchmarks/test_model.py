@@ -1,0 +1,420 @@
+"""A model beside its peers: who takes part, the arithmetic of its figures, and what the command writes."""
+
+import csv
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny_sentiment import write_tiny_checkpoint
+from transformers import DistilBertForSequenceClassification
+
+from inhibidistilbert import InhibiDistilBertForSequenceClassification, cli, quantize
+from inhibidistilbert.benchmarks import energy, model
+from inhibidistilbert.benchmarks.contenders import Peer, Subject, build, weight_bytes
+from inhibidistilbert.benchmarks.cpu import Refused
+from inhibidistilbert.benchmarks.memory import peak_memory
+from inhibidistilbert.benchmarks.model import Protocol, compare, run
+from inhibidistilbert.benchmarks.timing import interleave
+from inhibidistilbert.errors import UserError
+
+CPU = torch.device("cpu")
+IDS = torch.arange(1, 15).repeat(2, 1)
+COLUMNS = "model,peer,dtype,threads,batch,length,throughput_ratio,latency_ratio,memory_ratio"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def subject(folder) -> Subject:
+    return Subject.load(str(folder))
+
+
+def contender(subject: Subject, name: str, dtype: str = "float32"):
+    return build(subject, Peer(name), dtype, CPU)
+
+
+# Who takes part.
+
+
+def test_the_subject_has_the_weights_of_its_folder(subject, folder):
+    expected = InhibiDistilBertForSequenceClassification.from_pretrained(folder)
+    found = contender(subject, "inhibitor")
+    torch.testing.assert_close(found(IDS).logits, expected(IDS).logits)
+
+
+def test_the_authors_formulation_is_the_same_model_by_other_operations(subject, monkeypatch):
+    found, expected = contender(subject, "authors_cdist"), contender(subject, "inhibitor")
+    torch.testing.assert_close(found(IDS).logits, expected(IDS).logits, rtol=1e-3, atol=1e-4)
+    calls = []
+    distances = torch.cdist
+    monkeypatch.setattr(torch, "cdist", lambda *args, **options: calls.append(1) or distances(*args, **options))
+    expected(IDS)
+    assert not calls
+    found(IDS)
+    assert len(calls) == 3 * subject.config.n_layers
+
+
+@pytest.mark.parametrize("name", ["softmax_sdpa", "softmax_eager"])
+def test_a_softmax_peer_is_distilbert_of_the_same_size(subject, name):
+    found = contender(subject, name)
+    assert type(found) is DistilBertForSequenceClassification
+    assert found.config._attn_implementation == name.removeprefix("softmax_")
+    scalars = 3 * subject.config.n_layers
+    assert found.num_parameters() == contender(subject, "inhibitor").num_parameters() - scalars
+
+
+def test_half_precision_and_int8_forms(subject):
+    assert contender(subject, "softmax_sdpa", "bfloat16").dtype == torch.bfloat16
+    exact, int8 = contender(subject, "inhibitor"), contender(subject, "inhibitor", "int8")
+    assert int8.config.quantized
+    assert int8.config.int8_weights
+    linear = torch.ao.nn.quantized.dynamic.Linear
+    layer = contender(subject, "softmax_sdpa", "int8").distilbert.transformer.layer[0]
+    assert type(layer.attention.q_lin) is type(layer.ffn.lin1) is linear
+    assert weight_bytes(int8) < weight_bytes(exact)
+    # Packed weights are counted: a byte each, and their biases in float32.
+    softmax = contender(subject, "softmax_sdpa", "int8")
+    packed = [module for module in softmax.modules() if isinstance(module, linear)]
+    saved = sum(3 * module.in_features * module.out_features for module in packed)
+    assert weight_bytes(softmax) == weight_bytes(contender(subject, "softmax_sdpa")) - saved
+
+
+def test_a_folder_as_a_peer(subject, tmp_path):
+    torch.manual_seed(1)
+    contender(subject, "softmax_sdpa").save_pretrained(tmp_path / "peer")
+    assert type(build(subject, Peer.parse(str(tmp_path / "peer")), "float32", CPU)) is DistilBertForSequenceClassification
+
+
+def test_an_int8_checkpoint_takes_part_in_int8_alone(tmp_path, folder):
+    quantize(InhibiDistilBertForSequenceClassification.from_pretrained(folder)).save_pretrained(tmp_path)
+    subject = Subject.load(str(tmp_path))
+    assert contender(subject, "inhibitor", "int8").config.int8_weights
+    with pytest.raises(Refused, match="int8 weights"):
+        contender(subject, "inhibitor")
+    with pytest.raises(UserError, match="--dtype float32: the checkpoint has int8 weights"):
+        run(subject, [], protocol(), CPU)
+
+
+def test_int8_forms_are_for_processors(subject):
+    with pytest.raises(Refused, match="processors"):
+        build(subject, Peer("softmax_sdpa"), "int8", torch.device("cuda"))
+
+
+# The figures.
+
+
+class Steps:
+    """A clock that moves while a model computes: by the seconds that `seconds(name)` gives."""
+
+    def __init__(self, monkeypatch, seconds):
+        self.now = 0.0
+
+        def batch(contestant) -> int:
+            self.now += seconds(contestant.name)
+            return len(next(contestant.inputs)["input_ids"])
+
+        monkeypatch.setattr(model._Contestant, "batch", batch)
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class FakeMeter:
+    """Gives out a fixed number of joules for each call; counts the calls."""
+
+    source = "a fake"
+
+    def __init__(self, joules: float):
+        self.given, self.calls = joules, 0
+
+    def joules(self, work) -> float:
+        work()
+        self.calls += 1
+        return self.given
+
+
+def protocol(**changes) -> Protocol:
+    return Protocol(**{"batches": [2], "lengths": [8], "samples": 6, "repetitions": 3} | changes)
+
+
+SOFTMAX = [Peer("softmax_sdpa")]
+
+
+def test_throughput_and_latency(subject, monkeypatch):
+    clock = Steps(monkeypatch, {"inhibitor": 0.5, "softmax_sdpa": 0.25}.get)
+    measurements, refusals = run(subject, SOFTMAX, protocol(), CPU, clock=clock)
+    assert refusals == {}
+    row = measurements[0].as_dict()
+    # Three measurements of six texts, two in a batch.
+    assert (row["rounds"], row["samples"]) == (9, 18)
+    assert row["samples_per_second"] == 4.0
+    assert row["latency_p50_ms"] == row["latency_p95_ms"] == 500.0
+    (ratio,) = compare(measurements)
+    assert (ratio.throughput.median, ratio.latency.median) == (0.5, 2.0)
+    assert ratio.memory == pytest.approx(measurements[0].peak_bytes / measurements[1].peak_bytes)
+    assert not any("joules" in name or "energy" in name for name in row | ratio.as_dict())
+
+
+def test_latency_quantiles(subject, monkeypatch):
+    turns = iter([0.0, 0.0, 0.0, *range(1, 101)])
+    clock = Steps(monkeypatch, lambda name: float(next(turns)))
+    measurements, _ = run(subject, [], protocol(batches=[1], samples=100, repetitions=1), CPU, clock=clock)
+    row = measurements[0].as_dict()
+    assert row["latency_p50_ms"] == pytest.approx(50_500)
+    assert row["latency_p95_ms"] == pytest.approx(95_050)
+
+
+def test_energy_by_an_injected_meter(subject, monkeypatch):
+    # Half a second and more in a window: 4 batches of the faster one, for both.
+    clock = Steps(monkeypatch, {"inhibitor": 0.25, "softmax_sdpa": 0.125}.get)
+    meter = FakeMeter(joules=40.0)
+    measurements, _ = run(subject, SOFTMAX, protocol(samples=20), CPU, clock=clock, meter=meter)
+    assert {window.samples for x in measurements for window in x.windows} == {2 * 4}
+    assert meter.calls == sum(len(x.windows) for x in measurements) == 2 * 8
+    assert [x.as_dict()["joules_per_sample"] for x in measurements] == [5.0, 5.0]
+    (ratio,) = compare(measurements)
+    assert ratio.as_row()["energy_ratio"] == 1.0
+    assert ratio.throughput.median == 0.5
+
+
+def test_energy_ratio_is_the_median_of_the_rounds():
+    setting = model.Setting("float32", 1, 8, 2)
+
+    def measured(name, joules):
+        return model.Measurement(setting, name, [model.Window(2, [1.0], j) for j in joules], 100, 20)
+
+    mine, other = measured("inhibitor", [2.0, 6.0, None, 30.0]), measured("softmax_sdpa", [2.0, 3.0, 1.0, 3.0])
+    assert model.Comparison.of(mine, other).energy.median == 2.0
+    assert mine.as_dict()["joules_per_sample"] == 3.0
+    assert mine.peak_bytes == 120
+
+
+def test_a_counter_that_does_not_move_is_no_figure(subject, monkeypatch):
+    clock = Steps(monkeypatch, lambda name: 0.1)
+    measurements, _ = run(subject, SOFTMAX, protocol(), CPU, clock=clock, meter=FakeMeter(joules=0.0))
+    assert all(window.joules is None for x in measurements for window in x.windows)
+    assert "joules_per_sample" not in measurements[0].as_dict()
+    assert "energy_ratio" not in compare(measurements)[0].as_row()
+
+
+@pytest.mark.parametrize(
+    ("measured", "joules"),
+    [
+        (SimpleNamespace(gpu_energy={0: 12.5}, cpu_energy={}, dram_energy=None), 12.5),
+        (SimpleNamespace(gpu_energy={}, cpu_energy={0: 3.0, 1: 4.0}, dram_energy={0: 0.5}), 7.5),
+    ],
+    ids=["gpu", "packages"],
+)
+def test_energy_of_a_zeus_window(measured, joules):
+    events = []
+    monitor = SimpleNamespace(
+        begin_window=lambda key, restart: events.append("begin"), end_window=lambda key: events.append("end") or measured
+    )
+    meter = energy.ZeusMeter(monitor, "Zeus")
+    assert meter.joules(lambda: events.append("work")) == joules
+    assert events == ["begin", "work", "end"]
+
+
+def test_without_zeus_there_is_no_meter(monkeypatch):
+    monkeypatch.setitem(sys.modules, "zeus.monitor", None)
+    with pytest.raises(energy.NoMeter, match=r"pip install .inhibidistilbert\[energy\]"):
+        energy.find_meter(CPU)
+
+
+def test_a_repeated_benchmark_agrees_within_its_interval(subject, monkeypatch):
+    noise = random.Random(0)
+    clock = Steps(monkeypatch, lambda name: (1.3 if name == "inhibitor" else 1.0) * noise.lognormvariate(0, 0.1))
+
+    def ratio():
+        measurements, _ = run(subject, SOFTMAX, protocol(samples=20), CPU, clock=clock)
+        return compare(measurements)[0].throughput
+
+    runs = [ratio() for _ in range(5)]
+    assert all(one.low < other.median < one.high for one in runs for other in runs)
+    # As wide as the noise, no wider: a ratio of two such times varies by 14 %.
+    assert all(0.97 * one.median > one.low > 0.7 * one.median for one in runs)
+
+
+def test_a_repeated_benchmark_on_this_machine_agrees_within_its_interval(subject):
+    def ratio():
+        measurements, _ = run(subject, [Peer("authors_cdist")], protocol(batches=[1], samples=60), CPU)
+        return compare(measurements)[0].throughput
+
+    one, other = ratio(), ratio()
+    assert one.low <= other.high
+    assert other.low <= one.high
+
+
+def test_a_comparison_ends_after_its_time(subject, monkeypatch):
+    times = iter(range(0, 1000, 4))
+    monkeypatch.setattr(model, "interleave", lambda *a, **k: interleave(*a, **k, clock=lambda: next(times)))
+    measurements, _ = run(subject, [], protocol(samples=1000, seconds=40), CPU)
+    # Three for the repetitions, then one every 4 s, at the last check 36 s have passed.
+    assert measurements[0].as_dict()["rounds"] == 3 + 9
+    measurements, _ = run(subject, [], protocol(samples=1000, seconds=1), CPU)
+    assert measurements[0].as_dict()["rounds"] == 3
+
+
+def test_who_runs_out_of_memory_is_left_out(subject, monkeypatch):
+    batch = model._Contestant.batch
+
+    def failing(contestant):
+        if contestant.name == "softmax_sdpa":
+            raise torch.OutOfMemoryError
+        return batch(contestant)
+
+    monkeypatch.setattr(model._Contestant, "batch", failing)
+    measurements, refusals = run(subject, SOFTMAX, protocol(), CPU)
+    assert [x.name for x in measurements] == ["inhibitor"]
+    assert refusals == {"softmax_sdpa (float32, batch 2, length 8)": "OutOfMemoryError"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of the resident set is read on Linux")
+def test_peak_memory_is_what_a_call_holds_at_most():
+    def work():
+        first = torch.ones(24 << 18)  # 24 MiB
+        second = first + 1
+        del first
+        return second.sum()
+
+    found = peak_memory(CPU, work)
+    if found is None:
+        pytest.skip("this system does not let the peak start anew")
+    assert found / 2**20 == pytest.approx(48, abs=4)
+
+
+def test_real_texts_are_cut_and_padded(subject):
+    make = model.text_inputs(subject.tokenizer(), ["a good film", "the plot was not very good but the film was funny"])
+    first = make(subject, model.Setting("float32", 1, 8, 2), CPU)[0]
+    assert first["input_ids"].shape == (2, 8)
+    assert first["attention_mask"].sum(1).tolist() == [5, 8]
+
+
+def test_every_contender_gets_the_same_tokens(subject):
+    setting = model.Setting("float32", 1, 8, 2)
+    one, other = (model.random_inputs(subject, setting, CPU) for _ in range(2))
+    assert all(torch.equal(x["input_ids"], y["input_ids"]) for x, y in zip(one, other, strict=True))
+    assert not torch.equal(one[0]["input_ids"], one[1]["input_ids"])
+
+
+# The command.
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """`command(arguments)`: exit code, stdout and stderr of `inhibidistilbert benchmark model`."""
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["inhibidistilbert", "benchmark", "model", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        captured = capsys.readouterr()
+        return exit_.value.code or 0, captured.out, captured.err
+
+    return command
+
+
+SMALL = ("--batch", 1, "--length", 8, "--length", 16, "--samples", 2, "--repetitions", 2, "--threads", 1, "--device", "cpu")
+
+
+@pytest.fixture
+def no_meter(monkeypatch):
+    def find(device):
+        raise energy.NoMeter("there is none in this test")
+
+    monkeypatch.setattr(energy, "find_meter", find)
+
+
+def test_files_of_a_run(command, folder, tmp_path, no_meter):
+    code, out, err = command(folder, *SMALL, "--json", "--output", tmp_path, "--dtype", "float32", "--dtype", "int8")
+    assert code == 0
+    assert "note: energy is not measured: there is none in this test." in err
+    printed = json.loads(out)
+    lines = (tmp_path / "model_cpu.csv").read_text().splitlines()
+    assert lines[0] == COLUMNS
+    rows = list(csv.DictReader(lines))
+    # Three peers of the inhibitor and two of the authors' formulation, two lengths, two dtypes.
+    assert len(rows) == len(printed["ratios"]) == 5 * 2 * 2
+    assert {row["model"] for row in rows} == {"inhibitor", "authors_cdist"}
+    content = json.loads((tmp_path / "model_cpu.json").read_text())
+    assert content["results"] == printed["results"]
+    assert content["ratios"] == printed["ratios"]
+    assert {"command", "cpu", "torch", "transformers", "seed", "samples", "energy"} <= content["machine"].keys()
+    assert (tmp_path / "model_cpu.png").read_bytes().startswith(b"\x89PNG")
+    assert len((tmp_path / "model_cpu.md").read_text().splitlines()) == len(rows) + 2
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".json", ".md", ".png"]
+
+
+def test_energy_is_a_column_where_there_is_a_meter(command, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(energy, "find_meter", lambda device: FakeMeter(1.0))
+    monkeypatch.setattr(model, "METERED_SECONDS", 0.001)
+    code, out, _ = command(folder, *SMALL, "--against", "softmax_sdpa", "--output", tmp_path)
+    assert code == 0
+    assert "J/text" in out
+    lines = (tmp_path / "model_cpu.csv").read_text().splitlines()
+    assert lines[0] == COLUMNS + ",energy_ratio"
+    assert {row["energy_ratio"] for row in csv.DictReader(lines)} == {"1.0"}
+    assert (tmp_path / "model_cpu_energy.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "model_cpu.json").read_text())["machine"]["energy"] == "a fake"
+
+
+def test_a_size_with_random_weights_and_a_peer_of_another_dtype(command, no_meter):
+    code, out, _ = command("tiny", *SMALL, "--dtype", "int8", "--against", "softmax_sdpa@float32")
+    assert code == 0
+    assert "softmax_sdpa@float32" in out
+
+
+def test_neither_datasets_nor_evaluate_is_needed(folder):
+    program = "import sys; sys.modules.update(datasets=None, evaluate=None); from inhibidistilbert import cli; cli.main()"
+    arguments = ["benchmark", "model", str(folder), *map(str, SMALL), "--against", "softmax_sdpa", "--json"]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["ratios"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "CHECKPOINT 'nowhere' is neither a folder with a config.json nor one of base, small, tiny."),
+        (["tiny", "--against", "linear"], "--against must be softmax_sdpa, softmax_eager, authors_cdist, inhibitor or a "),
+        (["tiny", "--against", "inhibitor"], "--against inhibitor needs a dtype, such as inhibitor@float32"),
+        (["tiny", "--dtype", "float8"], "--dtype must be one of float32, bfloat16, float16, int8; got 'float8'."),
+        (["tiny", "--length", 513], "--length must be at most 512, the checkpoint's positions; got 513."),
+        (["tiny", "--batch", 0], "--batch must be at least 1; got 0."),
+        (["tiny", "--samples", 0], "--samples must be at least 1; got 0."),
+        (["tiny", "--seconds", 0], "--seconds must be above 0; got 0.0."),
+        (["tiny", "--text-file", "nowhere.txt"], "CHECKPOINT 'tiny' has no tokenizer, which --text-file needs."),
+        (["tiny", "--device", "abacus"], "device 'abacus' is not available here"),
+    ],
+)
+def test_bad_arguments_write_nothing(command, tmp_path, arguments, message):
+    code, out, err = command(*arguments, "--output", tmp_path / "out")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("content", "part"), [(None, "cannot be read"), ("\n \n", "holds no text"), ("\xff", "UTF-8")])
+def test_a_text_file_that_holds_no_texts(command, folder, tmp_path, content, part):
+    file = tmp_path / "texts.txt"
+    if content is not None:
+        file.write_bytes(content.encode("latin-1"))
+    code, _, err = command(folder, *SMALL, "--text-file", file)
+    assert code == 2
+    assert part in err
+
+
+def test_another_kind_of_model_is_a_peer_only(command, folder, tmp_path, subject):
+    contender(subject, "softmax_sdpa").save_pretrained(tmp_path)
+    code, _, err = command(tmp_path, *SMALL)
+    assert code == 2
+    assert "must hold model_type 'inhibidistilbert', got 'distilbert'; give it with --against." in err
