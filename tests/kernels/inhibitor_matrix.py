@@ -6,6 +6,7 @@ On the GPU where there is one, else in Triton's interpreter.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from covering import pairwise
@@ -13,6 +14,7 @@ from inhibitor_reference import Case, Inputs, Result, assert_agrees, assert_only
 from torch import Tensor
 
 from inhibidistilbert import inhibitor_attention
+from inhibidistilbert.kernels import inhibitor_triton
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TENSORS = ("query", "key", "value")
@@ -107,3 +109,48 @@ def assert_row_agrees(row: Row, inputs: Inputs, want: Result) -> None:
 def pairs() -> list[Row]:
     """Rows in which every pair of values of any two options occurs together."""
     return [Row.of(**options) for options in pairwise(OPTIONS)]
+
+
+# Inference in float16 pairs
+
+HALF_TOLERANCE = 1e-2
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+HALF_CASES = tuple(
+    Case(off_kinks=False, **options)
+    for options in (
+        {},
+        {"signed": False, "M": 3},
+        {"centered": False, "padding": "left"},
+        {"causal": True, "dropout": True, "padding": "holes", "scalars": (2,)},
+        {"B": 1, "H": 1, "M": 17, "N": 65, "D": 32, "padding": "right"},
+        {"B": 1, "H": 1, "M": 33, "N": 17, "D": 48, "causal": True},
+        {"B": 1, "H": 1, "M": 5, "N": 129, "D": 64},
+        {"B": 1, "offset": 100.0},
+    )
+)
+
+
+def run_half(inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
+    """The output of one call without gradients, in float16 pairs whatever its size, and what its launches of the float32
+    kernel were given last: of a call in half precision the marks of the tiles that it computes again."""
+    last, launch = [], inhibitor_triton._launch_forward
+
+    def recorded(*arguments: Any) -> None:
+        last.append(arguments[-1])
+        launch(*arguments)
+
+    with (
+        torch.no_grad(),
+        mock.patch.object(inhibitor_triton, "HALF_FROM", 0),
+        mock.patch.object(inhibitor_triton, "_launch_forward", recorded),
+    ):
+        output = inhibitor_attention(**on_device(inputs.tensors), **on_device(inputs.options), backend="triton")
+    return output.cpu(), last
+
+
+def assert_half_is_near(inputs: Inputs, want: Result) -> None:
+    """Within the tolerance of float64, and not because float32 did the work."""
+    got, (again,) = run_half(inputs)
+    assert got.dtype == inputs.tensors["query"].dtype
+    assert relative_rms(got, want.output) < HALF_TOLERANCE
+    assert not again.any(), "float32 has done the work"
