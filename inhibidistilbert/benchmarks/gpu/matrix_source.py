@@ -62,7 +62,9 @@ class Instruction:
             return Template(_MMA).substitute(kind=kind, type=sum_type, letter=letter, chains=_CHAINS)
         sums = ", ".join(f"%{i}" for i in range(128))
         # Of bfloat16 the signs of both operands (1 = as they are) and whether they are transposed (0 = no).
-        kind, flags = ("m64n256k256.s32.b1.b1.and.popc", "") if self.bits == 1 else ("m64n256k16.f32.bf16.bf16", ", 1, 1, 0, 0")
+        kind, flags = (
+            ("m64n256k256.s32.b1.b1.and.popc", "") if self.bits == 1 else ("m64n256k16.f32.bf16.bf16", ", 1, 1, 0, 0")
+        )
         instruction = f'"wgmma.mma_async.sync.aligned.{kind} {{{sums}}}, %128, %129, p{flags};\\n"\n'
         outputs = ", ".join(f'"+{letter}"(c[{i}])' for i in range(128))
         return Template(_WGMMA).substitute(type=sum_type, instructions=_UNROLLED * instruction, outputs=outputs)
