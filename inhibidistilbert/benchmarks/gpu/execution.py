@@ -56,9 +56,11 @@ def compiled(model: nn.Module) -> nn.Module:
     return model
 
 
-MODES: Mapping[str, Callable[[nn.Module], nn.Module]] = {
-    "eager": lambda model: model,
-    "CUDA graph": Graphed,
-    "torch.compile": compiled,
-    "torch.compile + CUDA graph": lambda model: Graphed(compiled(model)),
+# Ways to run a model: of which other way, and what makes one of the other.
+EAGER = "eager"
+MODES: Mapping[str, tuple[str, Callable[[nn.Module], nn.Module]]] = {
+    EAGER: (EAGER, lambda model: model),
+    "CUDA graph": (EAGER, Graphed),
+    "torch.compile": (EAGER, compiled),
+    "torch.compile + CUDA graph": ("torch.compile", Graphed),
 }

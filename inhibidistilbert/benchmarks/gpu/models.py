@@ -16,7 +16,7 @@ from .. import energy
 from .. import model as protocol_of
 from ..contenders import SEED, SUBJECT, Peer, Subject, build
 from ..model import Batch, Comparison, Measurement, Protocol, Setting
-from .execution import MODES
+from .execution import EAGER, MODES
 from .findings import Deadline, Finding
 
 PEER = "softmax_sdpa"
@@ -49,7 +49,7 @@ class Place:
         return f"{self.dtype}, {self.texts}, batch {self.batch}"
 
 
-_FP16_MODES = ("eager", "CUDA graph")
+_FP16_MODES = (EAGER, "CUDA graph")
 # What the goals are about first: what comes last is left out when time is short.
 PLACES = (
     *(Place("bfloat16", texts, batch) for batch in (1, 32) for texts in (SENTENCES, FULL)),
@@ -112,21 +112,23 @@ def measure(
                     yield Finding.skipped(mode, str(place), "it failed before" if mode in broken else deadline.reason)
                     continue
                 try:
-                    if mode not in models:
-                        models[mode] = _models(subject, dtype, mode, device, models)
-                    yield from _compare(models[mode], models["eager"], inputs, place, mode, device, meter, protocol)
+                    _prepare(models, mode, subject, dtype, device)
+                    yield from _compare(models[mode], models[EAGER], inputs, place, mode, device, meter, protocol)
                 except Exception as error:  # the other modes may well work
                     broken.add(mode)
                     yield Finding.failure(mode, str(place), error)
 
 
-def _models(
-    subject: Subject, dtype: str, mode: str, device: torch.device, others: Mapping[str, Mapping[str, nn.Module]]
-) -> dict[str, nn.Module]:
-    """Both contenders, by name; those of every mode have the same weights."""
-    if mode == "eager":
-        return {name: build(subject, Peer(name), dtype, device) for name in (SUBJECT, PEER)}
-    return {name: MODES[mode](model) for name, model in others["eager"].items()}
+def _prepare(models: dict[str, dict[str, nn.Module]], mode: str, subject: Subject, dtype: str, device: torch.device) -> None:
+    """Add both contenders in that mode, by name; those of every mode have the same weights."""
+    if mode in models:
+        return
+    if mode == EAGER:
+        models[mode] = {name: build(subject, Peer(name), dtype, device) for name in (SUBJECT, PEER)}
+        return
+    origin, wrap = MODES[mode]
+    _prepare(models, origin, subject, dtype, device)
+    models[mode] = {name: wrap(model) for name, model in models[origin].items()}
 
 
 @torch.inference_mode()
