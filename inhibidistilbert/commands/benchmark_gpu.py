@@ -37,11 +37,15 @@ def gpu(
     results.prepare_output(output)
     chosen = [each for each in run.PARTS if not part or each.name in part]
     device = torch.cuda.get_device_name()
+    runtime = {"cuda": torch.version.cuda} if torch.version.hip is None else {"rocm": torch.version.hip}
+    header = machine.header(gpu=device, **runtime)
+    outcomes = []
     with progress_bar("Measuring", len(chosen)) as advance:
-        outcomes = run.run(chosen, advance)
-    if output is not None:
-        header = machine.header(gpu=device, cuda=torch.version.cuda, rocm=torch.version.hip)
-        written = report.write(output, device, header, outcomes)
+        for outcome in run.run(chosen):
+            outcomes.append(outcome)
+            if output is not None:  # after every part: nothing is lost when the run is cut off
+                written = report.write(output, device, header, outcomes)
+            advance()
     if as_json:
         print(json.dumps(report.rows(outcomes)))
     else:

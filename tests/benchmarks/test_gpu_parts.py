@@ -130,6 +130,7 @@ OPCODES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 @pytest.mark.parametrize("instruction", INSTRUCTIONS, ids=str)
 def test_the_source_compiles_to_the_instruction_alone(instruction: Instruction, tmp_path: Path) -> None:
@@ -211,7 +212,7 @@ def test_instructions_a_gpu_does_not_have(few_rounds) -> None:
 # Models
 
 TINY = replace(Subject.load("tiny"), source="tiny")
-TINY.config.n_layers = 1
+TINY.config.n_layers, TINY.config.vocab_size = 1, 100
 
 
 @pytest.fixture

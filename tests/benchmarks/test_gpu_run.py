@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -54,7 +54,7 @@ def test_parts_share_the_time_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
         return Outcome(part, [], seconds)
 
     monkeypatch.setattr(gpu_run, "run_part", run_part)
-    outcomes = run([Part("one", "", 30), Part("two", "", 80)], total=50)
+    outcomes = list(run([Part("one", "", 30), Part("two", "", 80)], total=50))
     assert [(name, round(seconds), round(limit)) for name, seconds, limit in given] == [("one", 30, 50), ("two", 50, 60)]
     assert not any(outcome.failed for outcome in outcomes)
     (late,) = run([Part("late", "", 30)], total=0.5)
@@ -161,10 +161,10 @@ def test_panels_show_what_there_is() -> None:
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
     """`command(outcomes, arguments)`: exit code, stdout and stderr on a GPU that is only pretended."""
 
-    def command(outcomes: list[Outcome], *arguments: object) -> tuple[int, str, str]:
+    def command(outcomes: Iterable[Outcome], *arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
-        monkeypatch.setattr(gpu_run, "run", lambda chosen, progress: [x for x in outcomes if x.part in chosen])
+        monkeypatch.setattr(gpu_run, "run", lambda chosen: (x for x in outcomes if x.part in chosen))
         monkeypatch.setattr(sys, "argv", ["inhibidistilbert", "benchmark", "gpu", *map(str, arguments)])
         with pytest.raises(SystemExit) as exit_:
             cli.main()
@@ -187,6 +187,15 @@ def test_tables_files_and_the_exit_code_of_a_run_with_failures(command, tmp_path
     assert ["training", "failed", "12", "ended", "after", "65", "s"] in lines
     assert any(line[-3:] == ["0.75", "0.80", "yes"] for line in lines)
     assert "1 failed, first b : AssertionError: wrong" in " ".join(out.split())
+
+
+def test_files_of_a_run_that_is_cut_off(command, tmp_path: Path) -> None:
+    def cut_off():
+        yield OUTCOMES[0]
+        raise KeyboardInterrupt
+
+    assert command(cut_off(), "--output", tmp_path)[0] != 0
+    assert "AssertionError: wrong" in (tmp_path / "gpu_some_gpu.csv").read_text()
 
 
 def test_a_run_without_failures(command, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,18 +75,15 @@ class Outcome:
         return {"part": self.part.name, "state": state, "seconds": round(self.seconds, 1), "note": self.summary}
 
 
-def run(parts: Sequence[Part], progress: Callable[[], object] = lambda: None, total: float = TOTAL_SECONDS) -> list[Outcome]:
+def run(parts: Sequence[Part], total: float = TOTAL_SECONDS) -> Iterator[Outcome]:
     """Run the parts in their order; one for which no time is left is a failure too."""
     everything = Deadline(total)
-    outcomes = []
     for part in parts:
         seconds = min(part.seconds, everything.left)
         if seconds < 1:
-            outcomes.append(Outcome(part, [], 0, f"not begun: the {total:.0f} s of the run are used up"))
+            yield Outcome(part, [], 0, f"not begun: the {total:.0f} s of the run are used up")
         else:
-            outcomes.append(run_part(part, seconds, min(seconds + GRACE_SECONDS, everything.left + GRACE_SECONDS / 2)))
-        progress()
-    return outcomes
+            yield run_part(part, seconds, min(seconds + GRACE_SECONDS, everything.left + GRACE_SECONDS / 2))
 
 
 def run_part(part: Part, seconds: float, limit: float) -> Outcome:
