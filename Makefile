@@ -8,9 +8,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 LOWEST := .venv-lowest
-OUTPUT ?= build/kernel-repository
+EPOCHS ?= 4
+kernel-repository: OUTPUT ?= build/kernel-repository
+evaluate: OUTPUT ?= runs/evaluate
 
-.PHONY: demo test test-full test-lowest data check checkpoint-sources kernel-repository gpu
+.PHONY: demo test test-full test-lowest data check checkpoint-sources kernel-repository benchmark-model results-index evaluate gpu
 
 demo: $(INSTALLED) ## classify real sentences, in process and from an exported folder
 	$(BIN)/python -m inhibidistilbert.demo
@@ -37,6 +39,16 @@ data: $(INSTALLED) ## fetch and prepare the offline data of the shipped checkpoi
 
 checkpoint-sources: $(INSTALLED) ## renew the source files inside the shipped checkpoint after a change to them
 	$(BIN)/python -c "from inhibidistilbert.modeling.remote_code import write_remote_code as w; w('$(CHECKPOINT)')"
+
+benchmark-model: $(INSTALLED) ## a model of DistilBERT-base's size beside its peers on this CPU, 12 minutes: benchmarks/results/model_cpu.*
+	$(BIN)/inhibidistilbert benchmark model base --device cpu --dtype float32 --dtype int8 --max-tokens 4096 --samples 100 --seconds 10 --output benchmarks/results
+
+results-index: $(INSTALLED) ## benchmarks/results/README.md from the tables there
+	$(BIN)/python -m inhibidistilbert.benchmarks.index benchmarks/results
+
+evaluate: data ## fine-tune the shipped checkpoint on Rotten Tomatoes and evaluate it; EPOCHS=4, OUTPUT=runs/evaluate
+	HF_HUB_OFFLINE=1 $(BIN)/inhibidistilbert evaluate $(CHECKPOINT) --task rotten_tomatoes --fine-tune --epochs $(EPOCHS) \
+	    --data train=.cache/data/rotten_tomatoes_train.csv --data test=.cache/data/rotten_tomatoes_test.csv --output "$(OUTPUT)"
 
 kernel-repository: $(INSTALLED) ## the operator as a kernel for the Hub, in OUTPUT=build/kernel-repository
 	$(BIN)/python -m inhibidistilbert.kernel_repository "$(OUTPUT)"

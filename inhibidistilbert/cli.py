@@ -1,4 +1,4 @@
-"""The command line: `inhibidistilbert convert | distill | predict | benchmark | publish`, one word a job."""
+"""The command line: `inhibidistilbert convert | distill | evaluate | predict | benchmark | publish`, one word a job."""
 
 import sys
 
@@ -7,18 +7,19 @@ import typer
 from .commands.benchmark import benchmark_app
 from .commands.convert import convert
 from .commands.distill import distill
+from .commands.evaluate import evaluate
 from .commands.predict import predict
 from .commands.publish import publish
 from .errors import UserError
 
 app = typer.Typer(
     name="inhibidistilbert",
-    help="DistilBERT with inhibitor attention: convert, distill, use, measure and publish models.",
+    help="DistilBERT with inhibitor attention: convert, distill, evaluate, use, measure and publish models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (convert, distill, predict, publish):
+for command in (convert, distill, evaluate, predict, publish):
     app.command()(command)
 app.add_typer(benchmark_app)
 

@@ -33,4 +33,6 @@ def load_file(path: Path, argument: str) -> Dataset:
         # Escaped: a name such as "reviews[1].csv" is no pattern here.
         return load_dataset(loader, data_files=glob.escape(str(path)), split="train", **options)
     except Exception as error:
+        if "corresponds to no data" in str(error):  # what datasets says of a file without rows
+            raise UserError(f"{argument}: {str(path)!r} is empty: it holds no rows.") from error
         raise UserError(f"{argument}: {str(path)!r} could not be read as {loader}: {reason(error)}") from error

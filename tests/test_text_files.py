@@ -37,6 +37,7 @@ def test_lines_of_plain_text(tmp_path):
     ("name", "content", "part"),
     [
         ("a.csv", "", "is empty"),
+        ("a.csv", "text,label\n", "is empty: it holds no rows"),
         ("a.xlsx", "PK", "must end in one of .csv, .tsv, .json, .jsonl, .parquet, .txt"),
         ("a.json", "{nope", "could not be read as json"),
         ("a.csv", None, "is not a file"),

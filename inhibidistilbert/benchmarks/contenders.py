@@ -12,7 +12,6 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, DistilBertConfig, PreTrainedTokenizerBase
 
-from ..distillation.student import published_sizes
 from ..errors import UserError, reason
 from ..modeling import modeling_inhibidistilbert
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
@@ -53,12 +52,14 @@ class Subject:
     @classmethod
     def load(cls, source: str) -> "Subject":
         """Raises `UserError`: neither a folder of an InhibiDistilBERT checkpoint nor a published size."""
-        if source in published_sizes():
-            with as_file(files("inhibidistilbert") / "hub_configs" / source) as folder:
+        root = files("inhibidistilbert") / "hub_configs"
+        sizes = sorted(entry.name for entry in root.iterdir() if (entry / "config.json").is_file())
+        if source in sizes:
+            with as_file(root / source) as folder:
                 return cls(source, InhibiDistilBertConfig.from_pretrained(folder), "InhibiDistilBertModel")
         if not (Path(source) / "config.json").is_file():
-            sizes = ", ".join(published_sizes())
-            raise UserError(f"CHECKPOINT {source!r} is neither a folder with a config.json nor one of {sizes}.")
+            names = ", ".join(sizes)
+            raise UserError(f"CHECKPOINT {source!r} is neither a folder with a config.json nor one of {names}.")
         config = _read_config(source, "CHECKPOINT")
         if config.model_type != InhibiDistilBertConfig.model_type:
             raise UserError(

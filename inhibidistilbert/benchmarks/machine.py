@@ -44,8 +44,9 @@ def cpu_description() -> dict[str, str]:
 
 
 def header(**more: object) -> dict[str, str]:
-    """The command line, the time (UTC), the system, the processor and the versions; then `more`."""
+    """The command line, the time (UTC), the system, the processor, the versions and the seed; then `more`."""
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     system = {"command": command, "date": now, "system": f"{platform.system()} {platform.machine()}"}
-    return system | cpu_description() | versions() | {key: str(value) for key, value in more.items()}
+    seed = {"seed": "none, nothing is drawn"}
+    return system | cpu_description() | versions() | seed | {key: str(value) for key, value in more.items()}

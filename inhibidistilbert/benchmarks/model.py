@@ -43,6 +43,7 @@ class Protocol:
         samples: texts in a measurement, at least.
         repetitions: measurements.
         seconds: no further rounds of a comparison after that time, but as many as there are repetitions.
+        max_tokens: batches of more tokens than that are left out.
     """
 
     batches: Sequence[int] = BATCHES
@@ -52,11 +53,13 @@ class Protocol:
     samples: int = 1000
     repetitions: int = 3
     seconds: float = math.inf
+    max_tokens: float = math.inf
 
     @property
     def settings(self) -> list["Setting"]:
         """Every combination, a dtype after the other, so that the models are built once each."""
-        return [Setting(*point) for point in product(self.dtypes, self.threads, self.lengths, self.batches)]
+        points = product(self.dtypes, self.threads, self.lengths, self.batches)
+        return [Setting(*point) for point in points if point[-1] * point[-2] <= self.max_tokens]
 
 
 @dataclass(frozen=True)
@@ -249,6 +252,8 @@ class _Contestant:
 
 def check(subject: Subject, protocol: Protocol) -> None:
     """Raises `UserError` where the subject cannot take the protocol's shapes."""
+    if not protocol.settings:
+        raise UserError(f"--max-tokens {protocol.max_tokens:g} leaves no batch; it must be at least batch times length.")
     limit = subject.config.max_position_embeddings
     if max(protocol.lengths) > limit:
         raise UserError(f"--length must be at most {limit}, the checkpoint's positions; got {max(protocol.lengths)}.")

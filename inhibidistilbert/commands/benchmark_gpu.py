@@ -25,7 +25,7 @@ def gpu(
     """
     import torch
 
-    from ..benchmarks import machine, results
+    from ..benchmarks import contenders, machine, results
     from ..benchmarks.gpu import report, run
 
     names = [each.name for each in run.PARTS]
@@ -38,7 +38,7 @@ def gpu(
     chosen = [each for each in run.PARTS if not part or each.name in part]
     device = torch.cuda.get_device_name()
     runtime = {"cuda": torch.version.cuda} if torch.version.hip is None else {"rocm": torch.version.hip}
-    header = machine.header(gpu=device, **runtime)
+    header = machine.header(gpu=device, seed=contenders.SEED, **runtime)
     outcomes = []
     with progress_bar("Measuring", len(chosen)) as advance:
         for outcome in run.run(chosen):

@@ -1,6 +1,7 @@
 """`inhibidistilbert benchmark model`: what a checkpoint costs beside softmax DistilBERT."""
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -39,6 +40,7 @@ def model(
         float | None,
         typer.Option(help="End a comparison after that time, at the earliest after a round for each repetition."),
     ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Leave out batches of more tokens.")] = None,
     text_file: Annotated[
         Path | None,
         typer.Option(metavar="PATH", help="Real texts, one a line, cut at the length.", show_default="random tokens"),
@@ -80,7 +82,8 @@ def model(
         dtypes=dtype or ["float32"],
         samples=samples,
         repetitions=repetitions,
-        **({} if seconds is None else {"seconds": seconds}),
+        seconds=math.inf if seconds is None else seconds,
+        max_tokens=math.inf if max_tokens is None else max_tokens,
     )
     comparison.check(subject, protocol)
     make_inputs: comparison.MakeInputs = comparison.random_inputs
@@ -115,7 +118,7 @@ def model(
             weights=subject.weights,
             inputs=inputs,
             samples=f"{samples} a measurement, {repetitions} measurements"
-            + ("" if seconds is None else f", {seconds:g} s a comparison at most"),
+            + ("" if seconds is None else f", {seconds:g} s a comparison at most but a batch a measurement"),
             energy=source,
             **{"left out": "; ".join(f"{name}: {why}" for name, why in refusals.items()) or "nothing"},
         )

@@ -21,7 +21,7 @@ from huggingface_hub.utils import yaml_dump
 
 from ..errors import UserError, reason
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
-from .measurements import DISTILLATION, EVALUATION, Measurement, read_benchmarks, read_json, read_measurements
+from .measurements import DISTILLATION, EVALUATION, Measurement, read_benchmarks, read_costs, read_json, read_measurements
 from .tasks import PIPELINE_TAGS, auto_class, usage
 
 CARD = "README.md"
@@ -30,7 +30,7 @@ TAGS = ("custom_code", "inhibitor-attention", "distillation")
 # By their names in the template.
 KEPT_SECTIONS = {"evaluation_notes": "Evaluation notes", "limits": "Limits and bias", "terms": "Terms"}
 # Fractions on file, percentages on the card.
-_PERCENT = ("accuracy", "f1", "precision", "recall", "matthews_correlation")
+_PERCENT = ("accuracy", "f1", "precision", "recall", "matthews_correlation", "exact_match")
 _KEPT_METADATA = ("language", "license", "license_name", "license_link", "base_model", "base_model_relation", "datasets")
 
 
@@ -170,6 +170,7 @@ def _result_facts(source: Path, measurements: Sequence[Measurement]) -> dict[str
         "sources": [f"`{name}`" for name in names if (source / name).is_file()],
         "distilled": _training(log) if log else None,
         "benchmarks": read_benchmarks(source),
+        "costs": read_costs(source),
         "machine": log.get("machine") if log else None,
     }
 
@@ -192,8 +193,9 @@ def _row(measurement: Measurement) -> Row:
 
     texts = f"{measurement.dataset}, {measurement.split}" if measurement.split else measurement.dataset
     control = shown(measurement.control)
+    value = shown(measurement.value) + (f" ± {shown(measurement.std)}" if measurement.std is not None else "")
     named = f"{control} ({measurement.control_model})" if measurement.control_model else control
-    return Row(texts, measurement.examples, measurement.metric, shown(measurement.value), named)
+    return Row(texts, measurement.examples, measurement.metric, value, named)
 
 
 def _training(log: dict[str, Any]) -> Training:

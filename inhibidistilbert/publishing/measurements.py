@@ -1,14 +1,15 @@
 """Reads what was measured of a checkpoint, from the files of results in its folder.
 
-`distillation.json` is written by `inhibidistilbert distill`. `eval_results.json` holds evaluations on published datasets:
+`distillation.json` is written by `inhibidistilbert distill`, `eval_results.json` by `inhibidistilbert evaluate`:
 
     {"results": [{"dataset": "stanfordnlp/imdb", "config": "plain_text", "split": "test", "revision": "e6281661…",
                   "task_id": "sentiment", "metric": "accuracy", "value": 0.8845, "examples": 25000,
                   "control": {"model": "a softmax model", "value": 0.9055}}],
      "machine": "x86_64, 2 threads", "date": "2026-01-31"}
 
-`config`, `revision`, `task_id`, `control`, `machine` and `date` may be missing. `cpu.json` and `kernels_gpu.json` are
-written by `inhibidistilbert benchmark … --output`.
+`config`, `revision`, `task_id`, `control`, `machine` and `date` may be missing; `"published": false` says that `dataset` is
+the name of a local file, `std` is the deviation over several trainings. `cpu.json`, `kernels_gpu.json`, `model_cpu.json` and
+`model_gpu.json` are written by `inhibidistilbert benchmark … --output`.
 """
 
 import json
@@ -21,7 +22,8 @@ from ..errors import UserError, reason
 
 DISTILLATION, EVALUATION = "distillation.json", "eval_results.json"
 BENCHMARKS = {"cpu.json": "model", "kernels_gpu.json": None}
-RESULT_FILES = (DISTILLATION, EVALUATION, *BENCHMARKS)
+COSTS = ("model_cpu.json", "model_gpu.json")
+RESULT_FILES = (DISTILLATION, EVALUATION, *BENCHMARKS, *COSTS)
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Measurement:
         published: whether `dataset` is a Hub id.
         value: of this model; accuracies are fractions.
         control: the same of the softmax model `control_model`, where it was measured.
+        std: deviation over trainings with several seeds.
     """
 
     dataset: str
@@ -47,6 +50,7 @@ class Measurement:
     control: float | None = None
     control_model: str | None = None
     date: str | None = None
+    std: float | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def _evaluations(content: dict[str, Any]) -> Iterator[Measurement]:
         control = row.get("control") or {}
         yield Measurement(
             dataset=row["dataset"],
-            published=True,
+            published=row.get("published", True),
             metric=row["metric"],
             value=float(row["value"]),
             examples=int(row["examples"]),
@@ -114,6 +118,7 @@ def _evaluations(content: dict[str, Any]) -> Iterator[Measurement]:
             control=control.get("value"),
             control_model=control.get("model"),
             date=content.get("date"),
+            std=row.get("std"),
         )
 
 
@@ -164,3 +169,54 @@ def _benchmark(content: dict[str, Any], level: str | None) -> Benchmark:
         for row in rows
     )
     return Benchmark(machine.get("gpu") or machine["cpu"], machine["date"], timings)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs at one batch size and length; `joules` a text, None where there was no meter."""
+
+    model: str
+    dtype: str
+    batch: int
+    length: int
+    samples_per_second: float
+    latency_ms: float
+    joules: float | None
+
+
+@dataclass(frozen=True)
+class Costs:
+    machine: str
+    date: str
+    energy: str
+    rows: tuple[Cost, ...]
+
+
+def read_costs(folder: Path) -> list[Costs]:
+    """The comparisons with softmax models in the folder.
+
+    Raises:
+        UserError: a file of results that is not of its form.
+    """
+    found = []
+    for name in COSTS:
+        if (folder / name).is_file():
+            content = read_json(folder / name)
+            try:
+                machine = content["machine"]
+                rows = tuple(
+                    Cost(
+                        row["model"],
+                        row["dtype"],
+                        row["batch"],
+                        row["length"],
+                        row["samples_per_second"],
+                        row["latency_p50_ms"],
+                        row.get("joules_per_sample"),
+                    )
+                    for row in content["results"]
+                )
+                found.append(Costs(machine.get("gpu") or machine["cpu"], machine["date"], machine["energy"], rows))
+            except (KeyError, TypeError) as error:
+                raise UserError(f"{name!r} is not of its form: {type(error).__name__} {reason(error)}.") from error
+    return found

@@ -16,6 +16,7 @@ from inhibidistilbert.benchmarks.gpu import run as gpu_run
 from inhibidistilbert.benchmarks.gpu.findings import Finding
 from inhibidistilbert.benchmarks.gpu.models import FULL, PEER, SENTENCES, Place
 from inhibidistilbert.benchmarks.gpu.run import PARTS, TOTAL_SECONDS, Outcome, Part, run, run_part
+from inhibidistilbert.benchmarks.index import read_entry
 from inhibidistilbert.benchmarks.kernels_gpu import FORWARD, Problem
 
 BREAKS = """
@@ -180,6 +181,7 @@ def test_tables_files_and_the_exit_code_of_a_run_with_failures(command, tmp_path
     assert {path.name for path in tmp_path.iterdir()} == {f"gpu_some_gpu.{end}" for end in ("csv", "json", "png")}
     saved = json.loads((tmp_path / "gpu_some_gpu.json").read_text())
     assert saved["machine"]["gpu"] == "Some GPU"
+    assert read_entry(tmp_path / "gpu_some_gpu.csv").machine == "Some GPU", "the index of the results would refuse it"
     assert [part["state"] for part in saved["parts"]] == ["failed", "done", "done", "done", "failed"]
     assert [goal["met"] for goal in saved["goals"]][:3] == [False, True, False]
     assert len(saved["results"]) == len(OUTCOMES) + sum(len(each.findings) for each in OUTCOMES)

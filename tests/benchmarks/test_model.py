@@ -263,6 +263,11 @@ def test_a_comparison_ends_after_its_time(subject, monkeypatch):
     assert measurements[0].as_dict()["rounds"] == 3
 
 
+def test_batches_of_many_tokens_are_left_out():
+    settings = Protocol(batches=[1, 8], lengths=[128, 512], max_tokens=1024).settings
+    assert [(x.length, x.batch) for x in settings] == [(128, 1), (128, 8), (512, 1)]
+
+
 def test_who_runs_out_of_memory_is_left_out(subject, monkeypatch):
     batch = model._Contestant.batch
 
@@ -388,6 +393,10 @@ def test_neither_datasets_nor_evaluate_is_needed(folder):
         (["tiny", "--against", "inhibitor"], "--against inhibitor needs a dtype, such as inhibitor@float32"),
         (["tiny", "--dtype", "float8"], "--dtype must be one of float32, bfloat16, float16, int8; got 'float8'."),
         (["tiny", "--length", 513], "--length must be at most 512, the checkpoint's positions; got 513."),
+        (
+            ["tiny", "--batch", 8, "--max-tokens", 1023],
+            "--max-tokens 1023 leaves no batch; it must be at least batch times ",
+        ),
         (["tiny", "--batch", 0], "--batch must be at least 1; got 0."),
         (["tiny", "--samples", 0], "--samples must be at least 1; got 0."),
         (["tiny", "--seconds", 0], "--seconds must be above 0; got 0.0."),

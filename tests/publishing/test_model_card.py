@@ -128,6 +128,28 @@ class TestNumbers:
         assert len(read_benchmarks(checkpoint)[0].timings) == 1
         assert list(untraced_numbers(candidate, ModelCard(text).text)) == []
 
+    @pytest.mark.parametrize(("joules", "shown"), [({"joules_per_sample": 0.0125}, "0.0125"), ({}, "not measured")])
+    def test_cost_beside_peers(self, joules, shown, checkpoint, tmp_path):
+        row = {"model": "inhibitor", "dtype": "float32", "threads": 2, "batch": 8, "length": 128}
+        row |= {"samples_per_second": 31.25, "latency_p50_ms": 256.5}
+        machine = {"cpu": "Some Processor", "date": "2026-01-31T08:00:00+00:00", "energy": "Zeus, RAPL"}
+        (checkpoint / "model_cpu.json").write_text(json.dumps({"machine": machine, "results": [row | joules], "ratios": []}))
+        candidate = assembled(checkpoint, tmp_path / "x")
+        text = (candidate.folder / "README.md").read_text()
+        assert f"| inhibitor | float32 | 8×128 | 31.2 | 256.50 | {shown} |" in text
+        assert "energy: Zeus, RAPL" in text
+        assert "Energy: not measured" not in text
+        assert "Speed: not measured" not in text
+        assert list(untraced_numbers(candidate, ModelCard(text).text)) == []
+
+    def test_deviation_over_trainings_and_a_local_file(self, checkpoint, tmp_path):
+        edit_json(checkpoint / "eval_results.json", lambda c: c["results"][0].update(std=0.0125, published=False))
+        candidate = assembled(checkpoint, tmp_path / "x")
+        text = (candidate.folder / "README.md").read_text()
+        assert "± 1.2 |" in text
+        assert not any(name.startswith(".eval_results") for name in candidate.files)
+        assert list(untraced_numbers(candidate, ModelCard(text).text)) == []
+
 
 def test_metadata_that_is_not_yaml(checkpoint, tmp_path):
     replace_in(checkpoint / "README.md", "language: en", "language: [en")

@@ -1,0 +1,153 @@
+"""`inhibidistilbert evaluate`: how good checkpoints are, on GLUE, on sentiment data sets or on files of one's own."""
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from .output import new_table, print_table
+
+
+def evaluate(
+    checkpoint: Annotated[
+        list[str],
+        typer.Argument(help="Checkpoint folders or Hub ids: the first is evaluated, the others are compared with it."),
+    ],
+    task: Annotated[
+        str,
+        typer.Option(
+            help="cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, imdb, rotten_tomatoes; classification or regression "
+            "for files of your own."
+        ),
+    ],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[SPLIT=]PATH",
+            help="A local CSV, TSV, JSON or parquet file, or a folder of files named by split. Repeatable.",
+            show_default="from the Hub",
+        ),
+    ] = None,
+    split: Annotated[
+        list[str] | None,
+        typer.Option(help="What to evaluate; unlabelled ones are predicted. Repeatable.", show_default="the task's own"),
+    ] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of the texts.", show_default="the task's")] = None,
+    text_pair_column: Annotated[
+        str | None, typer.Option(help="Column of the second texts of pairs.", show_default="the task's")
+    ] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the labels.", show_default="label")] = None,
+    fine_tune: Annotated[bool, typer.Option("--fine-tune", help="First train on the split train.")] = False,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Of the fine-tuning. Repeatable: mean and deviation.", show_default="0")
+    ] = None,
+    epochs: Annotated[float, typer.Option(help="Epochs of the fine-tuning.")] = 4,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate of the fine-tuning.")] = 2e-5,
+    train_batch_size: Annotated[int, typer.Option(help="Texts in a batch of the fine-tuning.")] = 8,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens that texts are cut at.", show_default="128; imdb and own files all positions")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Texts a forward pass.")] = 32,
+    device: Annotated[str, typer.Option(help="cpu, cuda, …; auto takes the accelerator when there is one.")] = "auto",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="For results, trained models, predictions.", show_default="the checkpoint's folder"
+        ),
+    ] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the checkpoints.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as one JSON object.")] = False,
+) -> None:
+    """Evaluate classifiers and regressions, and compare several on the same texts.
+
+    With GLUE's metrics, 95 % bootstrap intervals, and paired permutation tests between checkpoints. --fine-tune trains each
+    checkpoint before, by default as the paper's authors did. Writes eval_results.json, which `publish` turns into the card's
+    numbers; predictions for GLUE's unlabelled test splits in its submission format.
+    """
+    import datasets
+
+    from ..evaluation.fine_tuning import Recipe
+    from ..evaluation.pipeline import Evaluation
+    from ..evaluation.pipeline import evaluate as run
+
+    options = Evaluation(
+        checkpoints=checkpoint,
+        task=task,
+        data=data or [],
+        splits=split or [],
+        text_column=text_column,
+        text_pair_column=text_pair_column,
+        label_column=label_column,
+        fine_tune=fine_tune,
+        seeds=seed or [0],
+        recipe=Recipe(epochs=epochs, learning_rate=learning_rate, batch_size=train_batch_size),
+        max_length=max_length,
+        batch_size=batch_size,
+        device=device,
+        output=output,
+        trust_remote_code=trust_remote_code,
+    )
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    # The Trainer prints its progress to stdout, which --json keeps for the one object.
+    with contextlib.redirect_stdout(sys.stderr):
+        results = run(options, progress_bar)
+    if as_json:
+        print(json.dumps({"results": [_as_json(result) for result in results]}))
+    else:
+        print_results(results)
+
+
+def progress_bar(batches: Any) -> Iterable[Any]:
+    """`batches`, with a bar on stderr when someone is looking."""
+    return track(batches, "Evaluating", console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+
+
+def _as_json(result: Any) -> dict[str, Any]:
+    def finite(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
+    return {
+        "checkpoint": result.checkpoint,
+        "split": result.split.name,
+        "examples": len(result.split.rows),
+        "values": {name: [finite(value) for value in values] for name, values in result.values.items()},
+        "intervals": result.intervals,
+        "differences": {
+            other: [
+                {"metric": each.metric, "difference": finite(each.value), "p_value": finite(each.p_value)}
+                for each in differences
+            ]
+            for other, differences in result.differences.items()
+        },
+    }
+
+
+def print_results(results: list) -> None:
+    """Tables for people: the values of every checkpoint side by side, then what the differences are worth."""
+    from statistics import fmean, stdev
+
+    table = new_table(("split", "metric", "checkpoint"), ("value", "95 % interval", "texts"))
+    for result in results:
+        for metric, values in result.values.items():
+            deviation = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
+            interval = result.intervals[metric]
+            shown = "" if interval is None else f"{interval[0]:.4f}–{interval[1]:.4f}"
+            value = f"{fmean(values):.4f}{deviation}"
+            table.add_row(result.split.name, metric, result.checkpoint, value, shown, str(len(result.split.rows)))
+    if table.row_count:
+        print_table(table)
+    differences = new_table(("split", "metric", "less"), ("difference", "p"))
+    for result in results:
+        for other, found in result.differences.items():
+            for each in found:
+                differences.add_row(result.split.name, each.metric, other, f"{each.value:+.4f}", f"{each.p_value:.3f}")
+    if differences.row_count:
+        print_table(differences)

@@ -1,0 +1,155 @@
+"""The rows of a task: from the Hub, or from local files of the same columns."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import Dataset, Value, load_dataset
+
+from ..errors import UserError, reason
+from ..text_files import load_file
+from .tasks import DEFAULT_LABEL, Task
+
+UNLABELLED = -1  # GLUE's label of its test splits
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows to train or evaluate on.
+
+    Attributes:
+        rows: columns `text`, `text_pair` for pairs, `label` where they are labelled, and `idx`, the row's name in GLUE.
+        source: Hub id, or the name of the file without its ending.
+        revision: commit on the Hub.
+    """
+
+    name: str
+    rows: Dataset
+    source: str
+    published: bool
+    revision: str | None = None
+
+    @property
+    def labelled(self) -> bool:
+        return "label" in self.rows.column_names
+
+
+def parse_data(arguments: Sequence[str], task: Task) -> dict[str, Path]:
+    """Files by split, from `[SPLIT=]FILE` and folders of files named by split, such as `train.csv`.
+
+    A file without a split is the one to be evaluated.
+
+    Raises:
+        UserError: a path that is not there, a folder without files, a split given twice.
+    """
+    found: dict[str, Path] = {}
+    for argument in arguments:
+        split, equals, rest = argument.partition("=")
+        path = Path(rest if equals else argument)
+        if Path(argument).exists():
+            split, equals, path = "", "", Path(argument)
+        if path.is_dir():
+            files = {file.stem: file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")}
+            if not files:
+                raise UserError(
+                    f"--data {argument!r} is a folder without files; they are named by split: train.csv, test.csv."
+                )
+        elif path.is_file():
+            files = {split if equals else task.splits[0]: path}
+        else:
+            raise UserError(f"--data {argument!r} is neither a file nor a folder; give PATH or SPLIT=PATH.")
+        for name, file in files.items():
+            if name in found:
+                raise UserError(f"--data gives the split {name!r} twice: {str(found[name])!r} and {str(file)!r}.")
+            found[name] = file
+    return found
+
+
+def load_split(task: Task, name: str, data: Mapping[str, Path]) -> Split:
+    """One split of the task: from `data` where there is any, otherwise from the Hub.
+
+    Raises:
+        UserError: a split that is not there, or is empty; a column that is missing; rows without a text; labels that are
+            no numbers, or given for some rows only.
+    """
+    if data:
+        if name not in data:
+            raise UserError(f"--data has no split {name!r} for task {task.name}; it has {', '.join(data)}.")
+        where = f"--data {str(data[name])!r}"
+        return Split(name, _rows(task, load_file(data[name], "--data"), where), data[name].stem, published=False)
+    if task.dataset is None:
+        raise UserError(f"--task {task.name} needs --data: it has no data set of its own.")
+    where = f"--task {task.name}: split {name!r} of {task.dataset}"
+    try:
+        dataset = load_dataset(task.dataset, task.config, split=name)
+    except Exception as error:  # the library raises many kinds
+        raise UserError(f"{where} cannot be loaded ({reason(error)}); give local files with --data.") from error
+    return Split(name, _rows(task, dataset, where), task.dataset, published=True, revision=_revision(dataset))
+
+
+def _revision(dataset: Dataset) -> str | None:
+    """The commit in the addresses of the downloaded files, where they have one."""
+    for address in dataset.info.download_checksums or ():
+        if match := re.search(r"@([0-9a-f]{40})/", address):
+            return match[1]
+    return None
+
+
+def _rows(task: Task, dataset: Dataset, where: str) -> Dataset:
+    """The columns of `Split.rows`."""
+    for column in task.text_columns:
+        if column not in dataset.column_names:
+            raise UserError(f"{where} has no column {column!r}; it has {', '.join(dataset.column_names)}.")
+    if not len(dataset):
+        raise UserError(f"{where} is empty.")
+    names = dict(zip(task.text_columns, ("text", "text_pair"), strict=False))
+    labels = _labels(task, dataset, where)
+    index = dataset["idx"][:] if "idx" in dataset.column_names else range(len(dataset))
+    rows = dataset.select_columns(list(names)).rename_columns({old: new for old, new in names.items() if old != new})
+    for old, column in names.items():
+        try:
+            rows = rows.cast_column(column, Value("string"))
+        except Exception as error:
+            raise UserError(f"{where} must hold texts in {old!r}: {reason(error)}") from error
+        if not all(text and text.strip() for text in rows[column][:]):
+            raise UserError(f"{where} has rows without a text in {old!r}.")
+    rows = rows.add_column("idx", list(index))
+    return rows if labels is None else rows.add_column("label", labels)
+
+
+def _labels(task: Task, dataset: Dataset, where: str) -> list[float] | list[int] | None:
+    """The labels, None for an unlabelled split: without the column, or with no row labelled."""
+    if task.label_column not in dataset.column_names:
+        # Not where the column was named: it is misspelt.
+        if task.label_column == DEFAULT_LABEL and (task.submissions or task.dataset is None):
+            return None
+        raise UserError(f"{where} has no column {task.label_column!r}; it has {', '.join(dataset.column_names)}.")
+    kind = "float64" if task.regression else "int64"
+    try:
+        labels = dataset.select_columns([task.label_column]).cast_column(task.label_column, Value(kind))[task.label_column][
+            :
+        ]
+    except Exception as error:
+        words = "numbers" if task.regression else "classes, integers from 0,"
+        raise UserError(f"{where} must hold {words} in {task.label_column!r}: {reason(error)}") from error
+    missing = [label is None or label != label or (not task.regression and label == UNLABELLED) for label in labels]
+    if task.regression and task.submissions:
+        missing = [gap or label == UNLABELLED for gap, label in zip(missing, labels, strict=True)]
+    if all(missing):
+        return None
+    if any(missing):
+        raise UserError(
+            f"{where} has rows without a label in {task.label_column!r}, the first is row {missing.index(True)}."
+        )
+    return labels
+
+
+def check_classes(split: Split, classes: int, where: str) -> None:
+    """Raises `UserError` where a label is none of the model's classes."""
+    labels = split.rows["label"][:]
+    for label in (min(labels), max(labels)):
+        if not 0 <= label < classes:
+            raise UserError(
+                f"{where} has the label {label} in row {labels.index(label)}, but the classes are 0 to {classes - 1}."
+            )

@@ -1,0 +1,252 @@
+"""An evaluation from checkpoints and a task to values, comparisons and files."""
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from ..errors import UserError
+from ..prediction import find_device
+from .checkpoint import load_checkpoint
+from .fine_tuning import Recipe, fine_tune
+from .loading import Split, check_classes, load_split, parse_data
+from .results import OutputFolder
+from .scoring import Difference, Scored, Track, compare, encode, logits
+from .tasks import STSB_RANGE, Task, find_task
+
+SHORTEST = 4  # tokens: [CLS], one of each text, [SEP]
+
+
+@dataclass
+class Evaluation:
+    """The options of `inhibidistilbert evaluate`, with its names and meanings.
+
+    Raises:
+        UserError: an option out of its range, or two that exclude each other.
+    """
+
+    checkpoints: list[str]
+    task: str
+    data: list[str] = field(default_factory=list)
+    splits: list[str] = field(default_factory=list)
+    text_column: str | None = None
+    text_pair_column: str | None = None
+    label_column: str | None = None
+    fine_tune: bool = False
+    seeds: list[int] = field(default_factory=lambda: [0])
+    recipe: Recipe = field(default_factory=Recipe)
+    max_length: int | None = None
+    batch_size: int = 32
+    device: str = "auto"
+    output: Path | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if len(set(self.checkpoints)) < len(self.checkpoints):
+            raise UserError(f"CHECKPOINT: each may be given once, got {', '.join(self.checkpoints)}.")
+        if not self.fine_tune and len(self.seeds) > 1:
+            raise UserError("--seed: several seeds are for --fine-tune; an evaluation alone has no chance in it.")
+        if len(set(self.seeds)) < len(self.seeds) or any(not 0 <= seed < 2**32 for seed in self.seeds):
+            raise UserError(f"--seed must be different numbers from 0 to {2**32 - 1}, got {self.seeds}.")
+        recipe = self.recipe
+        numbers = {"--epochs": recipe.epochs, "--learning-rate": recipe.learning_rate}
+        numbers |= {"--train-batch-size": recipe.batch_size, "--batch-size": self.batch_size}
+        for name, value in numbers.items():
+            if not 0 < value < math.inf:
+                raise UserError(f"{name} must be a number above 0, got {value}.")
+        if self.max_length is not None and self.max_length < SHORTEST:
+            raise UserError(f"--max-length must be at least {SHORTEST} tokens, got {self.max_length}.")
+        if self.fine_tune and self.output is None:
+            raise UserError("--fine-tune needs --output, the folder to write the trained models to.")
+
+    def find_task(self) -> Task:
+        """The task, with the columns that were named."""
+        task = find_task(self.task)
+        columns = list(task.text_columns)
+        if self.text_column is not None:
+            columns[0] = self.text_column
+        if self.text_pair_column is not None:
+            columns[1:] = [self.text_pair_column]
+        changes: dict[str, Any] = {"text_columns": tuple(columns)}
+        if self.label_column is not None:
+            changes["label_column"] = self.label_column
+        if self.splits:
+            changes["splits"] = tuple(dict.fromkeys(self.splits))
+        return dataclasses.replace(task, **changes)
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """One labelled split: a model's scores, and what comes of the comparison with each other model."""
+
+    split: Split
+    checkpoint: str
+    values: dict[str, list[float]]
+    intervals: dict[str, tuple[float, float] | None]
+    differences: dict[str, list[Difference]] = field(default_factory=dict)
+
+
+@dataclass
+class _Models:
+    """Loads a checkpoint for the task, once for each seed."""
+
+    options: Evaluation
+    task: Task
+    classes: int | None
+    train: Split | None
+
+    def load(self, checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Raises `UserError`: it does not load, or has another number of labels than the task."""
+        wanted = self.classes if self.options.fine_tune else None
+        model, tokenizer = load_checkpoint(checkpoint, wanted, self.options.trust_remote_code)
+        config = model.config
+        if self.classes is not None and config.num_labels != self.classes:
+            names = f" ({', '.join(self.task.labels)})" if self.task.labels else ""
+            raise UserError(
+                f"CHECKPOINT {checkpoint!r} has {config.num_labels} labels, but task {self.task.name} has "
+                f"{self.classes}{names}; give another checkpoint, or --fine-tune."
+            )
+        if self.options.fine_tune:
+            if getattr(config, "int8_weights", False):
+                raise UserError(f"CHECKPOINT {checkpoint!r} has int8 weights, which cannot be trained.")
+            self._name_labels(model)
+        positions = config.max_position_embeddings
+        if self.options.max_length is not None and self.options.max_length > positions:
+            raise UserError(
+                f"--max-length must be at most {positions}, the positions of {checkpoint!r}, got {self.options.max_length}."
+            )
+        return model, tokenizer
+
+    def _name_labels(self, model: PreTrainedModel) -> None:
+        model.config.problem_type = "regression" if self.task.regression else "single_label_classification"
+        if self.task.labels:
+            model.config.id2label = dict(enumerate(self.task.labels))
+            model.config.label2id = {name: index for index, name in enumerate(self.task.labels)}
+
+    def max_length(self, model: PreTrainedModel) -> int:
+        positions = model.config.max_position_embeddings
+        return self.options.max_length or min(positions, self.task.max_length or positions)
+
+    def for_seeds(
+        self, checkpoint: str, output: OutputFolder | None
+    ) -> Iterator[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
+        """The model of each seed, trained where that is asked for and then written to the output."""
+        device = find_device(self.options.device)
+        for seed in self.options.seeds:
+            set_seed(seed)  # of a head that is new
+            model, tokenizer = self.load(checkpoint)
+            if self.train is not None:
+                data = encode(self.train.rows, tokenizer, self.max_length(model))
+                with tempfile.TemporaryDirectory() as folder:
+                    fine_tune(model, tokenizer, data, self.options.recipe, seed, Path(folder))
+                if output is not None:
+                    output.save_model(seed, model, tokenizer)
+            yield model.to(device), tokenizer  # type: ignore[arg-type]  # transformers' wrapper of `to` loses its signature
+
+
+def evaluate(options: Evaluation, track: Track = iter) -> list[SplitResult]:
+    """Evaluate every checkpoint on every split, fine-tuned before where that is asked for, and write the files.
+
+    The first checkpoint is the one that the files are about; it is compared with the others. Returns its results of
+    all labelled splits, then those of the others. The predictions for unlabelled splits are in files alone.
+
+    Raises:
+        UserError: bad options, data or checkpoints. Nothing is written then.
+    """
+    task = options.find_task()
+    data = parse_data(options.data, task)
+    splits = [load_split(task, name, data) for name in task.splits]
+    train = load_split(task, "train", data) if options.fine_tune else None
+    classes = _classes(task, train)
+    models = _Models(options, task, classes, train)
+    _check_labels(task, [*splits, *([train] if train else [])], classes, train)
+    if unlabelled := [split.name for split in splits if not split.labelled]:
+        if options.output is None:
+            raise UserError(f"split {unlabelled[0]!r} has no labels: give --output, the folder for the predictions.")
+        if len(options.checkpoints) > 1 or len(options.seeds) > 1:
+            raise UserError(f"split {unlabelled[0]!r} has no labels: give one CHECKPOINT and one --seed to predict them.")
+    for checkpoint in options.checkpoints:
+        models.load(checkpoint)  # so that a bad one is told before any work
+
+    with OutputFolder(options) as output:
+        scored: dict[str, dict[str, Scored]] = {}
+        for checkpoint in options.checkpoints:
+            mine = checkpoint == options.checkpoints[0]
+            predictions: dict[str, list[np.ndarray]] = {split.name: [] for split in splits}
+            for model, tokenizer in models.for_seeds(checkpoint, output if mine else None):
+                order = _class_order(model, task)
+                for split in splits:
+                    where = f"split {split.name!r} of {split.source!r}, with {checkpoint!r}"
+                    if split.labelled and not task.regression:
+                        check_classes(split, cast(int, model.config.num_labels), where)
+                    encoded = encode(split.rows, tokenizer, models.max_length(model))
+                    raw = logits(model, tokenizer, encoded, options.batch_size, track)
+                    if not np.isfinite(raw).all():
+                        raise UserError(f"CHECKPOINT {checkpoint!r} gives scores that are not finite: it is damaged.")
+                    predictions[split.name].append(raw[:, 0] if task.regression else raw[:, order].argmax(1))
+            scored[checkpoint] = {
+                split.name: Scored(np.stack(predictions[split.name]), np.array(split.rows["label"][:]), task.metrics)
+                for split in splits
+                if split.labelled
+            }
+            for split in splits:
+                if not split.labelled:
+                    output.save_predictions(task, split, *_submission(task, split, predictions[split.name][0]))
+        results = list(_results(splits, scored))
+        output.save_results(task, [result for result in results if result.checkpoint == options.checkpoints[0]])
+    return results
+
+
+def _results(splits: Sequence[Split], scored: dict[str, dict[str, Scored]]) -> Iterator[SplitResult]:
+    first, *others = scored
+    for checkpoint, of_splits in scored.items():
+        for split in splits:
+            if split.labelled:
+                mine = of_splits[split.name]
+                rivals = others if checkpoint == first else []
+                differences = {other: compare(mine, scored[other][split.name]) for other in rivals}
+                yield SplitResult(split, checkpoint, mine.values(), mine.intervals(), differences)
+
+
+def _classes(task: Task, train: Split | None) -> int | None:
+    """Labels that a model of the task has; None for as many as the checkpoint has."""
+    if task.regression:
+        return 1
+    if task.labels:
+        return len(task.labels)
+    return None if train is None or not train.labelled else max(train.rows["label"][:]) + 1
+
+
+def _check_labels(task: Task, splits: Sequence[Split], classes: int | None, train: Split | None) -> None:
+    if train is not None and not train.labelled:
+        raise UserError(f"--fine-tune: split {train.name!r} of {train.source!r} has no labels in {task.label_column!r}.")
+    if classes is not None and not task.regression:
+        for split in splits:
+            if split.labelled:
+                check_classes(split, classes, f"split {split.name!r} of {split.source!r}")
+
+
+def _class_order(model: PreTrainedModel, task: Task) -> list[int]:
+    """The model's output for each of the task's classes: by name where both have the same names, otherwise by number."""
+    names = [str(name).lower() for _, name in sorted((model.config.id2label or {}).items())]
+    wanted = [name.lower() for name in task.labels]
+    if set(names) == set(wanted):
+        return [names.index(name) for name in wanted]
+    return list(range(cast(int, model.config.num_labels)))
+
+
+def _submission(task: Task, split: Split, predictions: np.ndarray) -> tuple[list[int], list[str]]:
+    """Rows of GLUE's format: the index of each text and what is predicted of it."""
+    index = split.rows["idx"][:]
+    if task.regression:
+        clipped = predictions.clip(*STSB_RANGE) if task.submissions else predictions
+        return index, [f"{value:.3f}" for value in clipped]
+    if task.submits_names:
+        return index, [task.labels[label] for label in predictions]
+    return index, [str(label) for label in predictions]
