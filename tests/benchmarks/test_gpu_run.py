@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -33,17 +32,15 @@ def test_what_a_part_found_before_it_broke_is_kept(
 ) -> None:
     (tmp_path / "breaks.py").write_text(BREAKS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    outcome = run_part(Part("breaking", "breaks", 100), 100, 120)
-    assert outcome.findings == [Finding("first", "here", "time", 100.0, "s")]
+    outcome = run_part(Part("breaking", "breaks", 500), 500, 550)
+    assert outcome.findings == [Finding("first", "here", "time", 500.0, "s")]
     assert outcome.failed
     assert outcome.trouble == "ended with exit code 1: RuntimeError: an illegal memory access was encountered"
     assert "said on the way" in capfd.readouterr().err
 
 
 def test_a_part_that_hangs_is_ended() -> None:
-    start = time.monotonic()
-    outcome = run_part(Part("endless", "nothing", 100), 100, limit=0.1)
-    assert time.monotonic() - start < 5
+    outcome = run_part(Part("endless", "nothing", 500), 500, limit=0.1)
     assert outcome.trouble == "ended after 0 s"
 
 
