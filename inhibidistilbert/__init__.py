@@ -3,7 +3,7 @@
 Importing the package registers the models with transformers' Auto classes.
 """
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 if Path(__file__).with_name("kernels").is_file():
@@ -24,7 +24,10 @@ from .registration import register_auto_classes
 
 register_auto_classes()
 
-__version__ = version("inhibidistilbert")
+try:
+    __version__ = version("inhibidistilbert")
+except PackageNotFoundError:  # in a clone that is not installed
+    __version__ = "0+unknown"
 
 __all__ = [
     "InhibiDistilBertConfig",

@@ -1,4 +1,7 @@
-"""Energy of a piece of work, by the Zeus library: NVML or AMD SMI on GPUs, RAPL on processors, where they can be read."""
+"""Energy of a piece of work, by the Zeus library: NVML or AMD SMI on GPUs, RAPL on processors, where they can be read.
+
+Without Zeus NVIDIA's counter is read as it is.
+"""
 
 import warnings
 from collections.abc import Callable
@@ -37,11 +40,48 @@ class ZeusMeter:
         return sum(sum(part.values()) for part in parts if part)
 
 
+class NvmlMeter:
+    """Energy of one NVIDIA GPU, by the counter of its driver (since Volta), in millijoules.
+
+    Args:
+        nvml: the module `pynvml` of the package nvidia-ml-py, initialised.
+        handle: the GPU as that module knows it.
+    """
+
+    def __init__(self, nvml: Any, handle: Any, name: str):
+        self._nvml, self._handle = nvml, handle
+        self.source = f"NVML, {name}"
+
+    def joules(self, work: Callable[[], object]) -> float:
+        before = self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
+        work()
+        return (self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) - before) / 1000
+
+
+def _find_nvml_meter(device: torch.device) -> Meter:
+    try:
+        import pynvml
+    except ImportError:
+        raise NoMeter("neither zeus nor nvidia-ml-py is installed") from None
+    properties: Any = torch.cuda.get_device_properties(device)
+    try:
+        pynvml.nvmlInit()
+        # By its number, which does not depend on which GPUs this process may see.
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}")
+        meter = NvmlMeter(pynvml, handle, properties.name)
+        meter.joules(lambda: None)
+    except pynvml.NVMLError as error:
+        raise NoMeter(f"the energy counter of {device} cannot be read: {error}") from error
+    return meter
+
+
 def find_meter(device: torch.device) -> Meter:
     """The meter of `device`. Raises `NoMeter` where there is none."""
     try:
         from zeus.monitor import ZeusMonitor
     except ImportError:
+        if device.type == "cuda" and torch.version.hip is None:
+            return _find_nvml_meter(device)
         raise NoMeter('the package zeus is not installed: pip install "inhibidistilbert[energy]"') from None
     gpus = [] if device.type == "cpu" else [device.index or 0]
     try:

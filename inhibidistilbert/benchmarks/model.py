@@ -290,7 +290,7 @@ def run(
             built_for = setting.dtype
         with torch_threads(setting.threads):
             inputs = make_inputs(subject, setting, device)
-            found += _compare(models, inputs, setting, protocol, device, meter, clock, refusals)
+            found += measure(models, inputs, setting, protocol, device, meter, clock, refusals)
         progress()
     return found, refusals
 
@@ -311,7 +311,7 @@ def _build_all(
     return models
 
 
-def _compare(
+def measure(
     models: Mapping[str, nn.Module],
     inputs: list[Batch],
     setting: Setting,
@@ -321,6 +321,11 @@ def _compare(
     clock: Callable[[], float],
     refusals: dict[str, str],
 ) -> Iterator[Measurement]:
+    """Measure models at one setting, in turns; why one could not take part goes into `refusals`.
+
+    Raises:
+        UserError: the one that is called `SUBJECT` cannot take part.
+    """
     contestants: dict[str, _Contestant] = {}
     memory, seconds = {}, {}
     for name, model in models.items():

@@ -1,5 +1,5 @@
 """`inhibidistilbert benchmark`: `kernels` counts instructions or takes times on a GPU, `cpu` takes times on the CPU, `model`
-compares a checkpoint with its peers."""
+compares a checkpoint with its peers, `gpu` measures all that a GPU can show."""
 
 import json
 import sys
@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UserError
+from .benchmark_gpu import gpu
 from .benchmark_model import model
 from .output import JsonOption, OutputOption, check_positive, new_table, number, print_table, progress_bar
 
@@ -17,6 +18,7 @@ benchmark_app = typer.Typer(
     name="benchmark", help="Measure the kernels and the models.", no_args_is_help=True, add_completion=False
 )
 benchmark_app.command()(model)
+benchmark_app.command()(gpu)
 
 
 @benchmark_app.command()

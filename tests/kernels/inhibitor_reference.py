@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass, field
 from functools import cache
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -22,8 +21,6 @@ PLAIN_BACKENDS = ("naive", "torch")
 # The compiled ones, where this machine can run them (Triton's interpreter counts): half types and float32.
 COMPILED_BACKENDS = tuple(name for name in ("triton", "cpu") if _compiled_backend(name)[1](torch.zeros(1, 1, 1, 1)) is None)
 BACKENDS = PLAIN_BACKENDS + COMPILED_BACKENDS
-# For long lists of cases. Triton's interpreter takes seconds a case: `make test` has test_inhibitor_triton.py instead.
-MATRIX_BACKENDS = [pytest.param(name, marks=pytest.mark.slow if name == "triton" else ()) for name in BACKENDS]
 
 FORWARD_TOLERANCE = 1e-5
 GRADIENT_TOLERANCES = {"query": 1e-5, "key": 1e-5, "value": 1e-5, "alpha": 3e-4, "beta": 3e-4, "gamma": 3e-4}

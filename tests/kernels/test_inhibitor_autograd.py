@@ -4,7 +4,8 @@ from functools import partial
 
 import pytest
 import torch
-from inhibitor_reference import MATRIX_BACKENDS, PLAIN_BACKENDS, Case, draw, relative_rms
+from inhibitor_reference import PLAIN_BACKENDS, Case, draw, relative_rms
+from matrix_backends import MATRIX_BACKENDS
 from torch import Tensor
 
 from inhibidistilbert import inhibitor_attention

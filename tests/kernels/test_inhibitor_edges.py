@@ -6,7 +6,6 @@ import pytest
 import torch
 from inhibitor_reference import (
     BACKENDS,
-    MATRIX_BACKENDS,
     PLAIN_BACKENDS,
     Case,
     Inputs,
@@ -19,6 +18,7 @@ from inhibitor_reference import (
     relative_rms,
     run,
 )
+from matrix_backends import MATRIX_BACKENDS
 from torch import Tensor
 
 from inhibidistilbert import inhibitor_attention

@@ -8,26 +8,30 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any
 
 import pytest
 import torch
-from covering import pairwise
-from inhibitor_reference import (
-    Case,
-    Inputs,
-    Result,
-    assert_agrees,
-    assert_only_rounded,
-    draw,
-    judge,
-    judged,
-    relative_rms,
+from inhibitor_matrix import (
+    DEVICE,
+    DTYPES,
+    FLAGS,
+    HEAD_SIZES,
+    LAYOUTS,
+    MASKS,
+    SCALAR_FORMS,
+    SCALARS,
+    TENSORS,
+    Row,
+    assert_row_agrees,
+    on_device,
+    pairs,
+    run_triton,
 )
+from inhibitor_reference import Case, Inputs, Result, assert_agrees, draw, judge, judged, relative_rms
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -37,97 +41,8 @@ from inhibidistilbert.kernels.inhibitor_triton import MAX_HEAD_SIZE, Tile, tile_
 
 pytestmark = pytest.mark.skipif(inhibitor_triton.triton is None, reason="triton is not installed")
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-TENSORS = ("query", "key", "value")
-SCALARS = ("alpha", "beta", "gamma")
 
-
-def _transposed(tensor: Tensor) -> Tensor:
-    """The layout the model makes: `(B, L, H, d)` in memory."""
-    return tensor.transpose(1, 2).contiguous().transpose(1, 2)
-
-
-def _every_second(tensor: Tensor) -> Tensor:
-    return tensor.repeat_interleave(2, dim=-1)[..., ::2]
-
-
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "contiguous": Tensor.contiguous,
-    "transposed": _transposed,
-    "every_second": _every_second,
-}
-FLAGS = {"signed": (True, False), "centered": (True, False), "causal": (False, True)}
-MASKS = {"padding": (None, "left", "right", "holes"), "dropout": (False, True)}
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-HEAD_SIZES = (16, 32, 64, 80, 128)
-# Below, at and beyond blocks of 32 keys and tiles of 32 rows and more, as many queries as keys, fewer, and more.
-LENGTHS = ((17, 17), (63, 63), (1, 129), (17, 64), (129, 17), (64, 17))
-SCALAR_FORMS = ("float", "layer", "head")
-OPTIONS = {
-    **FLAGS,
-    **MASKS,
-    "dtype": DTYPES,
-    "D": HEAD_SIZES,
-    "lengths": LENGTHS,
-    "scalars": SCALAR_FORMS,
-    "layout": tuple(LAYOUTS),
-}
-
-
-@dataclass(frozen=True)
-class Row:
-    """A case, and what a case does not know: whether its scalars are floats, and how its tensors lie in memory."""
-
-    case: Case
-    scalars: str
-    layout: str
-
-    @classmethod
-    def of(cls, lengths: tuple[int, int], scalars: str, layout: str, **options: Any) -> "Row":
-        heads = 2 if scalars == "head" else 1
-        return cls(Case(B=1, H=heads, M=lengths[0], N=lengths[1], scalars=(heads,), **options), scalars, layout)
-
-    def __str__(self) -> str:
-        return f"{self.case}-{self.scalars}-{self.layout}"
-
-
-def on_device(named: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: x.to(DEVICE) if isinstance(x, Tensor) else x for name, x in named.items()}
-
-
-def run_triton(inputs: Inputs, layout: str = "contiguous", float_scalars: bool = False, operator: Any = None) -> Result:
-    """One call with gradients, by default of `inhibitor_attention`; scalars given as floats have none."""
-    lay_out, tensors, scalars = LAYOUTS[layout], on_device(inputs.tensors), {}
-    leaves = {name: lay_out(tensors[name]) for name in TENSORS}
-    if float_scalars:
-        scalars = {name: tensors[name].item() for name in SCALARS}
-    else:
-        leaves |= {name: tensors[name] for name in SCALARS}
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in leaves.items()}
-    operator = inhibitor_attention if operator is None else operator
-    output = operator(**leaves, **scalars, **on_device(inputs.options), backend="triton")
-    incoming = lay_out(inputs.grad_output.to(DEVICE, output.dtype))
-    gradients = torch.autograd.grad(output, list(leaves.values()), incoming)
-    return Result(output.detach().cpu(), None, {n: g.cpu() for n, g in zip(leaves, gradients, strict=True)})
-
-
-def assert_row_agrees(row: Row, inputs: Inputs, want: Result) -> None:
-    """To float32 accuracy, half types rounded once."""
-    got = run_triton(inputs, row.layout, row.scalars == "float")
-    assert got.output.dtype == row.case.dtype
-    if row.case.dtype == torch.float32:
-        assert_agrees(Result(got.output, None, want.gradients | got.gradients), want)
-        return
-    assert_only_rounded(got.output, want.output)
-    for name in TENSORS:
-        assert got.gradients[name].dtype == row.case.dtype
-        assert_only_rounded(got.gradients[name], want.gradients[name])
-    for name in SCALARS if row.scalars != "float" else ():
-        assert got.gradients[name].dtype == torch.float32
-        assert relative_rms(got.gradients[name], want.gradients[name]) < 3e-4, name
-
-
-@pytest.mark.parametrize("row", [Row.of(**options) for options in pairwise(OPTIONS)], ids=str)
+@pytest.mark.parametrize("row", pairs(), ids=str)
 def test_every_pair_of_options(row: Row) -> None:
     assert_row_agrees(row, *judged(row.case))
 

@@ -8,7 +8,6 @@ import torch
 from inhibitor_reference import (
     BACKENDS,
     FORWARD_TOLERANCE,
-    MATRIX_BACKENDS,
     PLAIN_BACKENDS,
     Case,
     Inputs,
@@ -19,6 +18,7 @@ from inhibitor_reference import (
     relative_rms,
     run,
 )
+from matrix_backends import MATRIX_BACKENDS
 
 from inhibidistilbert import inhibitor_attention
 

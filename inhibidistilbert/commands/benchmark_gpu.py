@@ -1,0 +1,76 @@
+"""`inhibidistilbert benchmark gpu`: everything that a GPU can show, in one run of less than eight minutes."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from ..errors import UserError
+from .output import JsonOption, OutputOption, new_table, number, print_table, progress_bar
+
+
+def gpu(
+    part: Annotated[
+        list[str] | None,
+        typer.Option(metavar="correctness|kernels|one-bit|models|training", help="Repeatable.", show_default="all"),
+    ] = None,
+    output: OutputOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check and measure everything on the GPU of this machine, from a clone: 5 to 8 minutes.
+
+    The kernels against float64 and beside softmax attention, a model of DistilBERT-base's size beside softmax DistilBERT in
+    every way to run it, with energy, its training step, and the rate of one-bit matrix instructions. What does not work or
+    has no time left is in the table, the rest is measured all the same. Exit code 1 where a part failed.
+    """
+    import torch
+
+    from ..benchmarks import contenders, machine, results
+    from ..benchmarks.gpu import report, run
+
+    names = [each.name for each in run.PARTS]
+    unknown = [name for name in part or () if name not in names]
+    if unknown:
+        raise UserError(f"--part must be one of {', '.join(names)}; got {unknown[0]!r}.")
+    if not torch.cuda.is_available():
+        raise UserError("benchmark gpu needs a GPU that torch can use; without one, benchmark kernels --static counts.")
+    results.prepare_output(output)
+    chosen = [each for each in run.PARTS if not part or each.name in part]
+    device = torch.cuda.get_device_name()
+    runtime = {"cuda": torch.version.cuda} if torch.version.hip is None else {"rocm": torch.version.hip}
+    header = machine.header(gpu=device, seed=contenders.SEED, **runtime)
+    outcomes = []
+    with progress_bar("Measuring", len(chosen)) as advance:
+        for outcome in run.run(chosen):
+            outcomes.append(outcome)
+            if output is not None:  # after every part: nothing is lost when the run is cut off
+                written = report.write(output, device, header, outcomes)
+            advance()
+    if as_json:
+        print(json.dumps(report.rows(outcomes)))
+    else:
+        print_parts([outcome.as_dict() for outcome in outcomes])
+        print_verdicts(report.verdicts(outcomes))
+        if output is not None:
+            print(f"{device}: every figure is in {written} and the files beside it.")
+    if any(outcome.failed for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+def print_parts(rows: list[dict]) -> None:
+    """A table for people, a part a line."""
+    table = new_table(("part", "state"), ("seconds",))
+    table.add_column("what is wrong or missing", max_width=90)
+    for row in rows:
+        table.add_row(row["part"], row["state"], number(row["seconds"], 0), row["note"])
+    print_table(table)
+
+
+def print_verdicts(rows: list[dict]) -> None:
+    """A table for people, a goal a line."""
+    table = new_table(("goal",), ("bound", "measured", "met"))
+    words = {True: "yes", False: "no", None: ""}
+    for row in rows:
+        measured = "not measured" if row["value"] is None else number(row["value"])
+        table.add_row(row["goal"], row["bound"], measured, words[row["met"]])
+    print_table(table)

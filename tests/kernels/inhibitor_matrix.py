@@ -1,0 +1,156 @@
+"""What distinguishes one call of the Triton kernels from another, and one such call against the judge; without pytest.
+
+On the GPU where there is one, else in Triton's interpreter.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from covering import pairwise
+from inhibitor_reference import Case, Inputs, Result, assert_agrees, assert_only_rounded, relative_rms
+from torch import Tensor
+
+from inhibidistilbert import inhibitor_attention
+from inhibidistilbert.kernels import inhibitor_triton
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+TENSORS = ("query", "key", "value")
+SCALARS = ("alpha", "beta", "gamma")
+
+
+def _transposed(tensor: Tensor) -> Tensor:
+    """The layout the model makes: `(B, L, H, d)` in memory."""
+    return tensor.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _every_second(tensor: Tensor) -> Tensor:
+    return tensor.repeat_interleave(2, dim=-1)[..., ::2]
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": Tensor.contiguous,
+    "transposed": _transposed,
+    "every_second": _every_second,
+}
+FLAGS = {"signed": (True, False), "centered": (True, False), "causal": (False, True)}
+MASKS = {"padding": (None, "left", "right", "holes"), "dropout": (False, True)}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+HEAD_SIZES = (16, 32, 64, 80, 128)
+# Below, at and beyond blocks of 32 keys and tiles of 32 rows and more, as many queries as keys, fewer, and more.
+LENGTHS = ((17, 17), (63, 63), (1, 129), (17, 64), (129, 17), (64, 17))
+SCALAR_FORMS = ("float", "layer", "head")
+OPTIONS = {
+    **FLAGS,
+    **MASKS,
+    "dtype": DTYPES,
+    "D": HEAD_SIZES,
+    "lengths": LENGTHS,
+    "scalars": SCALAR_FORMS,
+    "layout": tuple(LAYOUTS),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A case, and what a case does not know: whether its scalars are floats, and how its tensors lie in memory."""
+
+    case: Case
+    scalars: str
+    layout: str
+
+    @classmethod
+    def of(cls, lengths: tuple[int, int], scalars: str, layout: str, **options: Any) -> "Row":
+        heads = 2 if scalars == "head" else 1
+        return cls(Case(B=1, H=heads, M=lengths[0], N=lengths[1], scalars=(heads,), **options), scalars, layout)
+
+    def __str__(self) -> str:
+        return f"{self.case}-{self.scalars}-{self.layout}"
+
+
+def on_device(named: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: x.to(DEVICE) if isinstance(x, Tensor) else x for name, x in named.items()}
+
+
+def run_triton(inputs: Inputs, layout: str = "contiguous", float_scalars: bool = False, operator: Any = None) -> Result:
+    """One call with gradients, by default of `inhibitor_attention`; scalars given as floats have none."""
+    lay_out, tensors, scalars = LAYOUTS[layout], on_device(inputs.tensors), {}
+    leaves = {name: lay_out(tensors[name]) for name in TENSORS}
+    if float_scalars:
+        scalars = {name: tensors[name].item() for name in SCALARS}
+    else:
+        leaves |= {name: tensors[name] for name in SCALARS}
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in leaves.items()}
+    operator = inhibitor_attention if operator is None else operator
+    output = operator(**leaves, **scalars, **on_device(inputs.options), backend="triton")
+    incoming = lay_out(inputs.grad_output.to(DEVICE, output.dtype))
+    gradients = torch.autograd.grad(output, list(leaves.values()), incoming)
+    return Result(output.detach().cpu(), None, {n: g.cpu() for n, g in zip(leaves, gradients, strict=True)})
+
+
+def assert_row_agrees(row: Row, inputs: Inputs, want: Result) -> None:
+    """To float32 accuracy, half types rounded once."""
+    got = run_triton(inputs, row.layout, row.scalars == "float")
+    assert got.output.dtype == row.case.dtype
+    if row.case.dtype == torch.float32:
+        assert_agrees(Result(got.output, None, want.gradients | got.gradients), want)
+        return
+    assert_only_rounded(got.output, want.output)
+    for name in TENSORS:
+        assert got.gradients[name].dtype == row.case.dtype
+        assert_only_rounded(got.gradients[name], want.gradients[name])
+    for name in SCALARS if row.scalars != "float" else ():
+        assert got.gradients[name].dtype == torch.float32
+        assert relative_rms(got.gradients[name], want.gradients[name]) < 3e-4, name
+
+
+def pairs() -> list[Row]:
+    """Rows in which every pair of values of any two options occurs together."""
+    return [Row.of(**options) for options in pairwise(OPTIONS)]
+
+
+# Inference in float16 pairs
+
+HALF_TOLERANCE = 1e-2
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+HALF_CASES = tuple(
+    Case(off_kinks=False, **options)
+    for options in (
+        {},
+        {"signed": False, "M": 3},
+        {"centered": False, "padding": "left"},
+        {"causal": True, "dropout": True, "padding": "holes", "scalars": (2,)},
+        {"B": 1, "H": 1, "M": 17, "N": 65, "D": 32, "padding": "right"},
+        {"B": 1, "H": 1, "M": 33, "N": 17, "D": 48, "causal": True},
+        {"B": 1, "H": 1, "M": 5, "N": 129, "D": 64},
+        {"B": 1, "offset": 100.0},
+    )
+)
+
+
+def run_half(inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
+    """The output of one call without gradients, in float16 pairs whatever its size, and what its launches of the float32
+    kernel were given last: of a call in half precision the marks of the tiles that it computes again."""
+    last, launch = [], inhibitor_triton._launch_forward
+
+    def recorded(*arguments: Any) -> None:
+        last.append(arguments[-1])
+        launch(*arguments)
+
+    with (
+        torch.no_grad(),
+        mock.patch.object(inhibitor_triton, "HALF_FROM", 0),
+        mock.patch.object(inhibitor_triton, "_launch_forward", recorded),
+    ):
+        output = inhibitor_attention(**on_device(inputs.tensors), **on_device(inputs.options), backend="triton")
+    return output.cpu(), last
+
+
+def assert_half_is_near(inputs: Inputs, want: Result) -> None:
+    """Within the tolerance of float64, and not because float32 did the work."""
+    got, (again,) = run_half(inputs)
+    assert got.dtype == inputs.tensors["query"].dtype
+    assert relative_rms(got, want.output) < HALF_TOLERANCE
+    assert not again.any(), "float32 has done the work"
