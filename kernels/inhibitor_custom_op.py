@@ -103,9 +103,10 @@ def register_backend(namespace: str, forward: Callable, backward: Callable) -> C
         @staticmethod
         def backward(ctx, grad_output, _):
             saved = ctx.saved_tensors  # read once: checkpointing recomputes them for one reading
+            arguments: list[Any] = [grad_output, *saved, ctx.centered, ctx.signed, ctx.causal]
             with torch.no_grad():
-                gradients = run_backward(grad_output, *saved, ctx.centered, ctx.signed, ctx.causal)
-            gradients = first_order_only(gradients, *saved[:3], *saved[5:8], grad_output)
+                computed = run_backward(*arguments)
+            gradients = first_order_only(computed, *saved[:3], *saved[5:8], grad_output)
             return *gradients[:3], None, None, *gradients[3:], None, None, None
 
     def attention(*arguments) -> Tensor:
