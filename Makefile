@@ -40,7 +40,7 @@ data: $(INSTALLED) ## fetch and prepare the offline data of the shipped checkpoi
 checkpoint-sources: $(INSTALLED) ## renew the source files inside the shipped checkpoint after a change to them
 	$(BIN)/python -c "from inhibidistilbert.modeling.remote_code import write_remote_code as w; w('$(CHECKPOINT)')"
 
-benchmark-model: $(INSTALLED) ## a model of DistilBERT-base's size beside its peers on this CPU, 12 minutes: benchmarks/results/model_cpu.*
+benchmark-model: $(INSTALLED) ## a model of DistilBERT-base's size beside its peers on this CPU, 17 minutes: benchmarks/results/model_cpu.*
 	$(BIN)/inhibidistilbert benchmark model base --device cpu --dtype float32 --dtype int8 --max-tokens 4096 --samples 100 --seconds 10 --output benchmarks/results
 
 results-index: $(INSTALLED) ## benchmarks/results/README.md from the tables there
