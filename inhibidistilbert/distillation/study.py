@@ -97,7 +97,7 @@ def execute(command: Command, results: Results) -> None:
         print(f"$ {line}", flush=True)
         start = time.monotonic()
         # The same interpreter, whatever is first on the path.
-        code = subprocess.run([sys.executable, "-m", "inhibidistilbert.cli", *command.line[1:]]).returncode
+        code = subprocess.run([sys.executable, "-m", "inhibidistilbert", *command.line[1:]]).returncode
         if code or not _finished(command):
             raise UserError(f"exit code {code}: {line}")
         results.add_command(command, time.monotonic() - start)
