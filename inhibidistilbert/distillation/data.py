@@ -1,35 +1,15 @@
 """Reads the texts of a distillation and turns them into token ids."""
 
-import glob
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets import Dataset, Value, concatenate_datasets, load_dataset
+from datasets import Dataset, Value, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError, reason
+from ..text_files import load_file
 
 NO_LABEL = -100
-_LOADERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
-
-
-def _load(path: Path, argument: str) -> Dataset:
-    if not path.is_file():
-        raise UserError(f"{argument}: {str(path)!r} is not a file.")
-    loader = _LOADERS.get(path.suffix.lower())
-    if loader is None:
-        raise UserError(f"{argument}: {str(path)!r} must end in one of {', '.join(_LOADERS)}.")
-    if path.stat().st_size == 0:
-        raise UserError(f"{argument}: {str(path)!r} is empty.")
-    # A text "NA" or "null" is a text.
-    options: dict = {"keep_default_na": False} if loader == "csv" else {}
-    if path.suffix.lower() == ".tsv":
-        options["sep"] = "\t"
-    try:
-        # Escaped: a name such as "reviews[1].csv" is no pattern here.
-        return load_dataset(loader, data_files=glob.escape(str(path)), split="train", **options)
-    except Exception as error:
-        raise UserError(f"{argument}: {str(path)!r} could not be read as {loader}: {reason(error)}") from error
 
 
 def read_labelled(files: Sequence[Path], argument: str, text_column: str, label_column: str) -> Dataset:
@@ -41,7 +21,7 @@ def read_labelled(files: Sequence[Path], argument: str, text_column: str, label_
     """
     parts = []
     for path in files:
-        part = _load(path, argument)
+        part = load_file(path, argument)
         for column, option in ((text_column, "--text-column"), (label_column, "--label-column")):
             if column not in part.column_names:
                 raise UserError(
@@ -81,7 +61,7 @@ def read_transfer(files: Sequence[Path], text_column: str) -> Dataset:
     """
     parts = []
     for path in files:
-        part = _load(path, "--transfer-file")
+        part = load_file(path, "--transfer-file")
         column = "text" if path.suffix.lower() == ".txt" else text_column
         if column not in part.column_names:
             raise UserError(
