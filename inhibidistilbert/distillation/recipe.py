@@ -74,6 +74,7 @@ class Stage:
     batch_size: texts in a step, over all processes and accumulated batches: the same command trains the same on any number.
     scalar_learning_rate: of alpha, beta and gamma; None for that of the other parameters.
     teacher: in place of the recipe's.
+    dropout: of the student while this stage trains, everywhere; None for its configuration's.
     """
 
     kind: ClassVar[str]
@@ -88,7 +89,7 @@ class Stage:
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: float | int = 0.01
     max_grad_norm: float | int = 1.0
-    fake_quantization: bool = False
+    dropout: float | int | None = None
 
     def __post_init__(self) -> None:
         self.name = self.name or self.kind
@@ -104,6 +105,8 @@ class Stage:
             value = getattr(self, name, None)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{self.name}.{name} must be a number above 0, got {value}.")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise UserError(f"{self.name}.dropout must be from 0 to below 1, got {self.dropout}.")
         weights = [item.name for item in dataclasses.fields(self) if item.name.endswith("_weight")]
         for name in ("scalar_learning_rate", "weight_decay", "max_grad_norm", "warmup", *weights):
             value = getattr(self, name)
@@ -226,7 +229,9 @@ def _parse(text: str, where: str) -> Any:
 
 def recipe_names() -> list[str]:
     """The recipes that come with the package."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in (files("inhibidistilbert") / "hub_configs/recipes").iterdir())
+    return sorted(
+        entry.name.removesuffix(".yaml") for entry in (files("inhibidistilbert") / "hub_configs/recipes").iterdir()
+    )
 
 
 def read_settings(source: str) -> dict[str, Any]:
@@ -238,7 +243,9 @@ def read_settings(source: str) -> dict[str, Any]:
             text = Path(source).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             known = ", ".join(recipe_names())
-            raise UserError(f"--recipe: {source!r} is neither a readable file nor one of {known}: {reason(error)}") from error
+            raise UserError(
+                f"--recipe: {source!r} is neither a readable file nor one of {known}: {reason(error)}"
+            ) from error
     settings = _parse(text, f"--recipe {source!r}")
     if not isinstance(settings, dict):
         raise UserError(f"--recipe: {source!r} must hold a mapping with the key stages.")
