@@ -10,9 +10,23 @@ import typer
 
 
 def distill(
+    context: typer.Context,
     output_dir: Annotated[Path, typer.Argument(help="Folder to write the student to; must not exist.")],
-    teacher: Annotated[str, typer.Option(help="Teacher: a sequence classifier, or with --fine-tune-teacher any encoder.")],
-    train_file: Annotated[list[Path], typer.Option(help="Labelled texts: CSV, TSV, JSON, JSONL or parquet. Repeatable.")],
+    recipe: Annotated[str | None, typer.Option(help="Recipe of the package, or a YAML file: stages and settings.")] = None,
+    stage: Annotated[str | None, typer.Option(help="The one stage of the recipe to run, by its name.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting: align.max_steps=100. Repeatable."),
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Teacher: a sequence classifier, or with --fine-tune-teacher any encoder.")
+    ] = None,
+    text_file: Annotated[
+        list[Path] | None, typer.Option(help="Unlabelled texts to align and pretrain on; also .txt. Repeatable.")
+    ] = None,
+    train_file: Annotated[
+        list[Path] | None, typer.Option(help="Labelled texts: CSV, TSV, JSON, JSONL or parquet. Repeatable.")
+    ] = None,
     transfer_file: Annotated[
         list[Path] | None, typer.Option(help="Texts for the teacher to label; also .txt, one a line. Repeatable.")
     ] = None,
@@ -53,6 +67,29 @@ def distill(
     Texts are labelled once by the teacher; the student learns its soft targets and the labels there are. Progress lies in
     OUTPUT_DIR.work, from where --resume continues; OUTPUT_DIR appears when everything is finished.
     """
+    if recipe is not None:
+        from ..distillation.recipe import read_recipe
+        from ..distillation.run import run_recipe
+
+        settings = read_recipe(
+            recipe,
+            set_ or [],
+            stage,
+            teacher=teacher,
+            student__source=student if _given(context, "student") else None,
+            data__text_files=_texts(text_file),
+            data__train_files=_texts(train_file),
+            data__transfer_files=_texts(transfer_file),
+            data__eval_file=eval_file and str(eval_file),
+            data__test_files=_texts(test_file),
+            data__labels=label,
+            seed=seed if _given(context, "seed") else None,
+            bf16=bf16 if _given(context, "bf16") else None,
+        )
+        with contextlib.redirect_stdout(sys.stderr):
+            log = run_recipe(settings, output_dir, trust_remote_code)
+        print(json.dumps(log))
+        return
     from ..distillation.pipeline import Distillation, TrainingOptions
     from ..distillation.pipeline import distill as run
 
@@ -92,3 +129,13 @@ def distill(
             for file, result in log["tests"][role].items():
                 print(f"{role}, {file}: accuracy {result['accuracy']:.4f} on {result['texts']} texts")
         print(f"Written to {output_dir}.")
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _texts(files: list[Path] | None) -> list[str] | None:
+    return [str(file) for file in files] if files else None

@@ -43,12 +43,18 @@ def student_config(source: str) -> InhibiDistilBertConfig:
 
 
 @torch.no_grad()
+def principal_axes(embeddings: torch.Tensor, dim: int) -> torch.Tensor:
+    """The first `dim` principal axes of `(vocab, width)`, orthonormal columns `(width, dim)`."""
+    centered = embeddings.float() - embeddings.float().mean(0)
+    # From the small (width, width) covariance.
+    _, axes = torch.linalg.eigh(centered.T @ centered)
+    return axes.flip(1)[:, :dim]
+
+
+@torch.no_grad()
 def project_embeddings(teacher: torch.Tensor, dim: int, std: float) -> torch.Tensor:
     """Word embeddings `(vocab, width)` on their first `dim` principal components, scaled to `std`: `(vocab, dim)`."""
-    centered = teacher.float() - teacher.float().mean(0)
-    # The principal axes from the small (width, width) covariance.
-    _, axes = torch.linalg.eigh(centered.T @ centered)
-    projected = centered @ axes.flip(1)[:, :dim]
+    projected = (teacher.float() - teacher.float().mean(0)) @ principal_axes(teacher, dim)
     return projected * (std / projected.std())
 
 

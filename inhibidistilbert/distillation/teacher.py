@@ -5,6 +5,7 @@ import uuid
 from pathlib import Path
 
 import torch
+import transformers
 from datasets import Dataset
 from transformers import (
     AutoModelForSequenceClassification,
@@ -15,6 +16,7 @@ from transformers import (
 
 from ..conversion import MODEL_INPUTS
 from ..errors import UserError, reason
+from ..quiet import quiet_transformers
 
 
 def load_teacher(
@@ -94,3 +96,64 @@ def save_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         tokenizer.backend_tokenizer.save(str(temporary / "tokenizer.json"), pretty=False)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
+
+
+def load_encoder(source: str, head: str, trust_remote_code: bool, argument: str) -> PreTrainedModel:
+    """A frozen teacher in float32: with the head `"ForMaskedLM"` and the like, or bare, `"Model"`.
+
+    Raises:
+        UserError: a source that does not load, or that has no trained head of this kind.
+    """
+    kind = getattr(transformers, f"AutoModel{head.removeprefix('Model')}")
+    with quiet_transformers():
+        try:
+            model, info = kind.from_pretrained(
+                source, output_loading_info=True, dtype=torch.float32, trust_remote_code=trust_remote_code
+            )
+        except Exception as error:  # the libraries raise nothing more special for damaged files
+            raise UserError(f"{argument}: {source!r} does not load: {reason(error)}") from error
+    # A pooler that is missing is not run for hidden states.
+    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
+    if missing:
+        raise UserError(
+            f"{argument}: {source!r} has no trained head {head.removeprefix('For')!r}, or lacks weights: "
+            f"{', '.join(missing[:4])}."
+        )
+    return model
+
+
+def load_tokenizer(source: str, trust_remote_code: bool, argument: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, without segments, which students do not have. Raises a UserError where there is none."""
+    with quiet_transformers():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                source, model_input_names=MODEL_INPUTS, padding_side="right", trust_remote_code=trust_remote_code
+            )
+        except Exception as error:  # the libraries raise nothing more special for damaged files
+            raise UserError(f"{argument}: the tokenizer of {source!r} does not load: {reason(error)}") from error
+    # transformers makes up a tokenizer of a few special tokens where there is none.
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise UserError(f"{argument}: {source!r} has no tokenizer.")
+    return tokenizer
+
+
+# Case, accents, punctuation and numbers, which tokenizers with the same words may treat differently.
+_PROBE = "The Café's 2nd ÉTUDE (1999) isn't «naïve»: 3.50€, e-mail…"
+
+
+def check_same_tokenizer(
+    first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase, first_name: str, second_name: str
+) -> None:
+    """Raises a UserError where two tokenizers would not give the same ids."""
+    ours, theirs = first.get_vocab(), second.get_vocab()
+    different = f"{first_name} and {second_name} have different tokenizers"
+    if len(ours) != len(theirs):
+        raise UserError(f"{different}, of {len(ours)} and {len(theirs)} tokens: teacher and student must share one.")
+    for token, index in ours.items():
+        if theirs.get(token) != index:
+            raise UserError(
+                f"{different}: {token!r} is {index} in the one and {theirs.get(token)} in the other: teacher and student "
+                "must share one."
+            )
+    if first(_PROBE)["input_ids"] != second(_PROBE)["input_ids"]:
+        raise UserError(f"{different}: the words are the same, but texts are cut differently (case or accents).")

@@ -1,0 +1,148 @@
+"""Metrics of classification, regression, token classification and question answering, as `evaluate` metrics.
+
+`evaluate.load` fetches a script from the Hub; these work without a network and give the same names and values as GLUE's
+(Wang et al. 2019, arXiv 1804.07461) and, for the tokens of answers, SQuAD's (Rajpurkar et al. 2016, arXiv 1606.05250).
+"""
+
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import evaluate
+import numpy as np
+from datasets import Features, List, Value
+from scipy import stats
+from sklearn import metrics as sklearn_metrics
+
+_Rows = Sequence[Any] | np.ndarray
+
+IGNORED = -100  # the label of a token that does not count, as in transformers
+
+_CLASSES = {"predictions": Value("int64"), "references": Value("int64")}
+_NUMBERS = {"predictions": Value("float64"), "references": Value("float64")}
+_TOKENS = {"predictions": List(Value("int64")), "references": List(Value("int64"))}
+_SPANS = {"predictions": List(Value("int64"), length=2), "references": List(Value("int64"), length=2)}
+
+
+class _Metric(evaluate.Metric):
+    """What the metrics here share: the description is the docstring, nothing is kept on disk.
+
+    Without `format="numpy"`, which would turn float64 into float32.
+    """
+
+    columns: ClassVar[dict[str, Any]]
+
+    def __init__(self, **options: Any):
+        # Where evaluate makes folders, even for a metric that is kept in memory.
+        options.setdefault("cache_dir", str(Path(tempfile.gettempdir(), "inhibidistilbert-metrics")))
+        super().__init__(**{"keep_in_memory": True, **options})
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=self.__doc__ or "",
+            citation="",
+            inputs_description="predictions and references, one entry an example.",
+            features=Features(self.columns),
+        )
+
+
+class Accuracy(_Metric):
+    """Share of the examples whose class is predicted: `accuracy`."""
+
+    columns = _CLASSES
+
+    def _compute(self, predictions: _Rows, references: _Rows) -> dict[str, float]:
+        return {"accuracy": float(sklearn_metrics.accuracy_score(references, predictions))}
+
+
+class F1(_Metric):
+    """Harmonic mean of precision and recall of class 1: `f1`; 0 where class 1 is neither predicted nor there."""
+
+    columns = _CLASSES
+
+    def _compute(self, predictions: _Rows, references: _Rows) -> dict[str, float]:
+        # Restricted to class 1, so that a model of three classes is scored as well.
+        f1 = sklearn_metrics.f1_score(references, predictions, labels=[1], average="macro", zero_division=0)
+        return {"f1": float(f1)}
+
+
+class MatthewsCorrelation(_Metric):
+    """Matthews' correlation of two classifications, -1 to 1: `matthews_correlation`; 0 where one has a single class."""
+
+    columns = _CLASSES
+
+    def _compute(self, predictions: _Rows, references: _Rows) -> dict[str, float]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a single class
+            return {"matthews_correlation": float(sklearn_metrics.matthews_corrcoef(references, predictions))}
+
+
+class Pearson(_Metric):
+    """Pearson's correlation of two series of numbers: `pearson`; NaN where one is constant or shorter than 2."""
+
+    columns = _NUMBERS
+
+    def _compute(self, predictions: _Rows, references: _Rows) -> dict[str, float]:
+        return {"pearson": _correlation(stats.pearsonr, predictions, references)}
+
+
+class Spearman(_Metric):
+    """Spearman's rank correlation of two series of numbers: `spearmanr`; NaN where one is constant or shorter than 2."""
+
+    columns = _NUMBERS
+
+    def _compute(self, predictions: _Rows, references: _Rows) -> dict[str, float]:
+        return {"spearmanr": _correlation(stats.spearmanr, predictions, references)}
+
+
+def _correlation(correlate: Any, predictions: _Rows, references: _Rows) -> float:
+    if len(predictions) < 2:
+        return float("nan")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a constant series
+        return float(correlate(predictions, references).statistic)
+
+
+class TokenClassification(_Metric):
+    """`accuracy` and macro-averaged `f1` over the tokens of all examples; tokens labelled `IGNORED` do not count.
+
+    predictions, references: a class for each token, in lists as long as the example.
+    """
+
+    columns = _TOKENS
+
+    def _compute(self, predictions: _Rows, references: _Rows) -> dict[str, float]:
+        predicted, labels = np.concatenate(predictions), np.concatenate(references)
+        predicted, labels = predicted[labels != IGNORED], labels[labels != IGNORED]
+        return {
+            "accuracy": float(sklearn_metrics.accuracy_score(labels, predicted)),
+            "f1": float(sklearn_metrics.f1_score(labels, predicted, average="macro", zero_division=0)),
+        }
+
+
+class QuestionAnswering(_Metric):
+    """`exact_match` and `f1`, SQuAD's, over the tokens of answers; fractions, means over the examples.
+
+    predictions, references: first and last token of the answer, `[start, end]`, both within it; `[0, 0]`, the place of
+    [CLS], for no answer. A prediction that ends before it starts has no token in common with any answer.
+    """
+
+    columns = _SPANS
+
+    def _compute(self, predictions: _Rows, references: _Rows) -> dict[str, float]:
+        (start, end), (true_start, true_end) = np.asarray(predictions).T, np.asarray(references).T
+        shared = np.maximum(0, np.minimum(end, true_end) - np.maximum(start, true_start) + 1)
+        # F1 of two sets is twice what they share through the sum of their sizes.
+        f1 = 2 * shared / (np.maximum(0, end - start + 1) + true_end - true_start + 1)
+        exact = (start == true_start) & (end == true_end)
+        return {"exact_match": float(exact.mean()), "f1": float(f1.mean())}
+
+
+def compute(metrics: Sequence[type[evaluate.Metric]], predictions: _Rows, references: _Rows) -> dict[str, float]:
+    """The values of all `metrics` by name."""
+    values: dict[str, float] = {}
+    for metric in metrics:
+        values |= metric().compute(predictions=predictions, references=references)
+    return values

@@ -1,0 +1,121 @@
+"""The metrics against scikit-learn, scipy and their definitions, on random predictions."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics as sklearn_metrics
+
+from inhibidistilbert.evaluation.metrics import (
+    F1,
+    IGNORED,
+    Accuracy,
+    MatthewsCorrelation,
+    Pearson,
+    QuestionAnswering,
+    Spearman,
+    TokenClassification,
+    compute,
+)
+
+SEEDS = range(5)
+
+
+def classes(seed: int, number: int = 2, examples: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """Random predictions and references that agree more often than not."""
+    generator = np.random.default_rng(seed)
+    references = generator.integers(number, size=examples)
+    wrong = generator.random(examples) < 0.3
+    return np.where(wrong, generator.integers(number, size=examples), references), references
+
+
+def numbers(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    references = generator.random(200) * 5
+    return references + generator.normal(size=200), references.round(1)  # rounded, so that there are ties
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_classification_agrees_with_scikit_learn(seed):
+    predictions, references = classes(seed)
+    assert compute([Accuracy, F1, MatthewsCorrelation], predictions, references) == pytest.approx(
+        {
+            "accuracy": sklearn_metrics.accuracy_score(references, predictions),
+            "f1": sklearn_metrics.f1_score(references, predictions),
+            "matthews_correlation": sklearn_metrics.matthews_corrcoef(references, predictions),
+        },
+        abs=1e-12,
+    )
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_classification_agrees_with_the_counts(seed):
+    predictions, references = classes(seed)
+    (tn, fn), (fp, tp) = ([int(((predictions == p) & (references == r)).sum()) for r in (0, 1)] for p in (0, 1))
+    root = math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    assert compute([Accuracy, F1, MatthewsCorrelation], predictions, references) == pytest.approx(
+        {"accuracy": (tp + tn) / 200, "f1": 2 * tp / (2 * tp + fp + fn), "matthews_correlation": (tp * tn - fp * fn) / root}
+    )
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_accuracy_of_three_classes(seed):
+    predictions, references = classes(seed, number=3)
+    assert compute([Accuracy], predictions, references)["accuracy"] == pytest.approx(np.mean(predictions == references))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_regression_agrees_with_scipy_and_numpy(seed):
+    predictions, references = numbers(seed)
+    values = compute([Pearson, Spearman], predictions, references)
+    ranks = stats.rankdata(predictions), stats.rankdata(references)
+    assert values == pytest.approx(
+        {
+            "pearson": stats.pearsonr(predictions, references).statistic,
+            "spearmanr": stats.spearmanr(predictions, references).statistic,
+        },
+        abs=1e-12,
+    )
+    assert values == pytest.approx(
+        {"pearson": np.corrcoef(predictions, references)[0, 1], "spearmanr": np.corrcoef(*ranks)[0, 1]}
+    )
+
+
+def test_a_model_with_one_answer_for_everything():
+    ones, references = np.ones(20, dtype=int), np.arange(20) % 2
+    values = compute([Accuracy, F1, MatthewsCorrelation], 1 - ones, references)
+    assert values == {"accuracy": 0.5, "f1": 0.0, "matthews_correlation": 0.0}
+    assert all(math.isnan(value) for value in compute([Pearson, Spearman], ones, references).values())
+    assert all(math.isnan(value) for value in compute([Pearson, Spearman], [1.0], [2.0]).values())
+
+
+def test_tokens_without_a_label_do_not_count():
+    predictions = [[1, 1, 0, 2], [0, 0], [5]]
+    references = [[IGNORED, 1, 0, 1], [2, 0], [IGNORED]]
+    values = compute([TokenClassification], predictions, references)
+    labels, predicted = [1, 0, 1, 2, 0], [1, 0, 2, 0, 0]
+    assert values == pytest.approx({"accuracy": 3 / 5, "f1": sklearn_metrics.f1_score(labels, predicted, average="macro")})
+    # Class 0: precision 2/3, recall 1; class 1: 1 and 1/2; class 2: never right.
+    assert values["f1"] == pytest.approx((4 / 5 + 2 / 3 + 0) / 3)
+
+
+def test_answers_by_their_tokens():
+    predictions = [[3, 5], [3, 5], [3, 5], [0, 0], [7, 2], [0, 0]]
+    references = [[3, 5], [4, 7], [8, 9], [0, 0], [3, 5], [2, 4]]
+    shared = [1, 2 * 2 / (3 + 4), 0, 1, 0, 0]
+    values = compute([QuestionAnswering], predictions, references)
+    assert values == pytest.approx({"exact_match": 2 / 6, "f1": sum(shared) / 6})
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_answers_agree_with_sets_of_tokens(seed):
+    generator = np.random.default_rng(seed)
+    spans = [np.sort(generator.integers(12, size=(50, 2))) for _ in range(2)]
+    scores = []
+    for one, other in zip(*spans, strict=True):
+        first, second = (set(range(start, end + 1)) for start, end in (one, other))
+        scores.append(2 * len(first & second) / (len(first) + len(second)))
+    values = compute([QuestionAnswering], *spans)
+    assert values["f1"] == pytest.approx(np.mean(scores))
+    assert values["exact_match"] == np.mean((spans[0] == spans[1]).all(axis=1))

@@ -1,0 +1,53 @@
+"""Local files of texts, by their ending."""
+
+import json
+
+import pytest
+from datasets import Dataset
+
+from inhibidistilbert.errors import UserError
+from inhibidistilbert.text_files import load_file
+
+ROWS = [{"text": "a film, so “funny”", "label": 1}, {"text": "null", "label": 0}]
+FILES = {
+    "a.csv": 'text,label\n"a film, so “funny”",1\nnull,0\n',
+    "a.TSV": "text\tlabel\na film, so “funny”\t1\nnull\t0\n",
+    "a.json": json.dumps(ROWS),
+    "a[1]*.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_rows_of_a_file(tmp_path, name):
+    (tmp_path / name).write_text(FILES[name])
+    assert load_file(tmp_path / name, "--data").to_list() == ROWS
+
+
+def test_parquet(tmp_path):
+    Dataset.from_list(ROWS).to_parquet(str(tmp_path / "a.parquet"))
+    assert load_file(tmp_path / "a.parquet", "--data").to_list() == ROWS
+
+
+def test_lines_of_plain_text(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo, three\n")
+    assert load_file(tmp_path / "a.txt", "--data").to_list() == [{"text": "one"}, {"text": "two, three"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "part"),
+    [
+        ("a.csv", "", "is empty"),
+        ("a.xlsx", "PK", "must end in one of .csv, .tsv, .json, .jsonl, .parquet, .txt"),
+        ("a.json", "{nope", "could not be read as json"),
+        ("a.csv", None, "is not a file"),
+    ],
+)
+def test_what_cannot_be_read_is_one_error(tmp_path, name, content, part):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError) as caught:
+        load_file(tmp_path / name, "--data")
+    message = str(caught.value)
+    assert message.startswith(f"--data: {str(tmp_path / name)!r} ")
+    assert part in message
+    assert "\n" not in message
