@@ -52,6 +52,7 @@ class Data:
     label_column: class index, number, or for token classification a list of class indices, one for each word of the list
         in `text_column`. Question answering has SQuAD's columns: `question`, `context`, `answers`.
     labels: names of the classes, in order.
+    test_max_length: tokens of a test text at most; None for the stage's `max_length`.
     """
 
     text_files: list[str] = field(default_factory=list)
@@ -64,6 +65,7 @@ class Data:
     text_pair_column: str | None = None
     label_column: str = "label"
     labels: list[str] = field(default_factory=list)
+    test_max_length: int | None = None
 
 
 @strict
@@ -350,6 +352,8 @@ def build_recipe(settings: Mapping[str, Any]) -> Recipe:
     recipe: Recipe = _build(Recipe, {**settings, "stages": stages}, "")
     if not 0 <= recipe.seed < 2**32:
         raise UserError(f"seed must be between 0 and {2**32 - 1}, got {recipe.seed}.")
+    if recipe.data.test_max_length is not None and recipe.data.test_max_length < SHORTEST:
+        raise UserError(f"data.test_max_length must be at least {SHORTEST} tokens, got {recipe.data.test_max_length}.")
     if len(set(recipe.data.labels)) < len(recipe.data.labels):
         raise UserError(f"data.labels: the names must differ, got {', '.join(recipe.data.labels)}.")
     return recipe

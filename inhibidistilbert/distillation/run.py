@@ -250,6 +250,17 @@ def _needs_teacher(stage: Stage) -> bool:
     return not isinstance(stage, Task) or bool(stage.soft_weight or stage.hidden_weight)
 
 
+def _test_max_length(prepared: Prepared, stage: Stage) -> int:
+    return prepared.recipe.data.test_max_length or stage.max_length
+
+
+def _check_lengths(prepared: Prepared, stage: Stage, positions: int, model: str) -> None:
+    lengths = {f"{stage.name}.max_length": stage.max_length, "data.test_max_length": _test_max_length(prepared, stage)}
+    for name, length in lengths.items():
+        if length > positions:
+            raise UserError(f"{name} must be at most {positions}, the positions of {model}, got {length}.")
+
+
 def _check_stage(prepared: Prepared, stage: Stage) -> None:
     """What can be known without weights: positions, masks, labels' range."""
     source = prepared.recipe.teacher_of(stage)
@@ -258,12 +269,7 @@ def _check_stage(prepared: Prepared, stage: Stage) -> None:
             config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=prepared.trust_remote_code)
         except Exception as error:
             raise UserError(f"teacher: {source!r} does not load: {reason(error)}") from error
-        positions = config.max_position_embeddings
-        if stage.max_length > positions:
-            raise UserError(
-                f"{stage.name}.max_length must be at most {positions}, the positions of the teacher {source!r}, got "
-                f"{stage.max_length}."
-            )
+        _check_lengths(prepared, stage, config.max_position_embeddings, f"the teacher {source!r}")
         if isinstance(stage, Task) and stage.soft_weight:
             _check_labels(prepared, config.num_labels)
     if isinstance(stage, Pretrain) and stage.mlm_weight + stage.soft_mlm_weight and prepared.tokenizer.mask_token_id is None:
@@ -365,11 +371,7 @@ def _train(
 ) -> dict[str, Any]:
     """Train `model` in place, from the last checkpoint if there is one."""
     recipe, folder = prepared.recipe, prepared.folder(stage)
-    positions = model.config.max_position_embeddings
-    if stage.max_length > positions:
-        raise UserError(
-            f"{stage.name}.max_length must be at most {positions}, the positions of the student, got {stage.max_length}."
-        )
+    _check_lengths(prepared, stage, model.config.max_position_embeddings, "the student")
     arguments = _training_arguments(prepared, stage)
     learner = Learner(model, teacher_model)
     trained_parameters(learner, stage)  # type: ignore[arg-type]
@@ -560,7 +562,7 @@ def _tests(prepared: Prepared, stage: Stage, student: str) -> dict[str, dict[str
         if model is None:
             continue
         for path, rows in prepared.tests.items():
-            data = prepared.task.encode(rows, prepared.tokenizer, stage.max_length).sort("length")
+            data = prepared.task.encode(rows, prepared.tokenizer, _test_max_length(prepared, stage)).sort("length")
             collator = Collator(prepared.tokenizer, prepared.task)
             trainer = StageTrainer(
                 stage=stage.name, task=prepared.task, model=model, args=arguments, data_collator=collator, eval_dataset=data

@@ -1,14 +1,19 @@
 """The study's plan, its runner with a stand-in for the command line, and its tables."""
 
+import dataclasses
 import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from inhibidistilbert.cli import app
 from inhibidistilbert.distillation import study
+from inhibidistilbert.distillation.recipe import read_recipe
 from inhibidistilbert.distillation.study import COLUMNS, Results
 from inhibidistilbert.distillation.study_plan import SEEDS, TASKS, Settings, plan
 from inhibidistilbert.distillation.study_summary import summary
@@ -18,7 +23,7 @@ SETTINGS = Settings("study", "encoder", "texts.txt", Path("data"), Path("work"))
 RUNS = list(plan(SETTINGS))
 
 
-def value(line: list[str], option: str) -> str:
+def value(line: Sequence[str], option: str) -> str:
     return line[line.index(option) + 1]
 
 
@@ -42,12 +47,12 @@ def test_the_softmax_control_differs_from_the_inhibitor_in_its_attention_alone()
             assert line == " ".join(inhibitor.line)
             if not softmax.needs:
                 break
-            softmax, inhibitor = softmax.needs[-1], inhibitor.needs[-1]
+            softmax, inhibitor = softmax.needs[0], inhibitor.needs[0]
 
 
 def test_a_row_names_what_it_is_made_of():
     (run,) = (run for run in RUNS if run.name == "imdb/inhibitor/2")
-    teacher, encoder = run.command.needs
+    encoder, teacher = run.command.needs
     line = list(run.command.line)
     assert line[:3] == ["inhibidistilbert", "distill", str(run.command.output)]
     assert (value(line, "--stage"), value(line, "--seed")) == ("task", "2")
@@ -65,10 +70,29 @@ def test_encoders_are_shared_by_tasks_and_not_by_models_or_seeds():
     encoders = {(run.model, run.seed): set() for run in RUNS if run.model != "teacher"}
     for run in RUNS:
         if run.model != "teacher":
-            encoders[run.model, run.seed].add(run.command.needs[1])
+            encoders[run.model, run.seed].add(run.command.needs[0])
     assert all(len(commands) == 1 for commands in encoders.values())
     outputs = [command.output for commands in encoders.values() for command in commands]
     assert len(set(outputs)) == len(outputs)
+
+
+@pytest.mark.parametrize("recipe", ["study", "study-gpu"])
+def test_the_recipes_take_every_override_of_the_plan(recipe):
+    def stages(command):
+        for needed in command.needs:
+            yield from stages(needed)
+        line = command.line
+        overrides = [line[place + 1] for place, word in enumerate(line) if word == "--set"]
+        (stage,) = read_recipe(value(line, "--recipe"), overrides, value(line, "--stage")).stages
+        yield stage.name
+
+    settings = dataclasses.replace(SETTINGS, recipe=recipe)
+    seen = [list(stages(run.command)) for run in plan(settings)]
+    assert {tuple(names) for names in seen} == {
+        ("finetune",),
+        ("align", "pretrain", "finetune", "task"),
+        ("pretrain", "finetune", "task"),
+    }
 
 
 # Runner
@@ -106,9 +130,9 @@ def workplace(tmp_path, monkeypatch):
 def test_a_row_runs_what_it_needs_once_and_writes_its_values(workplace):
     assert study.study(SETTINGS, workplace.results, "rotten_tomatoes/inhibitor/0") == []
     assert workplace.calls == [
-        "rotten_tomatoes-teacher-0",
         "align-inhibitor-0",
         "pretrain-inhibitor-0",
+        "rotten_tomatoes-teacher-0",
         "rotten_tomatoes-inhibitor-0",
     ]
     rows = workplace.results.rows()
@@ -156,6 +180,49 @@ def test_a_foreign_file_of_results_is_refused_and_kept(workplace):
         study.study(SETTINGS, workplace.results, "sarcasm/teacher/0")
     assert workplace.results.csv.read_text() == "a,b\n1,2\n"
     assert workplace.calls == []
+
+
+TOY_RECIPE = """
+student: {config: {scalars_per_head: true, length_normalization: sqrt, beta_init: 0.3}}
+stages:
+  - {stage: task, name: finetune, max_steps: 2, max_length: 16, soft_weight: 0, hard_weight: 1}
+  - {stage: align, max_steps: 2, max_length: 16}
+  - {stage: pretrain, max_steps: 2, max_length: 16, train_embeddings: false}
+  - {stage: task, max_steps: 2, max_length: 16, hidden_weight: 1}
+"""
+
+
+def test_real_rows_of_a_toy_study(toy, tmp_path, monkeypatch):
+    """The very commands, in this process."""
+    monkeypatch.chdir(tmp_path)
+    Path("toy.yaml").write_text(TOY_RECIPE)
+    for part in ("train", "validation", "test"):
+        for task in ("graded_sentiment", "rotten_tomatoes"):
+            Path(f"{task}_{part}.csv").write_bytes((toy / f"{'eval' if part == 'validation' else part}.csv").read_bytes())
+    Path("imdb_long_test.csv").write_bytes((toy / "test.csv").read_bytes())
+
+    def run(command, **_):
+        result = CliRunner().invoke(app, command[3:], catch_exceptions=False)
+        return subprocess.CompletedProcess(command, result.exit_code)
+
+    monkeypatch.setattr(study.subprocess, "run", run)
+    # The toy has 32 positions.
+    short = dataclasses.replace(TASKS["rotten_tomatoes"], test_max_length=32)
+    monkeypatch.setitem(TASKS, "rotten_tomatoes", short)
+    settings = Settings("toy.yaml", str(toy / "encoder"), str(toy / "transfer.txt"), Path(), Path("runs"))
+    results = Results(tmp_path / "results", "toy")
+    for run in ("rotten_tomatoes/softmax/0", "graded_sentiment/inhibitor/0"):
+        assert study.study(settings, results, run) == []
+    values = {(row["task"], row["model"], row["metric"]): row["value"] for row in results.rows()}
+    assert values.keys() == {
+        ("rotten_tomatoes", "softmax", "validation_accuracy"),
+        ("rotten_tomatoes", "softmax", "accuracy"),
+        ("imdb_long", "softmax", "accuracy"),
+        ("graded_sentiment", "inhibitor", "validation_pearson"),
+        ("graded_sentiment", "inhibitor", "pearson"),
+    }
+    # The same texts under two names.
+    assert values["imdb_long", "softmax", "accuracy"] == values["rotten_tomatoes", "softmax", "accuracy"]
 
 
 # Tables
