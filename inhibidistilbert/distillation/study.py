@@ -13,6 +13,7 @@ Written beside each other, whenever a row is finished:
 import argparse
 import csv
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -72,8 +73,12 @@ class Results:
     def add_command(self, command: Command, seconds: float) -> None:
         with self.lock():
             before = json.loads(self.machine.read_text())["results"] if self.machine.is_file() else []
-            record = {**header(), "command": shlex.join(command.line), "seconds": round(seconds)}
-            write_json(self.machine, header(), [*before, record])
+            machine = header(threads=os.environ.get("OMP_NUM_THREADS", os.cpu_count()))
+            write_json(
+                self.machine,
+                machine,
+                [*before, {**machine, "command": shlex.join(command.line), "seconds": round(seconds)}],
+            )
 
 
 def _finished(command: Command) -> bool:
