@@ -24,7 +24,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
@@ -253,8 +253,13 @@ def prepare(folder: Path, seed: int = 0) -> None:
     write_lines(folder / "transfer.txt", transfer)
 
 
-if __name__ == "__main__":
+def main(prepare: Callable[[Path], None]) -> None:
+    """Prepare the folder that is named on the command line."""
     try:
         prepare(Path(sys.argv[1] if len(sys.argv) > 1 else ".cache/data"))
     except UserError as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main(prepare)

@@ -21,11 +21,9 @@ import itertools
 import json
 import random
 import re
-import sys
 import zipfile
 from pathlib import Path
 
-from ..errors import UserError
 from . import review_data
 from .leaks import check_no_leaks, normalized
 from .review_data import Archive, fetch, graded_snippets, passages, texts_of, write_csv, write_lines
@@ -148,7 +146,4 @@ def prepare(folder: Path, seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        prepare(Path(sys.argv[1] if len(sys.argv) > 1 else ".cache/data"))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    review_data.main(prepare)
