@@ -39,12 +39,14 @@ TASKS = {
 class Model:
     """A student: what differs from the study's inhibitor.
 
-    overrides: `KEY=VALUE` of the recipe, for every stage. stages: those before the task, in order.
+    overrides: `KEY=VALUE` of the recipe, for every stage. stages: those before the task, in order. recipe: what the name of
+    the study's recipe ends with for this model, if it has one of its own.
     """
 
     name: str
     overrides: tuple[str, ...] = ()
     stages: tuple[str, ...] = ("align", "pretrain")
+    recipe: str = ""
 
 
 _STUDENTS = (Model("inhibitor"), Model("softmax", ("student.attention=softmax",)))
@@ -55,6 +57,7 @@ _ABLATIONS = (
     Model("inhibitor_length_mean", ("student.config.length_normalization=mean", "student.config.beta_init=1.5")),
     Model("inhibitor_not_aligned", stages=("pretrain",)),
     Model("inhibitor_uncentered", ("student.config.centered=false", "student.config.alpha_init=-7")),
+    Model("inhibitor_authors_recipe", stages=("align-queries-keys", "align-layers", "pretrain"), recipe="-authors"),
     Model("inhibitor_unsigned", ("student.config.signed=false",)),
     Model("inhibitor_scalars_per_layer", ("student.config.scalars_per_head=false",)),
 )
@@ -114,24 +117,23 @@ def _comparison(settings: Settings, task: Task, seed: int) -> Iterator[Run]:
 
 
 def _teacher(settings: Settings, task: Task, seed: int) -> Command:
-    return _command(
-        settings,
-        f"{task.name}-teacher-{seed}",
-        "finetune",
-        seed,
-        ("--student", settings.encoder, "--set", "student.attention=softmax", *_task_arguments(settings, task, "finetune")),
+    return Command(
+        settings.work / f"{task.name}-teacher-{seed}",
+        (
+            *_stage(settings.recipe, "finetune", seed),
+            *("--student", settings.encoder, "--set", "student.attention=softmax"),
+            *_task_arguments(settings, task, "finetune"),
+        ),
     )
 
 
 def _student(settings: Settings, task: Task, model: Model, seed: int) -> Run:
     encoder = _encoder(settings, model, seed)
     teacher = _teacher(settings, task, seed)
-    command = _command(
-        settings,
-        f"{task.name}-{model.name}-{seed}",
-        "task",
-        seed,
+    command = Command(
+        settings.work / f"{task.name}-{model.name}-{seed}",
         (
+            *_stage(settings.recipe + model.recipe, "task", seed),
             *("--teacher", str(teacher.output), "--student", str(encoder.output)),
             *_overrides(model.overrides),
             *_task_arguments(settings, task, "task"),
@@ -146,23 +148,20 @@ def _encoder(settings: Settings, model: Model, seed: int) -> Command:
     command = None
     for stage in model.stages:
         source = () if command is None else ("--student", str(command.output))
-        command = _command(
-            settings,
-            f"{stage}-{model.name}-{seed}",
-            stage,
-            seed,
-            ("--teacher", settings.encoder, *source, *_overrides(model.overrides), "--text-file", settings.texts),
+        command = Command(
+            settings.work / f"{stage}-{model.name}-{seed}",
+            (
+                *_stage(settings.recipe + model.recipe, stage, seed),
+                *("--teacher", settings.encoder, *source, *_overrides(model.overrides), "--text-file", settings.texts),
+            ),
             needs=() if command is None else (command,),
         )
     assert command is not None
     return command
 
 
-def _command(
-    settings: Settings, name: str, stage: str, seed: int, arguments: tuple[str, ...], needs: tuple[Command, ...] = ()
-) -> Command:
-    start = ("--recipe", settings.recipe, "--stage", stage, "--seed", str(seed))
-    return Command(settings.work / name, (*start, *arguments), needs)
+def _stage(recipe: str, stage: str, seed: int) -> tuple[str, ...]:
+    return ("--recipe", recipe, "--stage", stage, "--seed", str(seed))
 
 
 def _overrides(overrides: tuple[str, ...]) -> Iterator[str]:

@@ -92,6 +92,7 @@ def test_the_recipes_take_every_override_of_the_plan(recipe):
         ("finetune",),
         ("align", "pretrain", "finetune", "task"),
         ("pretrain", "finetune", "task"),
+        ("align-queries-keys", "align-layers", "pretrain", "finetune", "task"),
     }
 
 
