@@ -116,23 +116,6 @@ def read_columns(files: Sequence[str | Path], argument: str, columns: Sequence[C
     return concatenate_datasets(parts)
 
 
-def read_labelled(files: Sequence[Path], argument: str, text: str, label: str) -> Dataset:
-    """The files' rows as one dataset with columns `text` and `label` (class index); errors as `read_columns`."""
-    return read_columns(files, argument, [text_column(text), class_column(label)])
-
-
-def read_transfer(files: Sequence[Path], text: str) -> Dataset:
-    """The files' texts, to be labelled by the teacher: column `text`, and `label` filled with `NO_LABEL`.
-
-    Rows without a text are left out.
-
-    Raises:
-        UserError: a file that is missing, of an unknown format, without this column, or without any text.
-    """
-    texts = read_columns(files, "--transfer-file", [text_column(text)], drop_empty=True)
-    return texts.add_column("label", [NO_LABEL] * len(texts)).cast_column("label", Value("int64"))
-
-
 def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
     """Adds `input_ids`, cut to `max_length` tokens, and their `length`; drops the text (and `text_pair`)."""
     columns = [name for name in ("text", "text_pair") if name in dataset.column_names]

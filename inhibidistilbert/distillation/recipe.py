@@ -17,7 +17,6 @@ from huggingface_hub.errors import StrictDataclassError
 from ..errors import UserError, reason
 
 SHORTEST = 3  # tokens: [CLS], one of the text, [SEP]
-KINDS = ("classification", "regression", "token-classification", "question-answering")
 
 
 @strict
@@ -27,7 +26,8 @@ class Student:
 
     source: `"teacher"` (weights copied from the teacher), a published size (new, word embeddings projected from the
         teacher's), or a folder: an earlier output, or a DistilBERT or BERT to copy from.
-    attention: `"inhibitor"`, or `"softmax"` for transformers' DistilBERT, the control.
+    attention: `"inhibitor"`; `"softmax"` for transformers' DistilBERT, the control; `"own"` for the source's own class, to
+        fine-tune any encoder.
     layers: the teacher's layers that the student's come from and learn from, from 0; None for all, or for evenly spaced
         ones where the teacher has more.
     fresh: projections of the attention, such as `q_lin`, that are drawn anew in place of copies.
@@ -36,7 +36,7 @@ class Student:
     """
 
     source: str = "teacher"
-    attention: Literal["inhibitor", "softmax"] = "inhibitor"
+    attention: Literal["inhibitor", "softmax", "own"] = "inhibitor"
     layers: list[int] | None = None
     fresh: list[Literal["q_lin", "k_lin", "v_lin", "out_lin"]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
@@ -52,6 +52,7 @@ class Data:
     label_column: class index, number, or for token classification a list of class indices, one for each word of the list
         in `text_column`. Question answering has SQuAD's columns: `question`, `context`, `answers`.
     labels: names of the classes, in order.
+    test_max_length: tokens of a test text at most; None for the stage's `max_length`.
     """
 
     text_files: list[str] = field(default_factory=list)
@@ -64,6 +65,7 @@ class Data:
     text_pair_column: str | None = None
     label_column: str = "label"
     labels: list[str] = field(default_factory=list)
+    test_max_length: int | None = None
 
 
 @strict
@@ -320,6 +322,18 @@ def _check_keys(keys: Sequence[str] | Mapping[str, Any], known: Sequence[str], w
             raise UserError(f"recipe: unknown key {where}{key}: {hint}")
 
 
+def _type_error(kind: type, settings: dict[str, Any], error: StrictDataclassError) -> str:
+    """Which setting has what value, and what would be right."""
+    named = re.search(r"field '(\w+)'", str(error))
+    if named is None or named[1] not in settings:
+        return reason(error)
+    annotation = next(item.type for item in dataclasses.fields(kind) if item.name == named[1])
+    wanted = str(getattr(annotation, "__name__", annotation))
+    choices = re.search(r"Literal\[(.*?)\]", str(annotation))
+    wanted = f"one of {choices[1]}" if choices else wanted
+    return f"{named[1]} must be {wanted.replace('typing.', '')}, got {settings[named[1]]!r}."
+
+
 def _build(kind: type, settings: Any, where: str) -> Any:
     """A data class from a mapping."""
     if not isinstance(settings, dict):
@@ -328,8 +342,7 @@ def _build(kind: type, settings: Any, where: str) -> Any:
     try:
         return kind(**settings)
     except StrictDataclassError as error:
-        # The library's message has a line for the class and one for the field.
-        raise UserError(f"recipe: {where}{' '.join(str(error.__cause__ or error).split())}") from error
+        raise UserError(f"recipe: {where}{_type_error(kind, settings, error)}") from error
 
 
 def build_recipe(settings: Mapping[str, Any]) -> Recipe:
@@ -350,6 +363,8 @@ def build_recipe(settings: Mapping[str, Any]) -> Recipe:
     recipe: Recipe = _build(Recipe, {**settings, "stages": stages}, "")
     if not 0 <= recipe.seed < 2**32:
         raise UserError(f"seed must be between 0 and {2**32 - 1}, got {recipe.seed}.")
+    if recipe.data.test_max_length is not None and recipe.data.test_max_length < SHORTEST:
+        raise UserError(f"data.test_max_length must be at least {SHORTEST} tokens, got {recipe.data.test_max_length}.")
     if len(set(recipe.data.labels)) < len(recipe.data.labels):
         raise UserError(f"data.labels: the names must differ, got {', '.join(recipe.data.labels)}.")
     return recipe
