@@ -37,7 +37,7 @@ from .objectives import (
     trained_parameters,
 )
 from .recipe import Align, Pretrain, Recipe, Stage, Task, build_recipe
-from .sizes import published_sizes
+from .sizes import published_sizes, word_embeddings
 from .student import build_student, student_class
 from .tasks import KINDS, Collator, TaskKind
 from .teacher import add_teacher_logits, check_same_tokenizer, load_teacher, load_tokenizer, save_model
@@ -384,6 +384,8 @@ def _train(
     recipe, folder = prepared.recipe, prepared.folder(stage)
     _check_lengths(prepared, stage, model.config.max_position_embeddings, "the student")
     arguments = _training_arguments(prepared, stage)
+    if teacher_model is not None:
+        _check_vocabulary(model, teacher_model)
     learner = Learner(model, teacher_model)
     trained_parameters(learner, stage)  # type: ignore[arg-type]
     if stage.dropout is not None:
@@ -430,6 +432,15 @@ def _train(
         "alignment": alignment or None,
         "eval": _scores(trainer.evaluate()) if evaluation is not None else None,
     }
+
+
+def _check_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    ours, theirs = (word_embeddings(model).num_embeddings for model in (student, teacher))
+    if ours != theirs:
+        raise UserError(
+            f"--student: {student.name_or_path!r} has {ours} word embeddings, the teacher {theirs}: they must share a "
+            "tokenizer."
+        )
 
 
 def _layer_number(entry: tuple[str, Any]) -> int:

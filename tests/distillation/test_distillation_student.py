@@ -182,7 +182,7 @@ def test_an_unknown_field_is_refused(teacher_folder):
 
 def test_a_softmax_student_cannot_come_from_an_inhibitor(tmp_path):
     tiny_student().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="has inhibitor attention, but student.attention is 'softmax'"):
+    with pytest.raises(UserError, match=r"has inhibitor attention, but student\.attention is 'softmax'"):
         build_student(str(tmp_path), softmax_teacher(), attention="softmax")
 
 
