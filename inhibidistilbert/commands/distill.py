@@ -77,6 +77,8 @@ def distill(
     text), task (from a fine-tuned teacher). Options change the recipe; what is not given is the recipe's. Progress lies in
     OUTPUT_DIR.work, and the same command goes on from there; OUTPUT_DIR appears when everything is finished.
     """
+    from accelerate import PartialState
+
     from ..distillation.recipe import read_recipe
     from ..distillation.report import print_report, read_runs
     from ..distillation.run import run_recipe
@@ -131,6 +133,8 @@ def distill(
             tuning = {f"task__{name}": value for name, value in of_teacher.items()}
             run_recipe(read_recipe("finetune", student__source=teacher, **shared, **tuning), tuned, trust_remote_code)
         log = run_recipe(settings, output_dir, trust_remote_code)
+    if not PartialState().is_main_process:
+        return
     if as_json:
         print(json.dumps(log))
     else:

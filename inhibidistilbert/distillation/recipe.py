@@ -77,6 +77,7 @@ class Stage:
     scalar_learning_rate: of alpha, beta and gamma; None for that of the other parameters.
     teacher: in place of the recipe's.
     dropout: of the student while this stage trains, everywhere; None for its configuration's.
+    fake_quantization: compute as the int8 form will (see `fake_quantization`); a softmax student has none and trains as ever.
     """
 
     kind: ClassVar[str]
@@ -92,6 +93,7 @@ class Stage:
     weight_decay: float | int = 0.01
     max_grad_norm: float | int = 1.0
     dropout: float | int | None = None
+    fake_quantization: bool = False
 
     def __post_init__(self) -> None:
         self.name = self.name or self.kind

@@ -16,6 +16,7 @@ import torch
 import transformers
 from accelerate import PartialState
 from datasets import Dataset
+from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.utils import has_file
@@ -26,6 +27,7 @@ from ..quiet import quiet_transformers
 from .checkpoints import check_space, last_checkpoint
 from .curves import FILE as CURVES
 from .curves import CurveWriter, draw_curves, read_curves
+from .fake_quantization import fake_quantize
 from .networks import Learner, Teacher, layer_map
 from .objectives import (
     AlignObjective,
@@ -110,6 +112,8 @@ def run_recipe(recipe: Recipe, output_dir: Path, trust_remote_code: bool = False
     with state.main_process_first():
         if state.is_main_process:
             _claim(output_dir, work_dir, recipe)
+    if not state.is_main_process:
+        datasets.disable_progress_bars()
     set_seed(recipe.seed)
     prepared = _prepare(recipe, work_dir, trust_remote_code)
     results: dict[str, Any] = {}
@@ -319,12 +323,12 @@ def _run_stage(prepared: Prepared, stage: Stage, source: str | None) -> dict[str
             recipe.teacher_of(stage),
             **_labels(prepared, stage, teacher_model),
         )
-        result = _train(prepared, stage, model, teacher_model)
+        result, weights = _train(prepared, stage, model, teacher_model)
         is_last = stage is recipe.stages[-1]
         if PartialState().is_main_process:
             prepared.tokenizer.model_max_length = model.config.max_position_embeddings
             dtype = DTYPES[recipe.save_dtype] if is_last else torch.float32
-            save_model(model, prepared.tokenizer, folder / "model", dtype)
+            save_model(model, prepared.tokenizer, folder / "model", dtype, weights)
             _write(record, json.dumps(result))
         PartialState().wait_for_everyone()
     if PartialState().is_main_process:
@@ -379,13 +383,15 @@ def _labels(prepared: Prepared, stage: Stage, teacher: PreTrainedModel | None) -
 
 def _train(
     prepared: Prepared, stage: Stage, model: PreTrainedModel, teacher_model: PreTrainedModel | None
-) -> dict[str, Any]:
-    """Train `model` in place, from the last checkpoint if there is one."""
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Train `model`, from the last checkpoint if there is one; what it came to, and its whole weights."""
     recipe, folder = prepared.recipe, prepared.folder(stage)
     _check_lengths(prepared, stage, model.config.max_position_embeddings, "the student")
     arguments = _training_arguments(prepared, stage)
     if teacher_model is not None:
         _check_vocabulary(model, teacher_model)
+    if stage.fake_quantization and recipe.student.attention == "inhibitor":
+        fake_quantize(model)
     learner = Learner(model, teacher_model)
     trained_parameters(learner, stage)  # type: ignore[arg-type]
     if stage.dropout is not None:
@@ -425,13 +431,14 @@ def _train(
     history = [record for record in trainer.state.log_history if "loss" in record]
     last: dict[str, Any] = history[-1] if history else {}
     alignment = [1 - value for name, value in sorted(last.items(), key=_layer_number) if name.startswith("unexplained_")]
-    return {
+    result = {
         "steps": trainer.state.global_step,
         "seconds": round(trainer.seconds, 1),
         "loss": last.get("loss"),
         "alignment": alignment or None,
         "eval": _scores(trainer.evaluate()) if evaluation is not None else None,
     }
+    return result, trainer.student_weights()
 
 
 def _check_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel) -> None:

@@ -37,8 +37,16 @@ def add_teacher_logits(
     )
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype) -> None:
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    dtype: torch.dtype,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
     """Write a loadable folder, whole or not at all; weights of two or more dimensions are stored in `dtype`.
+
+    weights: in place of the model's, of which this process may hold a part only.
 
     It replaces a folder of that name, and the tokenizer is written without the truncation of the training.
     The configuration keeps the dtype to compute in, so a half-precision file still loads as float32.
@@ -46,7 +54,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     temporary = folder.with_name(folder.name + ".tmp")
     state = {
         name: tensor.to(dtype) if tensor.is_floating_point() and tensor.ndim > 1 else tensor
-        for name, tensor in model.state_dict().items()
+        for name, tensor in (model.state_dict() if weights is None else weights).items()
     }
     shutil.rmtree(temporary, ignore_errors=True)
     with quiet_transformers():

@@ -165,6 +165,11 @@ class StageTrainer(CheckpointTrainer):
             self._seconds_before = max((record.get("seconds", 0.0) for record in state.log_history), default=0.0)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def student_weights(self) -> dict[str, Tensor]:
+        """Of the student alone, without maps; gathered where the processes hold parts of them. All processes call it."""
+        state = self.accelerator.get_state_dict(self.model_wrapped)
+        return {name.removeprefix("student."): weight for name, weight in state.items() if name.startswith("student.")}
+
     # Evaluation
 
     def prediction_step(

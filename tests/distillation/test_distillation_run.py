@@ -17,6 +17,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from toy_recipe import curve
 from toy_task import POSITIONS, VOCABULARY, sentences, tiny_student, write_bert, write_csv, write_distilbert
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -271,12 +272,6 @@ def test_the_training_goes_on_from_its_last_checkpoint(resumed):
         {"task": list(range(20, 50))},
         {"task": list(range(40, STUDENT_STEPS))},
     ]
-
-
-def curve(folder: Path) -> list[dict]:
-    """The logged losses, without the time they took."""
-    records = map(json.loads, (folder / "curves.jsonl").read_text().splitlines())
-    return [{name: value for name, value in record.items() if name != "seconds"} for record in records if "loss" in record]
 
 
 def test_interruptions_change_nothing(finished, resumed):
