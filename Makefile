@@ -11,6 +11,7 @@ LOWEST := .venv-lowest
 OUTPUT ?= build/kernel-repository
 
 RECIPE ?= study
+AUTHORS_RECIPE ?= study-authors
 ONLY ?= *
 ENCODER ?= .cache/data/minilm
 TEXTS ?= .cache/data/study/unlabelled.txt
@@ -45,7 +46,7 @@ study-data: $(INSTALLED) ## the data of the distillation study too, in .cache/da
 
 study: $(INSTALLED) ## the rows that the distillation study lacks; ONLY='sarcasm/*/0' for some of them
 	HF_HUB_OFFLINE=1 $(BIN)/python -m inhibidistilbert.distillation.study --recipe "$(RECIPE)" --only "$(ONLY)" \
-	  --encoder "$(ENCODER)" --texts "$(TEXTS)"
+	  --authors-recipe "$(AUTHORS_RECIPE)" --encoder "$(ENCODER)" --texts "$(TEXTS)"
 
 checkpoint-sources: $(INSTALLED) ## renew the source files inside the shipped checkpoint after a change to them
 	$(BIN)/python -c "from inhibidistilbert.modeling.remote_code import write_remote_code as w; w('$(CHECKPOINT)')"

@@ -76,11 +76,15 @@ class CheckpointTrainer(Trainer):
             self._writing = False
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            shutil.rmtree(folder / name, ignore_errors=True)  # one that was not whole
-            (temporary / name).rename(folder / name)
-            temporary.rmdir()
-            rotate_checkpoints(output_dir=str(folder), save_total_limit=self.args.save_total_limit, use_mtime=True)
+            self._place(temporary / name, folder / name)
         self.accelerator.wait_for_everyone()
+
+    def _place(self, written: Path, place: Path) -> None:
+        """A whole checkpoint under its own name; then those that are too many are removed."""
+        shutil.rmtree(place, ignore_errors=True)  # one that was not whole
+        written.rename(place)
+        written.parent.rmdir()
+        rotate_checkpoints(output_dir=str(place.parent), save_total_limit=self.args.save_total_limit, use_mtime=True)
 
     def _refuse_bad_weights(self, name: str) -> None:
         bad = [key for key, parameter in self.model.named_parameters() if not parameter.isfinite().all()]  # type: ignore[union-attr]

@@ -20,7 +20,7 @@ _TEXT, _WORDS = Value("string"), List(Value("string"))
 class Column:
     """A column of the files: `name` there, `standard` here, the option that names it, and its type.
 
-    wanted: for the errors. fits: whether a value may be used.
+    wanted, one: for the errors, what all rows and what each must hold. fits: whether a value may be used.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Column:
     option: str
     feature: Any
     wanted: str
+    one: str
     fits: Callable[[Any], bool]
 
 
@@ -52,30 +53,31 @@ def _are_classes(labels: Any) -> bool:
 
 
 def text_column(name: str, standard: str = "text", option: str = "--text-column") -> Column:
-    return Column(name, standard, option, _TEXT, "texts", _is_text)
+    return Column(name, standard, option, _TEXT, "texts", "a text", _is_text)
 
 
 def word_column(name: str) -> Column:
-    return Column(name, "text", "--text-column", _WORDS, "lists of words", _are_words)
+    return Column(name, "text", "--text-column", _WORDS, "lists of words", "words", _are_words)
 
 
 def class_column(name: str) -> Column:
-    return Column(name, "label", "--label-column", Value("int64"), "integer classes", _is_class)
+    return Column(name, "label", "--label-column", Value("int64"), "integer classes", "a class index >= 0", _is_class)
 
 
 def number_column(name: str) -> Column:
-    return Column(name, "label", "--label-column", Value("float32"), "numbers", _is_number)
+    return Column(name, "label", "--label-column", Value("float32"), "numbers", "a number", _is_number)
 
 
 def classes_column(name: str) -> Column:
     wanted = f"lists of integer classes (or {NO_LABEL})"
-    return Column(name, "label", "--label-column", List(Value("int64")), wanted, _are_classes)
+    return Column(name, "label", "--label-column", List(Value("int64")), wanted, "such a list", _are_classes)
 
 
 def answers_column() -> Column:
     """SQuAD's: where the answers begin in the context, and their texts. None for a question without an answer."""
     feature = {"text": List(Value("string")), "answer_start": List(Value("int64"))}
-    return Column("answers", "label", "answers", feature, "answers in SQuAD's form", lambda value: value is not None)
+    wanted = "answers in SQuAD's form"
+    return Column("answers", "label", "answers", feature, wanted, "such answers", lambda value: value is not None)
 
 
 def read_columns(files: Sequence[str | Path], argument: str, columns: Sequence[Column], drop_empty: bool = False) -> Dataset:
@@ -91,7 +93,8 @@ def read_columns(files: Sequence[str | Path], argument: str, columns: Sequence[C
     for path in map(Path, files):
         part = load_file(path, argument)
         # A plain text file has lines and no header.
-        names = {column.standard: "text" if path.suffix.lower() == ".txt" else column.name for column in columns}
+        lines = {"text": "text"} if path.suffix.lower() == ".txt" else {}
+        names = {column.standard: lines.get(column.standard, column.name) for column in columns}
         for column in columns:
             if names[column.standard] not in part.column_names:
                 raise UserError(
@@ -111,26 +114,9 @@ def read_columns(files: Sequence[str | Path], argument: str, columns: Sequence[C
                 if not len(part):
                     raise UserError(f"{where} holds no text.")
             elif not all(map(column.fits, part[column.standard][:])):
-                raise UserError(f"{where} has rows without {column.wanted} in {column.name!r}.")
+                raise UserError(f"{where} has rows without {column.one} in {column.name!r}.")
         parts.append(part)
     return concatenate_datasets(parts)
-
-
-def read_labelled(files: Sequence[Path], argument: str, text: str, label: str) -> Dataset:
-    """The files' rows as one dataset with columns `text` and `label` (class index); errors as `read_columns`."""
-    return read_columns(files, argument, [text_column(text), class_column(label)])
-
-
-def read_transfer(files: Sequence[Path], text: str) -> Dataset:
-    """The files' texts, to be labelled by the teacher: column `text`, and `label` filled with `NO_LABEL`.
-
-    Rows without a text are left out.
-
-    Raises:
-        UserError: a file that is missing, of an unknown format, without this column, or without any text.
-    """
-    texts = read_columns(files, "--transfer-file", [text_column(text)], drop_empty=True)
-    return texts.add_column("label", [NO_LABEL] * len(texts)).cast_column("label", Value("int64"))
 
 
 def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
 from ..errors import UserError
-from .student import principal_axes
+from .sizes import principal_axes, word_embeddings
 
 # The module of a layer that gives the attention's output, before it is added to the layer's input.
 _ATTENTION_OUTPUTS = {
@@ -119,7 +119,7 @@ class Learner(nn.Module):
             self.to_student = nn.Linear(width, student_width, bias=False)
             self.to_teacher = nn.Linear(student_width, width, bias=False)
             if student_width < width:
-                axes = principal_axes(teacher.get_input_embeddings().weight, student_width)  # type: ignore[union-attr]
+                axes = principal_axes(word_embeddings(cast(PreTrainedModel, teacher)).weight, student_width)
                 with torch.no_grad():
                     self.to_student.weight.copy_(axes.T)
                     self.to_teacher.weight.copy_(axes)

@@ -208,6 +208,7 @@ def random_position_ids(rows: int, length: int, positions: int, device: torch.de
 
 def set_dropout(learner: Learner, probability: float) -> None:
     """Everywhere in the student; its configuration stays as it is."""
+    module: Any
     for module in learner.student.modules():
         if isinstance(module, nn.Dropout):
             module.p = probability

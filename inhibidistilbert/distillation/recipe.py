@@ -17,7 +17,6 @@ from huggingface_hub.errors import StrictDataclassError
 from ..errors import UserError, reason
 
 SHORTEST = 3  # tokens: [CLS], one of the text, [SEP]
-KINDS = ("classification", "regression", "token-classification", "question-answering")
 
 
 @strict
@@ -27,7 +26,8 @@ class Student:
 
     source: `"teacher"` (weights copied from the teacher), a published size (new, word embeddings projected from the
         teacher's), or a folder: an earlier output, or a DistilBERT or BERT to copy from.
-    attention: `"inhibitor"`, or `"softmax"` for transformers' DistilBERT, the control.
+    attention: `"inhibitor"`; `"softmax"` for transformers' DistilBERT, the control; `"own"` for the source's own class, to
+        fine-tune any encoder.
     layers: the teacher's layers that the student's come from and learn from, from 0; None for all, or for evenly spaced
         ones where the teacher has more.
     fresh: projections of the attention, such as `q_lin`, that are drawn anew in place of copies.
@@ -36,7 +36,7 @@ class Student:
     """
 
     source: str = "teacher"
-    attention: Literal["inhibitor", "softmax"] = "inhibitor"
+    attention: Literal["inhibitor", "softmax", "own"] = "inhibitor"
     layers: list[int] | None = None
     fresh: list[Literal["q_lin", "k_lin", "v_lin", "out_lin"]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
@@ -77,6 +77,7 @@ class Stage:
     scalar_learning_rate: of alpha, beta and gamma; None for that of the other parameters.
     teacher: in place of the recipe's.
     dropout: of the student while this stage trains, everywhere; None for its configuration's.
+    fake_quantization: compute as the int8 form will (see `fake_quantization`); a softmax student has none and trains as ever.
     """
 
     kind: ClassVar[str]
@@ -92,6 +93,7 @@ class Stage:
     weight_decay: float | int = 0.01
     max_grad_norm: float | int = 1.0
     dropout: float | int | None = None
+    fake_quantization: bool = False
 
     def __post_init__(self) -> None:
         self.name = self.name or self.kind
@@ -322,6 +324,18 @@ def _check_keys(keys: Sequence[str] | Mapping[str, Any], known: Sequence[str], w
             raise UserError(f"recipe: unknown key {where}{key}: {hint}")
 
 
+def _type_error(kind: type, settings: dict[str, Any], error: StrictDataclassError) -> str:
+    """Which setting has what value, and what would be right."""
+    named = re.search(r"field '(\w+)'", str(error))
+    if named is None or named[1] not in settings:
+        return reason(error)
+    annotation = next(item.type for item in dataclasses.fields(kind) if item.name == named[1])
+    wanted = str(getattr(annotation, "__name__", annotation))
+    choices = re.search(r"Literal\[(.*?)\]", str(annotation))
+    wanted = f"one of {choices[1]}" if choices else wanted
+    return f"{named[1]} must be {wanted.replace('typing.', '')}, got {settings[named[1]]!r}."
+
+
 def _build(kind: type, settings: Any, where: str) -> Any:
     """A data class from a mapping."""
     if not isinstance(settings, dict):
@@ -330,8 +344,7 @@ def _build(kind: type, settings: Any, where: str) -> Any:
     try:
         return kind(**settings)
     except StrictDataclassError as error:
-        # The library's message has a line for the class and one for the field.
-        raise UserError(f"recipe: {where}{' '.join(str(error.__cause__ or error).split())}") from error
+        raise UserError(f"recipe: {where}{_type_error(kind, settings, error)}") from error
 
 
 def build_recipe(settings: Mapping[str, Any]) -> Recipe:

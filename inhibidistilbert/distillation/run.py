@@ -16,6 +16,7 @@ import torch
 import transformers
 from accelerate import PartialState
 from datasets import Dataset
+from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.utils import has_file
@@ -23,10 +24,10 @@ from transformers.utils import has_file
 from ..conversion import DTYPES
 from ..errors import UserError, reason
 from ..quiet import quiet_transformers
-from .build import build_student, student_class
 from .checkpoints import check_space, last_checkpoint
 from .curves import FILE as CURVES
 from .curves import CurveWriter, draw_curves, read_curves
+from .fake_quantization import fake_quantize
 from .networks import Learner, Teacher, layer_map
 from .objectives import (
     AlignObjective,
@@ -37,14 +38,18 @@ from .objectives import (
     set_dropout,
     trained_parameters,
 )
-from .recipe import Align, Pretrain, Recipe, Stage, Task
-from .stage_trainer import LogBeforeSaving, Masking, StageTrainer, TermProgress
-from .student import published_sizes
+from .recipe import Align, Pretrain, Recipe, Stage, Task, build_recipe
+from .sizes import published_sizes, word_embeddings
+from .student import build_student, student_class
 from .tasks import KINDS, Collator, TaskKind
-from .teacher import add_teacher_logits, check_same_tokenizer, load_encoder, load_tokenizer, save_classifier
+from .teacher import add_teacher_logits, check_same_tokenizer, load_teacher, load_tokenizer, save_model
 from .text_stream import TextStream, open_texts
+from .trainer import LogBeforeSaving, Masking, StageTrainer, TermProgress
 
 LOG = "distillation.json"
+# Files as errors name them: the option, and the recipe's key.
+TRAIN, TRANSFER = "--train-file (data.train_files)", "--transfer-file (data.transfer_files)"
+EVAL, TEST = "--eval-file (data.eval_file)", "--test-file (data.test_files)"
 _CALIBRATION_TEXTS = 256  # whose targets' variance is the unit of an alignment's loss
 
 # Fields of TrainingArguments that a stage sets, and where the recipe has them.
@@ -100,13 +105,15 @@ def run_recipe(recipe: Recipe, output_dir: Path, trust_remote_code: bool = False
         UserError: bad input, before any training; a full disk or a loss that is not finite, with the checkpoints intact.
     """
     done = finished_log(output_dir)
-    if done is not None and done.get("recipe") == _plain(recipe):
+    if done is not None and not _changes(done.get("recipe"), recipe):
         return done
     state = PartialState()
     work_dir = output_dir.with_name(output_dir.name + ".work")
     with state.main_process_first():
         if state.is_main_process:
             _claim(output_dir, work_dir, recipe)
+    if not state.is_main_process:
+        datasets.disable_progress_bars()
     set_seed(recipe.seed)
     prepared = _prepare(recipe, work_dir, trust_remote_code)
     results: dict[str, Any] = {}
@@ -146,11 +153,9 @@ def _claim(output_dir: Path, work_dir: Path, recipe: Recipe) -> None:
         raise UserError(f"OUTPUT_DIR: {str(output_dir)!r} exists already: give another name or remove it.")
     record = work_dir / "recipe.json"
     if record.is_file():
-        before, now = _flat(json.loads(record.read_text())), _flat(_plain(recipe))
-        changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         # The record alone is left by one that stopped at its input: nothing is lost by starting anew.
-        if changed and any(path != record for path in work_dir.iterdir()):
-            changes = ", ".join(f"{name} {now.get(name)!r} (was {before.get(name)!r})" for name in changed)
+        begun = any(path != record for path in work_dir.iterdir())
+        if begun and (changes := _changes(json.loads(record.read_text()), recipe)):
             raise UserError(
                 f"OUTPUT_DIR: {str(work_dir)!r} holds an unfinished distillation with other options: {changes}. Give the "
                 "same command to go on with it, remove it, or give another OUTPUT_DIR."
@@ -162,6 +167,16 @@ def _claim(output_dir: Path, work_dir: Path, recipe: Recipe) -> None:
         _write(record, json.dumps(_plain(recipe), indent=2))
     except OSError as error:
         raise UserError(f"OUTPUT_DIR: {str(work_dir)!r} cannot be written: {reason(error)}") from error
+
+
+def _changes(recorded: Any, recipe: Recipe) -> str:
+    """How a recipe differs from a recorded one, which may lack settings that are newer than it; empty where it does not."""
+    # One that is no recipe any more tells by the names of its settings what is different.
+    with contextlib.suppress(UserError, TypeError, AttributeError):
+        recorded = _plain(build_recipe(recorded))
+    before, now = _flat(recorded), _flat(_plain(recipe))
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    return ", ".join(f"{name} {now.get(name)!r} (was {before.get(name)!r})" for name in names)
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
@@ -207,14 +222,14 @@ def _prepare(recipe: Recipe, work_dir: Path, trust_remote_code: bool) -> Prepare
         _training_arguments(prepared, stage)
         if isinstance(stage, Task):
             if not data.train_files and not (data.transfer_files and not stage.hard_weight):
-                raise UserError("data.train_files: at least one file of labelled texts is needed (--train-file).")
+                raise UserError(f"{TRAIN}: at least one file of labelled texts is needed.")
             if data.train_files:
-                prepared.train = prepared.task.read(data.train_files, "data.train_files")
+                prepared.train = prepared.task.read(data.train_files, TRAIN)
             if data.transfer_files:
-                prepared.transfer = prepared.task.read_unlabelled(data.transfer_files, "data.transfer_files")
+                prepared.transfer = prepared.task.read_unlabelled(data.transfer_files, TRANSFER)
             if data.eval_file:
-                prepared.evaluation = prepared.task.read([data.eval_file], "data.eval_file")
-            prepared.tests = {path: prepared.task.read([path], "data.test_files") for path in data.test_files}
+                prepared.evaluation = prepared.task.read([data.eval_file], EVAL)
+            prepared.tests = {path: prepared.task.read([path], TEST) for path in data.test_files}
         else:
             prepared.texts = open_texts(data.text_files, data.text_column)
         _check_stage(prepared, stage)
@@ -223,19 +238,19 @@ def _prepare(recipe: Recipe, work_dir: Path, trust_remote_code: bool) -> Prepare
 
 def _tokenizer(recipe: Recipe, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """The one that the teachers and the student share."""
-    sources = {"teacher": recipe.teacher} | {f"{stage.name}.teacher": stage.teacher for stage in recipe.stages}
+    sources = {"--teacher": recipe.teacher} | {f"{stage.name}.teacher": stage.teacher for stage in recipe.stages}
     if not all(_needs_teacher(stage) for stage in recipe.stages) and recipe.student.source not in published_sizes():
         sources = {name: source for name, source in sources.items() if source}
     for stage in recipe.stages:
         if _needs_teacher(stage) and recipe.teacher_of(stage) is None:
-            raise UserError(f"teacher: stage {stage.name} needs one (--teacher, or {stage.name}.teacher in the recipe).")
+            raise UserError(f"--teacher: stage {stage.name} needs one (or {stage.name}.teacher in the recipe).")
     if recipe.student.source not in ("teacher", *published_sizes()):
         folder = recipe.student.source
         if any(has_file(folder, name) for name in ("tokenizer.json", "vocab.txt")):
-            sources["student.source"] = folder
+            sources["--student"] = folder
     named = {name: source for name, source in sources.items() if source}
     if not named:
-        raise UserError("teacher: give a teacher, or a student.source folder with a tokenizer.")
+        raise UserError("--teacher: give a teacher, or a student.source folder with a tokenizer.")
     (first, source), *others = named.items()
     tokenizer = load_tokenizer(source, trust_remote_code, first)
     for name, other in others:
@@ -268,7 +283,7 @@ def _check_stage(prepared: Prepared, stage: Stage) -> None:
         try:
             config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=prepared.trust_remote_code)
         except Exception as error:
-            raise UserError(f"teacher: {source!r} does not load: {reason(error)}") from error
+            raise UserError(f"--teacher: {source!r} does not load: {reason(error)}") from error
         _check_lengths(prepared, stage, config.max_position_embeddings, f"the teacher {source!r}")
         if isinstance(stage, Task) and stage.soft_weight:
             _check_labels(prepared, config.num_labels)
@@ -277,9 +292,9 @@ def _check_stage(prepared: Prepared, stage: Stage) -> None:
 
 
 def _labelled_sets(prepared: Prepared) -> dict[str, Dataset]:
-    sets = {"data.train_files": prepared.train, "data.eval_file": prepared.evaluation}
+    sets = {TRAIN: prepared.train, EVAL: prepared.evaluation}
     named = {name: dataset for name, dataset in sets.items() if dataset is not None}
-    return named | {f"data.test_files {path!r}": dataset for path, dataset in prepared.tests.items()}
+    return named | {f"{TEST} {path!r}": dataset for path, dataset in prepared.tests.items()}
 
 
 def _check_labels(prepared: Prepared, classes: int) -> None:
@@ -287,7 +302,7 @@ def _check_labels(prepared: Prepared, classes: int) -> None:
         prepared.task.check_labels(dataset, argument, classes)
     names = prepared.recipe.data.labels
     if names and len(names) != classes:
-        raise UserError(f"data.labels: {len(names)} names for {classes} classes: give one for each, in order.")
+        raise UserError(f"--label (data.labels): {len(names)} names for {classes} classes: give one for each, in order.")
 
 
 # Stages
@@ -308,12 +323,12 @@ def _run_stage(prepared: Prepared, stage: Stage, source: str | None) -> dict[str
             recipe.teacher_of(stage),
             **_labels(prepared, stage, teacher_model),
         )
-        result = _train(prepared, stage, model, teacher_model)
+        result, weights = _train(prepared, stage, model, teacher_model)
         is_last = stage is recipe.stages[-1]
         if PartialState().is_main_process:
             prepared.tokenizer.model_max_length = model.config.max_position_embeddings
             dtype = DTYPES[recipe.save_dtype] if is_last else torch.float32
-            save_classifier(model, prepared.tokenizer, folder / "model", dtype)
+            save_model(model, prepared.tokenizer, folder / "model", dtype, weights)
             _write(record, json.dumps(result))
         PartialState().wait_for_everyone()
     if PartialState().is_main_process:
@@ -327,7 +342,7 @@ def _teacher(prepared: Prepared, stage: Stage) -> PreTrainedModel | None:
     source = prepared.recipe.teacher_of(stage)
     if source is None:
         return None
-    argument = f"{stage.name}.teacher" if stage.teacher else "teacher"
+    argument = f"{stage.name}.teacher" if stage.teacher else "--teacher"
     head = "Model"
     if isinstance(stage, Task) and stage.soft_weight:
         head = prepared.task.head
@@ -335,7 +350,7 @@ def _teacher(prepared: Prepared, stage: Stage) -> PreTrainedModel | None:
         head = "ForMaskedLM"
     elif not _needs_teacher(stage) and prepared.recipe.student.source not in published_sizes():
         return None
-    return load_encoder(source, head, prepared.trust_remote_code, argument)
+    return load_teacher(source, head, prepared.trust_remote_code, argument)
 
 
 def _head(prepared: Prepared, stage: Stage) -> str:
@@ -368,11 +383,15 @@ def _labels(prepared: Prepared, stage: Stage, teacher: PreTrainedModel | None) -
 
 def _train(
     prepared: Prepared, stage: Stage, model: PreTrainedModel, teacher_model: PreTrainedModel | None
-) -> dict[str, Any]:
-    """Train `model` in place, from the last checkpoint if there is one."""
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Train `model`, from the last checkpoint if there is one; what it came to, and its whole weights."""
     recipe, folder = prepared.recipe, prepared.folder(stage)
     _check_lengths(prepared, stage, model.config.max_position_embeddings, "the student")
     arguments = _training_arguments(prepared, stage)
+    if teacher_model is not None:
+        _check_vocabulary(model, teacher_model)
+    if stage.fake_quantization and recipe.student.attention == "inhibitor":
+        fake_quantize(model)
     learner = Learner(model, teacher_model)
     trained_parameters(learner, stage)  # type: ignore[arg-type]
     if stage.dropout is not None:
@@ -412,13 +431,23 @@ def _train(
     history = [record for record in trainer.state.log_history if "loss" in record]
     last: dict[str, Any] = history[-1] if history else {}
     alignment = [1 - value for name, value in sorted(last.items(), key=_layer_number) if name.startswith("unexplained_")]
-    return {
+    result = {
         "steps": trainer.state.global_step,
         "seconds": round(trainer.seconds, 1),
         "loss": last.get("loss"),
         "alignment": alignment or None,
         "eval": _scores(trainer.evaluate()) if evaluation is not None else None,
     }
+    return result, trainer.student_weights()
+
+
+def _check_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    ours, theirs = (word_embeddings(model).num_embeddings for model in (student, teacher))
+    if ours != theirs:
+        raise UserError(
+            f"--student: {student.name_or_path!r} has {ours} word embeddings, the teacher {theirs}: they must share a "
+            "tokenizer."
+        )
 
 
 def _layer_number(entry: tuple[str, Any]) -> int:
@@ -517,7 +546,7 @@ def _objective(
 ) -> Objective:
     if isinstance(stage, Align):
         assert teacher is not None
-        teacher.check_attention(f"{stage.name}.teacher" if stage.teacher else "teacher")
+        teacher.check_attention(f"{stage.name}.teacher" if stage.teacher else "--teacher")
         device = teacher.model.device
         rows = [row for row, _ in zip(dataset, range(_CALIBRATION_TEXTS), strict=False)]
         batches = [collator(rows[start : start + 32]) for start in range(0, len(rows), 32)]

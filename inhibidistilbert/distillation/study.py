@@ -141,6 +141,7 @@ def study(settings: Settings, results: Results, only: str = "*") -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m inhibidistilbert.distillation.study", description=__doc__)
     parser.add_argument("--recipe", default="study", help="recipe of the four stages; `study-gpu` is the full-size one")
+    parser.add_argument("--authors-recipe", default="study-authors", help="as above, by the authors; `authors` in full")
     parser.add_argument("--encoder", default=".cache/data/minilm", help="what teachers are fine-tuned from, DistilBERT-like")
     parser.add_argument("--texts", default=".cache/data/study/unlabelled.txt", help="unlabelled texts for alignment")
     parser.add_argument("--only", default="*", help="pattern of task/model/seed, such as 'sarcasm/*/0'")
@@ -148,7 +149,9 @@ def main() -> None:
     data = Path(".cache/data/study")
     if not (data / "unlabelled.txt").is_file():
         sys.exit(f"error: {str(data)!r} does not hold the study's data: run `make study-data`.")
-    settings = Settings(options.recipe, options.encoder, options.texts, data, Path("runs") / options.recipe)
+    settings = Settings(
+        options.recipe, options.authors_recipe, options.encoder, options.texts, data, Path("runs") / options.recipe
+    )
     try:
         failed = study(settings, Results(Path("benchmarks/results"), options.recipe), options.only)
     except UserError as error:

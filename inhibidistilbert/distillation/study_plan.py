@@ -39,14 +39,14 @@ TASKS = {
 class Model:
     """A student: what differs from the study's inhibitor.
 
-    overrides: `KEY=VALUE` of the recipe, for every stage. stages: those before the task, in order. recipe: what the name of
-    the study's recipe ends with for this model, if it has one of its own.
+    overrides: `KEY=VALUE` of the recipe, for every stage. stages: those before the task, in order. by_authors: by the recipe
+    of the inhibitor's authors instead of the study's.
     """
 
     name: str
     overrides: tuple[str, ...] = ()
     stages: tuple[str, ...] = ("align", "pretrain")
-    recipe: str = ""
+    by_authors: bool = False
 
 
 _STUDENTS = (Model("inhibitor"), Model("softmax", ("student.attention=softmax",)))
@@ -57,7 +57,7 @@ _ABLATIONS = (
     Model("inhibitor_length_mean", ("student.config.length_normalization=mean", "student.config.beta_init=1.5")),
     Model("inhibitor_not_aligned", stages=("pretrain",)),
     Model("inhibitor_uncentered", ("student.config.centered=false", "student.config.alpha_init=-7")),
-    Model("inhibitor_authors_recipe", stages=("align-queries-keys", "align-layers", "pretrain"), recipe="-authors"),
+    Model("inhibitor_authors_recipe", stages=("align_queries_keys", "align_layers", "pretrain"), by_authors=True),
     Model("inhibitor_unsigned", ("student.config.signed=false",)),
     Model("inhibitor_scalars_per_layer", ("student.config.scalars_per_head=false",)),
 )
@@ -65,10 +65,14 @@ _ABLATIONS = (
 
 @dataclass(frozen=True)
 class Settings:
-    """Where things are. recipe: a name or file. encoder: what teachers are fine-tuned from. texts: unlabelled, for all
-    stages before the task. data: the folder of the tasks' files. work: where models are kept."""
+    """Where things are, and by what they are trained.
+
+    recipe, authors_recipe: names or files. encoder: what teachers are fine-tuned from. texts: unlabelled, for all stages before
+    the task. data: the folder of the tasks' files. work: where models are kept.
+    """
 
     recipe: str
+    authors_recipe: str
     encoder: str
     texts: str
     data: Path
@@ -128,12 +132,13 @@ def _teacher(settings: Settings, task: Task, seed: int) -> Command:
 
 
 def _student(settings: Settings, task: Task, model: Model, seed: int) -> Run:
+    recipe = _recipe(settings, model)
     encoder = _encoder(settings, model, seed)
     teacher = _teacher(settings, task, seed)
     command = Command(
         settings.work / f"{task.name}-{model.name}-{seed}",
         (
-            *_stage(settings.recipe + model.recipe, "task", seed),
+            *_stage(recipe, "task", seed),
             *("--teacher", str(teacher.output), "--student", str(encoder.output)),
             *_overrides(model.overrides),
             *_task_arguments(settings, task, "task"),
@@ -145,19 +150,24 @@ def _student(settings: Settings, task: Task, model: Model, seed: int) -> Run:
 
 def _encoder(settings: Settings, model: Model, seed: int) -> Command:
     """The last of the stages before the task, each from the one before."""
+    recipe = _recipe(settings, model)
     command = None
     for stage in model.stages:
         source = () if command is None else ("--student", str(command.output))
         command = Command(
             settings.work / f"{stage}-{model.name}-{seed}",
             (
-                *_stage(settings.recipe + model.recipe, stage, seed),
+                *_stage(recipe, stage, seed),
                 *("--teacher", settings.encoder, *source, *_overrides(model.overrides), "--text-file", settings.texts),
             ),
             needs=() if command is None else (command,),
         )
     assert command is not None
     return command
+
+
+def _recipe(settings: Settings, model: Model) -> str:
+    return settings.authors_recipe if model.by_authors else settings.recipe
 
 
 def _stage(recipe: str, stage: str, seed: int) -> tuple[str, ...]:

@@ -97,7 +97,7 @@ class TaskKind:
         return logits.argmax(-1)
 
     def score(self, prediction: EvalPrediction) -> dict[str, float]:
-        return metrics.compute(self.metrics, prediction.predictions, prediction.label_ids)  # type: ignore[arg-type]
+        return metrics.compute(self.metrics, prediction.predictions, prediction.label_ids)
 
 
 class Classification(TaskKind):

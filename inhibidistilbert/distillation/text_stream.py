@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UserError
 from ..text_files import stream_file
 
-ARGUMENT = "data.text_files"
+ARGUMENT = "--text-file (data.text_files)"
 SHUFFLED_TEXTS = 10_000  # that are in memory to draw from
 WINDOW = 16  # batches that are sorted by length together, so that a batch holds little padding
 
@@ -25,7 +25,7 @@ def open_texts(files: Sequence[str], text_column: str) -> list[IterableDataset]:
         UserError: no file, one that cannot be read, or one without this column or a text in it.
     """
     if not files:
-        raise UserError(f"{ARGUMENT}: at least one file of texts is needed (--text-file).")
+        raise UserError(f"{ARGUMENT}: at least one file of texts is needed.")
     streams = []
     for path in map(Path, files):
         stream = stream_file(path, ARGUMENT)

@@ -19,7 +19,7 @@ from inhibidistilbert.distillation.study_plan import SEEDS, TASKS, Settings, pla
 from inhibidistilbert.distillation.study_summary import summary
 from inhibidistilbert.errors import UserError
 
-SETTINGS = Settings("study", "encoder", "texts.txt", Path("data"), Path("work"))
+SETTINGS = Settings("study", "study-authors", "encoder", "texts.txt", Path("data"), Path("work"))
 RUNS = list(plan(SETTINGS))
 
 
@@ -76,8 +76,8 @@ def test_encoders_are_shared_by_tasks_and_not_by_models_or_seeds():
     assert len(set(outputs)) == len(outputs)
 
 
-@pytest.mark.parametrize("recipe", ["study", "study-gpu"])
-def test_the_recipes_take_every_override_of_the_plan(recipe):
+@pytest.mark.parametrize("recipes", [("study", "study-authors"), ("study-gpu", "authors")])
+def test_the_recipes_take_every_override_of_the_plan(recipes):
     def stages(command):
         for needed in command.needs:
             yield from stages(needed)
@@ -86,13 +86,13 @@ def test_the_recipes_take_every_override_of_the_plan(recipe):
         (stage,) = read_recipe(value(line, "--recipe"), overrides, value(line, "--stage")).stages
         yield stage.name
 
-    settings = dataclasses.replace(SETTINGS, recipe=recipe)
+    settings = dataclasses.replace(SETTINGS, recipe=recipes[0], authors_recipe=recipes[1])
     seen = [list(stages(run.command)) for run in plan(settings)]
     assert {tuple(names) for names in seen} == {
         ("finetune",),
         ("align", "pretrain", "finetune", "task"),
         ("pretrain", "finetune", "task"),
-        ("align-queries-keys", "align-layers", "pretrain", "finetune", "task"),
+        ("align_queries_keys", "align_layers", "pretrain", "finetune", "task"),
     }
 
 
@@ -210,7 +210,7 @@ def test_real_rows_of_a_toy_study(toy, tmp_path, monkeypatch):
     # The toy has 32 positions.
     short = dataclasses.replace(TASKS["rotten_tomatoes"], test_max_length=32)
     monkeypatch.setitem(TASKS, "rotten_tomatoes", short)
-    settings = Settings("toy.yaml", str(toy / "encoder"), str(toy / "transfer.txt"), Path(), Path("runs"))
+    settings = Settings("toy.yaml", "toy.yaml", str(toy / "encoder"), str(toy / "transfer.txt"), Path(), Path("runs"))
     results = Results(tmp_path / "results", "toy")
     for run in ("rotten_tomatoes/softmax/0", "graded_sentiment/inhibitor/0"):
         assert study.study(settings, results, run) == []
