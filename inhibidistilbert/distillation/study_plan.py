@@ -67,8 +67,8 @@ _ABLATIONS = (
 class Settings:
     """Where things are, and by what they are trained.
 
-    recipe, authors_recipe: names or files. encoder: what teachers are fine-tuned from. texts: unlabelled, for all stages before
-    the task. data: the folder of the tasks' files. work: where models are kept.
+    recipe, authors_recipe: names or files. encoder: what teachers are fine-tuned from. texts: unlabelled, for all stages
+    before the task. data: the folder of the tasks' files. work: where models are kept.
     """
 
     recipe: str
