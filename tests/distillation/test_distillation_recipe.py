@@ -51,6 +51,7 @@ WRONG = {
     "negative": (["pretrain.weight_decay=-1"], r"pretrain\.weight_decay must be a number from 0, got -1"),
     "dropout": (["pretrain.dropout=1"], r"pretrain\.dropout must be from 0 to below 1, got 1"),
     "too short": (["task.max_length=2"], r"task\.max_length must be at least 3 tokens, got 2"),
+    "too short for tests": (["data.test_max_length=2"], r"data\.test_max_length must be at least 3 tokens, got 2"),
     "no loss": (["pretrain.hidden_weight=0"], "pretrain: one of hidden_weight, .* must be above 0"),
     "no end": (["align.max_steps=null"], r"align\.max_steps: give the number of steps"),
     "no value": (["align"], "--set: 'align' must be KEY=VALUE"),

@@ -131,6 +131,14 @@ def test_teacher_and_student_learn_the_task(finished, role):
     assert test["texts"] == 60
 
 
+def test_test_texts_are_cut_at_a_length_of_their_own(toy, finished, tmp_path):
+    # The first word alone says little; the student is that of above, which the smallest of steps leaves as it is.
+    changes = {"student__source": str(finished.folder), "task__max_steps": 1, "task__learning_rate": 1e-9}
+    recipe = student_recipe(toy, finished.teacher, data__transfer_files=None, data__test_max_length=3, **changes)
+    (test,) = run_recipe(recipe, tmp_path / "out")["tests"]["student"].values()
+    assert test["accuracy"] < 0.8
+
+
 def test_evaluations_and_losses_are_logged(finished):
     result = finished.log["stages"]["task"]
     assert result["eval"]["accuracy"] > 0.9
@@ -508,6 +516,11 @@ def test_lengths_beyond_the_students_positions_are_refused(toy, tmp_path):
 def test_lengths_beyond_the_teachers_positions_are_refused(toy, finished, tmp_path):
     recipe = student_recipe(toy, finished.teacher, student__source="tiny", task__max_length=33)
     refused(recipe, tmp_path / "out", r"task\.max_length must be at most 32, the positions of the teacher.*got 33")
+
+
+def test_tests_beyond_the_teachers_positions_are_refused(toy, finished, tmp_path):
+    recipe = student_recipe(toy, finished.teacher, data__test_max_length=33)
+    refused(recipe, tmp_path / "out", r"data\.test_max_length must be at most 32, the positions of the teacher.*got 33")
 
 
 @pytest.mark.parametrize(
