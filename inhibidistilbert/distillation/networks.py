@@ -133,8 +133,8 @@ class Learner(nn.Module):
     def _no_split_modules(self) -> list[str]:
         return list(self.student._no_split_modules or [])
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
-        self.student.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        self.student.gradient_checkpointing_enable(**options)
 
     def forward(self, layer_inputs: list[Tensor] | None = None, whole_layers: bool = False, **inputs: Any) -> Any:
         """The student's output, its hidden states in the teacher's width.

@@ -77,7 +77,7 @@ class Stage:
     scalar_learning_rate: of alpha, beta and gamma; None for that of the other parameters.
     teacher: in place of the recipe's.
     dropout: of the student while this stage trains, everywhere; None for its configuration's.
-    fake_quantization: compute as the int8 form will (see `fake_quantization`); a softmax student has none and trains as ever.
+    fake_quantization: compute as the int8 form will (see `fake_quantization`); a softmax student has none, trains as ever.
     """
 
     kind: ClassVar[str]

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import UserError
-from .run import LOG, finished_log
+from .work_folder import LOG, finished_log
 
 Log = Mapping[str, Any]
 

@@ -89,9 +89,11 @@ class TextStream(TorchIterableDataset):
     def _blocks(self, number: int) -> Iterator[list[int]]:
         # What is too short for a block at the end of a pass is left out.
         tokens: list[int] = []
-        inner = self.max_length - self.tokenizer.num_special_tokens_to_add()
+        # Of an encoder: one special token before a text, the others behind it.
+        special = self.tokenizer("")["input_ids"]
+        inner = self.max_length - len(special)
         for ids in self._encoded(number, add_special_tokens=False, truncation=False):
             tokens += ids
             while len(tokens) >= inner:
-                yield self.tokenizer.build_inputs_with_special_tokens(tokens[:inner])
+                yield [*special[:1], *tokens[:inner], *special[1:]]
                 tokens = tokens[inner:]

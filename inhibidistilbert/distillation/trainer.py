@@ -287,3 +287,8 @@ class LogBeforeSaving(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if control.should_save:
             control.should_log = True
+
+
+def scores(metrics: dict[str, Any]) -> dict[str, float]:
+    """What an evaluation measured, without the time it took."""
+    return {name.removeprefix("eval_"): value for name, value in metrics.items() if not name.endswith((*TIMINGS, "epoch"))}

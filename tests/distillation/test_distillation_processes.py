@@ -49,6 +49,7 @@ def test_two_processes_train_what_one_does(toy, tmp_path):
     assert "2 processes" in done.stdout
 
 
+@pytest.mark.slow
 def test_bad_input_ends_both_with_a_clear_message(toy, tmp_path):
     recipe = three_stages(toy, tmp_path / "no" / "teacher")
     done = run_on_two(recipe, tmp_path / "two", tmp_path)

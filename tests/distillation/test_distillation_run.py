@@ -22,7 +22,7 @@ from toy_task import POSITIONS, VOCABULARY, sentences, tiny_student, write_bert,
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from inhibidistilbert import InhibiDistilBertForSequenceClassification, cli
-from inhibidistilbert.distillation import run as run_module
+from inhibidistilbert.distillation import stages
 from inhibidistilbert.distillation.recipe import Recipe, read_recipe
 from inhibidistilbert.distillation.run import run_recipe
 from inhibidistilbert.distillation.trainer import StageTrainer
@@ -232,7 +232,7 @@ def watched_steps(stop: tuple[str, int] | None = None) -> Iterator[Steps]:
             return super().training_step(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "StageTrainer", Watched)
+        patch.setattr(stages, "StageTrainer", Watched)
         yield steps
 
 

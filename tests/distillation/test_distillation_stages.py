@@ -194,7 +194,7 @@ def test_regression_is_distilled(toy, tmp_path):
 
 
 def test_a_regression_needs_a_teacher_with_one_output(toy, teacher, tmp_path):
-    given = {"data__train_files": [str(graded(tmp_path / "graded.csv"))], "data__test_files": None}
+    given = {"data__train_files": [str(graded(tmp_path / "graded.csv"))], "data__test_files": []}
     with pytest.raises(UserError, match="regression needs a teacher with one output, this one has 2"):
         run_recipe(three_stages(toy, teacher, "data.kind=regression", stage="task", **given), tmp_path / "out")
 
@@ -258,8 +258,9 @@ def test_rows_that_are_not_of_their_kind_are_refused(toy, tmp_path, kind, row, m
         "token-classification": "DistilBertForTokenClassification",
         "question-answering": "DistilBertForQuestionAnswering",
     }
-    teacher = write_distilbert(tmp_path / "teacher", getattr(transformers, heads[kind]), num_labels=3)
-    given = {"data__train_files": [jsonl(tmp_path / "rows.jsonl", [row])], "data__test_files": None}
+    labels = 3 if kind == "token-classification" else 2
+    teacher = write_distilbert(tmp_path / "teacher", getattr(transformers, heads[kind]), num_labels=labels)
+    given = {"data__train_files": [jsonl(tmp_path / "rows.jsonl", [row])], "data__test_files": []}
     with pytest.raises(UserError, match=message):
         run_recipe(three_stages(toy, teacher, f"data.kind={kind}", stage="task", **given), tmp_path / "out")
 

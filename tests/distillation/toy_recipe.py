@@ -20,12 +20,9 @@ def three_stages(toy: Path, teacher: Path | str, *changes: str, **given) -> Reci
     steps = ["align.max_steps=12", "pretrain.max_steps=12", "task.max_steps=12", "task.learning_rate=1e-3"]
     lengths = [f"{stage}.max_length=12" for stage in STAGES] + [f"{stage}.batch_size=16" for stage in STAGES]
     saving = ["trainer.logging_steps=4", "trainer.save_steps=4"]
-    files = {
-        "data__text_files": [str(toy / "transfer.txt")],
-        "data__train_files": [str(toy / "train.csv")],
-        "data__test_files": [str(toy / "test.csv")],
-    }
-    return read_recipe("distill", [*steps, *lengths, *saving, *changes], teacher=str(teacher), **{**files, **given})
+    texts = {"text_files": "transfer.txt", "train_files": "train.csv", "test_files": "test.csv"}
+    files = [f"data.{name}=[{toy / file}]" for name, file in texts.items()]
+    return read_recipe("distill", [*steps, *lengths, *saving, *files, *changes], teacher=str(teacher), **given)
 
 
 def curve(folder: Path) -> list[dict]:
