@@ -12,7 +12,14 @@ EPOCHS ?= 4
 kernel-repository: OUTPUT ?= build/kernel-repository
 evaluate: OUTPUT ?= runs/evaluate
 
-.PHONY: demo test test-full test-lowest data check checkpoint-sources kernel-repository benchmark-model results-index evaluate gpu
+RECIPE ?= study
+AUTHORS_RECIPE ?= study-authors
+ONLY ?= *
+ENCODER ?= .cache/data/minilm
+TEXTS ?= .cache/data/study/unlabelled.txt
+
+.PHONY: demo test test-full test-lowest data study-data study check checkpoint-sources kernel-repository
+.PHONY: benchmark-model results-index evaluate gpu
 
 demo: $(INSTALLED) ## classify real sentences, in process and from an exported folder
 	$(BIN)/python -m inhibidistilbert.demo
@@ -36,6 +43,13 @@ check: $(INSTALLED) ## lint, format and types
 
 data: $(INSTALLED) ## fetch and prepare the offline data of the shipped checkpoint into .cache/data
 	$(BIN)/python -m inhibidistilbert.distillation.review_data .cache/data
+
+study-data: $(INSTALLED) ## the data of the distillation study too, in .cache/data/study
+	$(BIN)/python -m inhibidistilbert.distillation.study_data .cache/data
+
+study: $(INSTALLED) ## the rows that the distillation study lacks; ONLY='sarcasm/*/0' for some of them
+	HF_HUB_OFFLINE=1 $(BIN)/python -m inhibidistilbert.distillation.study --recipe "$(RECIPE)" --only "$(ONLY)" \
+	  --authors-recipe "$(AUTHORS_RECIPE)" --encoder "$(ENCODER)" --texts "$(TEXTS)"
 
 checkpoint-sources: $(INSTALLED) ## renew the source files inside the shipped checkpoint after a change to them
 	$(BIN)/python -c "from inhibidistilbert.modeling.remote_code import write_remote_code as w; w('$(CHECKPOINT)')"

@@ -3,7 +3,7 @@
 import glob
 from pathlib import Path
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset, IterableDataset, load_dataset
 
 from .errors import UserError, reason
 
@@ -18,6 +18,30 @@ def load_file(path: Path, argument: str) -> Dataset:
     Raises:
         UserError: a file that is missing, empty, of an unknown kind, or not readable as its kind.
     """
+    loader, options = _loader(path, argument)
+    try:
+        return load_dataset(loader, data_files=_literal(path), split="train", **options)
+    except Exception as error:
+        raise _unreadable(path, argument, loader, error) from error
+
+
+def stream_file(path: Path, argument: str) -> IterableDataset:
+    """As `load_file`, but rows are read as they are asked for, and so is damage in the middle of a file found.
+
+    Raises:
+        UserError: as `load_file`, for what the first row shows.
+    """
+    loader, options = _loader(path, argument)
+    try:
+        stream = load_dataset(loader, data_files=_literal(path), split="train", streaming=True, **options)
+        next(iter(stream))
+    except Exception as error:
+        raise _unreadable(path, argument, loader, error) from error
+    return stream
+
+
+def _loader(path: Path, argument: str) -> tuple[str, dict]:
+    """The name of the loader for a file that can be read, and its options."""
     if not path.is_file():
         raise UserError(f"{argument}: {str(path)!r} is not a file.")
     loader = _LOADERS.get(path.suffix.lower())
@@ -29,10 +53,15 @@ def load_file(path: Path, argument: str) -> Dataset:
     options: dict = {"keep_default_na": False} if loader == "csv" else {}
     if path.suffix.lower() == ".tsv":
         options["sep"] = "\t"
-    try:
-        # Escaped: a name such as "reviews[1].csv" is no pattern here.
-        return load_dataset(loader, data_files=glob.escape(str(path)), split="train", **options)
-    except Exception as error:
-        if "corresponds to no data" in str(error):  # what datasets says of a file without rows
-            raise UserError(f"{argument}: {str(path)!r} is empty: it holds no rows.") from error
-        raise UserError(f"{argument}: {str(path)!r} could not be read as {loader}: {reason(error)}") from error
+    return loader, options
+
+
+def _literal(path: Path) -> str:
+    """Escaped: a name such as "reviews[1].csv" is no pattern."""
+    return glob.escape(str(path))
+
+
+def _unreadable(path: Path, argument: str, loader: str, error: Exception) -> UserError:
+    if "corresponds to no data" in str(error):  # what datasets says of a file without rows
+        return UserError(f"{argument}: {str(path)!r} is empty: it holds no rows.")
+    return UserError(f"{argument}: {str(path)!r} could not be read as {loader}: {reason(error)}")

@@ -1,90 +1,131 @@
 """Reads the texts of a distillation and turns them into token ids."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from datasets import Dataset, Value, concatenate_datasets
+from datasets import Dataset, List, Value, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError, reason
 from ..text_files import load_file
 
-NO_LABEL = -100
+NO_LABEL = -100  # as in transformers; numbers that are missing are NaN
+_TEXT, _WORDS = Value("string"), List(Value("string"))
 
 
-def read_labelled(files: Sequence[Path], argument: str, text_column: str, label_column: str) -> Dataset:
-    """The files' rows as one dataset with columns `text` and `label` (class index).
+@dataclass(frozen=True)
+class Column:
+    """A column of the files: `name` there, `standard` here, the option that names it, and its type.
+
+    wanted, one: for the errors, what all rows and what each must hold. fits: whether a value may be used.
+    """
+
+    name: str
+    standard: str
+    option: str
+    feature: Any
+    wanted: str
+    one: str
+    fits: Callable[[Any], bool]
+
+
+def _is_text(text: Any) -> bool:
+    return bool(text and text.strip())
+
+
+def _are_words(words: Any) -> bool:
+    return bool(words) and all(word is not None for word in words)
+
+
+def _is_class(label: Any) -> bool:
+    return label is not None and label >= 0
+
+
+def _is_number(label: Any) -> bool:
+    return label is not None and math.isfinite(label)
+
+
+def _are_classes(labels: Any) -> bool:
+    return bool(labels) and all(label is not None and (label >= 0 or label == NO_LABEL) for label in labels)
+
+
+def text_column(name: str, standard: str = "text", option: str = "--text-column") -> Column:
+    return Column(name, standard, option, _TEXT, "texts", "a text", _is_text)
+
+
+def word_column(name: str) -> Column:
+    return Column(name, "text", "--text-column", _WORDS, "lists of words", "words", _are_words)
+
+
+def class_column(name: str) -> Column:
+    return Column(name, "label", "--label-column", Value("int64"), "integer classes", "a class index >= 0", _is_class)
+
+
+def number_column(name: str) -> Column:
+    return Column(name, "label", "--label-column", Value("float32"), "numbers", "a number", _is_number)
+
+
+def classes_column(name: str) -> Column:
+    wanted = f"lists of integer classes (or {NO_LABEL})"
+    return Column(name, "label", "--label-column", List(Value("int64")), wanted, "such a list", _are_classes)
+
+
+def answers_column() -> Column:
+    """SQuAD's: where the answers begin in the context, and their texts. None for a question without an answer."""
+    feature = {"text": List(Value("string")), "answer_start": List(Value("int64"))}
+    wanted = "answers in SQuAD's form"
+    return Column("answers", "label", "answers", feature, wanted, "such answers", lambda value: value is not None)
+
+
+def read_columns(files: Sequence[str | Path], argument: str, columns: Sequence[Column], drop_empty: bool = False) -> Dataset:
+    """The files' rows as one dataset with the standard columns.
+
+    drop_empty: leave rows out whose first column has no value, instead of refusing them.
 
     Raises:
-        UserError: a file that is missing, empty, of an unknown format, or without these columns; rows without a text;
-            labels that are not integers from 0.
+        UserError: a file that is missing, empty, of an unknown format, or without these columns; rows without a value, or
+            with one of another type.
     """
     parts = []
-    for path in files:
+    for path in map(Path, files):
         part = load_file(path, argument)
-        for column, option in ((text_column, "--text-column"), (label_column, "--label-column")):
-            if column not in part.column_names:
+        # A plain text file has lines and no header.
+        lines = {"text": "text"} if path.suffix.lower() == ".txt" else {}
+        names = {column.standard: lines.get(column.standard, column.name) for column in columns}
+        for column in columns:
+            if names[column.standard] not in part.column_names:
                 raise UserError(
-                    f"{argument}: {str(path)!r} has no column {column!r} ({option}); it has {', '.join(part.column_names)}."
+                    f"{argument}: {str(path)!r} has no column {names[column.standard]!r} ({column.option}); "
+                    f"it has {', '.join(part.column_names)}."
                 )
-        part = part.select_columns([text_column, label_column])
-        part = part.rename_columns({text_column: "text", label_column: "label"})
-        try:
-            part = part.cast_column("text", Value("string"))
-        except Exception as error:
-            raise UserError(f"{argument}: {str(path)!r} must hold texts in {text_column!r}: {reason(error)}") from error
-        try:
-            part = part.cast_column("label", Value("int64"))
-        except Exception as error:
-            raise UserError(
-                f"{argument}: {str(path)!r} must hold integer classes in {label_column!r}: {reason(error)}"
-            ) from error
-        if None in part["label"][:] or min(part["label"][:]) < 0:
-            raise UserError(f"{argument}: {str(path)!r} has rows without a class index >= 0 in {label_column!r}.")
-        if not all(map(_is_text, part["text"][:])):
-            raise UserError(f"{argument}: {str(path)!r} has rows without a text in {text_column!r}.")
+        part = part.select_columns(list(names.values()))
+        part = part.rename_columns({name: standard for standard, name in names.items() if name != standard})
+        for column in columns:
+            where = f"{argument}: {str(path)!r}"
+            try:
+                part = part.cast_column(column.standard, column.feature)
+            except Exception as error:
+                raise UserError(f"{where} must hold {column.wanted} in {column.name!r}: {reason(error)}") from error
+            if drop_empty:
+                part = part.filter(column.fits, input_columns=column.standard)
+                if not len(part):
+                    raise UserError(f"{where} holds no text.")
+            elif not all(map(column.fits, part[column.standard][:])):
+                raise UserError(f"{where} has rows without {column.one} in {column.name!r}.")
         parts.append(part)
     return concatenate_datasets(parts)
 
 
-def _is_text(text: str | None) -> bool:
-    return bool(text and text.strip())
-
-
-def read_transfer(files: Sequence[Path], text_column: str) -> Dataset:
-    """The files' texts, to be labelled by the teacher: column `text`, and `label` filled with `NO_LABEL`.
-
-    Rows without a text are left out.
-
-    Raises:
-        UserError: a file that is missing, of an unknown format, without this column, or without any text.
-    """
-    parts = []
-    for path in files:
-        part = load_file(path, "--transfer-file")
-        column = "text" if path.suffix.lower() == ".txt" else text_column
-        if column not in part.column_names:
-            raise UserError(
-                f"--transfer-file: {str(path)!r} has no column {column!r}; it has {', '.join(part.column_names)}."
-            )
-        part = part.select_columns([column]).rename_columns({column: "text"} if column != "text" else {})
-        try:
-            part = part.cast_column("text", Value("string"))
-        except Exception as error:
-            raise UserError(f"--transfer-file: {str(path)!r} must hold texts in {column!r}: {reason(error)}") from error
-        part = part.filter(_is_text, input_columns="text")
-        if not len(part):
-            raise UserError(f"--transfer-file: {str(path)!r} holds no text.")
-        parts.append(part)
-    texts = concatenate_datasets(parts)
-    return texts.add_column("label", [NO_LABEL] * len(texts)).cast_column("label", Value("int64"))
-
-
 def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-    """Adds `input_ids`, cut to `max_length` tokens, and their `length`; drops the text."""
+    """Adds `input_ids`, cut to `max_length` tokens, and their `length`; drops the text (and `text_pair`)."""
+    columns = [name for name in ("text", "text_pair") if name in dataset.column_names]
 
-    def encode(batch: dict) -> dict:
-        ids = tokenizer(batch["text"], truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
+    def encode(batch: Mapping[str, list]) -> dict[str, list]:
+        texts = [batch[name] for name in columns]
+        ids = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
         return {"input_ids": ids, "length": [len(row) for row in ids]}
 
-    return dataset.map(encode, batched=True, remove_columns=["text"], desc="Tokenising")
+    return dataset.map(encode, batched=True, remove_columns=columns, desc="Tokenising")

@@ -24,6 +24,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
@@ -31,6 +32,7 @@ from transformers import AutoTokenizer, BertModel, DistilBertConfig, DistilBertM
 
 from ..conversion import MODEL_INPUTS, bert_to_distilbert
 from ..errors import UserError
+from .leaks import check_no_leaks, normalized
 
 
 class Archive(NamedTuple):
@@ -56,6 +58,7 @@ SNIPPETS = Archive(
     "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
 )
 
+MOVIE_SNIPPETS = "movieReviewSnippets"
 IMDB_TEST_SIZE = 2000
 LONGEST_PASSAGE = 110  # words, about 150 tokens
 Labelled = tuple[str, int]
@@ -111,12 +114,18 @@ def labelled_reviews(archive: Path) -> tuple[list[Labelled], list[Labelled]]:
     return list(tomatoes.items()), list(imdb.items())
 
 
-def _key(text: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", html.unescape(text).lower())
-
-
 def _words(text: str) -> frozenset[str]:
     return frozenset(re.findall(r"[a-z0-9]+", html.unescape(text).lower()))
+
+
+def graded_snippets(archive: Path, name: str) -> list[tuple[str, float, str]]:
+    """`(number, mean human grade from -4 to 4, text)` of every line of one of the archive's files, as they stand there."""
+    member = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+    with tarfile.open(archive) as outer, tarfile.open(fileobj=outer.extractfile(member)) as inner:
+        # A regular file, as the archive's checksum has shown.
+        snippets = cast(IO[bytes], inner.extractfile(f"hutto_ICWSM_2014/{name}_GroundTruth.txt"))
+        lines = snippets.read().decode("utf-8-sig", errors="replace").splitlines()
+    return [(number, float(grade), text) for number, grade, text in (line.split("\t")[:3] for line in lines)]
 
 
 def held_out_sentences(archive: Path, train: list[Labelled]) -> list[Labelled]:
@@ -126,20 +135,14 @@ def held_out_sentences(archive: Path, train: list[Labelled]) -> list[Labelled]:
     without class labels. A sentence takes the class of the run it lies in: that of the training sentence before it.
     (The sign of the archive's own human grades agrees with this label for 96 % of the sentences.)
     """
-    member = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-    with tarfile.open(archive) as outer, tarfile.open(fileobj=outer.extractfile(member)) as inner:
-        # A regular file, as the archive's checksum has shown.
-        snippets = cast(IO[bytes], inner.extractfile("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"))
-        lines = snippets.read().decode("utf-8", errors="replace").splitlines()
-    sentences = [line.split("\t")[2] for line in lines]
-
-    labels = {_key(text): label for text, label in train}
-    known = [(index, labels[_key(text)]) for index, text in enumerate(sentences) if _key(text) in labels]
+    sentences = [text for _, _, text in graded_snippets(archive, MOVIE_SNIPPETS)]
+    labels = {normalized(text): label for text, label in train}
+    known = [(index, labels[normalized(text)]) for index, text in enumerate(sentences) if normalized(text) in labels]
     positions = [index for index, _ in known]
     similar = _NearDuplicates([text for text, _ in train])
     held_out = []
     for index, text in enumerate(sentences):
-        if _key(text) not in labels and not similar.contain(text):
+        if normalized(text) not in labels and not similar.contain(text):
             before = bisect.bisect(positions, index) - 1
             held_out.append((html.unescape(text).strip(), known[max(before, 0)][1]))
     return held_out
@@ -189,15 +192,29 @@ def fragments(sentence: str, generator: random.Random, count: int = 5) -> list[s
     return result
 
 
-def _write_csv(path: Path, rows: list[Labelled]) -> None:
+def texts_of(files: Mapping[str, Sequence[tuple[str, float]]]) -> dict[str, list[str]]:
+    """The texts alone of rows of text and label, by the same names."""
+    return {name: [text for text, _ in rows] for name, rows in files.items()}
+
+
+def write_csv(path: Path, rows: Sequence[tuple[str, float]]) -> None:
+    """Rows of text and label below these names; says what it wrote."""
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer)
     writer.writerow(["text", "label"])
     writer.writerows(rows)
     _write(path, buffer.getvalue())
+    print(f"{path.name}: {len(rows)} texts")
+
+
+def write_lines(path: Path, texts: Sequence[str]) -> None:
+    """One text a line; says what it wrote."""
+    _write(path, "\n".join(texts) + "\n")
+    print(f"{path.name}: {len(texts)} passages")
 
 
 def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8", newline="")
     temporary.replace(path)
@@ -214,30 +231,35 @@ def prepare(folder: Path, seed: int = 0) -> None:
         generator.shuffle(rows)
     imdb_test, imdb_train = imdb[:IMDB_TEST_SIZE], imdb[IMDB_TEST_SIZE:]
     half = len(held_out) // 2
-    files = {
-        "rotten_tomatoes_train": tomatoes,
+    training = {"rotten_tomatoes_train": tomatoes, "imdb_train": imdb_train}
+    evaluation = {
         "rotten_tomatoes_validation": held_out[:half],
         "rotten_tomatoes_test": held_out[half:],
-        "imdb_train": imdb_train,
         "imdb_test": imdb_test,
     }
-    for name, rows in files.items():
-        _write_csv(folder / f"{name}.csv", rows)
-        print(f"{name}.csv: {len(rows)} texts")
-    _write_csv(folder / "imdb_train_10k.csv", imdb_train[:10_000])
     pieces = [passage for review, _ in imdb_train for passage in passages(review, generator)]
     # The time of a text grows with the square of its length: of the long passages one in four is kept.
     transfer = [piece for piece in pieces if len(piece.split()) <= 40]
     transfer += [piece for piece in pieces if len(piece.split()) > 40][::4]
     transfer += [fragment for sentence, _ in tomatoes for fragment in fragments(sentence, generator)]
-    transfer = list(dict.fromkeys(transfer))
+    # A phrase can be a held-out sentence by chance: "mildly amusing".
+    forbidden = {normalized(text) for rows in evaluation.values() for text, _ in rows}
+    transfer = [piece for piece in dict.fromkeys(transfer) if normalized(piece) not in forbidden]
     generator.shuffle(transfer)
-    _write(folder / "transfer.txt", "\n".join(transfer) + "\n")
-    print(f"transfer.txt: {len(transfer)} passages")
+    check_no_leaks({**texts_of(training), "transfer": transfer}, texts_of(evaluation))
+    for name, rows in (training | evaluation).items():
+        write_csv(folder / f"{name}.csv", rows)
+    write_csv(folder / "imdb_train_10k.csv", imdb_train[:10_000])
+    write_lines(folder / "transfer.txt", transfer)
 
 
-if __name__ == "__main__":
+def main(prepare: Callable[[Path], None]) -> None:
+    """Prepare the folder that is named on the command line."""
     try:
         prepare(Path(sys.argv[1] if len(sys.argv) > 1 else ".cache/data"))
     except UserError as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main(prepare)

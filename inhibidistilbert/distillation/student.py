@@ -1,85 +1,176 @@
-"""The student: loaded from a checkpoint, or new with embeddings projected from the teacher's."""
+"""Builds a recipe's student: an inhibitor one or its softmax control, from a size, a folder or the teacher."""
 
-from importlib.resources import as_file, files
+import dataclasses
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import DistilBertConfig, PreTrainedConfig, PreTrainedModel
 
+from ..conversion import StudentOptions, student_from
 from ..errors import UserError, reason
+from ..modeling import modeling_inhibidistilbert
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
-from ..modeling.modeling_inhibidistilbert import InhibiDistilBertForSequenceClassification
+from ..modeling.modeling_inhibidistilbert import SCALARS
+from ..quiet import quiet_transformers
+from .recipe import Student
+from .sizes import project_embeddings, published_sizes, size_config, word_embeddings
+
+_ARGUMENT = "--student (student.source)"
+_CONFIGS: dict[str, type[PreTrainedConfig]] = {"inhibitor": InhibiDistilBertConfig, "softmax": DistilBertConfig}
+_INHIBITOR_FIELDS = {item.name for item in dataclasses.fields(InhibiDistilBertConfig)} - {
+    item.name for item in dataclasses.fields(DistilBertConfig)
+}
+# What `conversion` sets while it copies.
+_CONVERSION_FIELDS = ("scalars_per_head", "length_normalization", "alpha_init", "beta_init", "gamma_init")
+# Of the model that weights are copied from; the student's are its own, or the teacher's.
+_NOT_CARRIED = {"architectures", "auto_map", "dtype", "model_type", "transformers_version", "id2label", "label2id"}
 
 
-def published_sizes() -> list[str]:
-    """Names of the configurations in `hub_configs`."""
-    root = files("inhibidistilbert") / "hub_configs"
-    return sorted(entry.name for entry in root.iterdir() if (entry / "config.json").is_file())
+def student_class(attention: str, head: str) -> Any:
+    """head: `"Model"`, or `"ForMaskedLM"` and the like."""
+    if attention == "inhibitor":
+        return getattr(modeling_inhibidistilbert, f"InhibiDistilBert{head}")
+    if attention == "own":
+        return getattr(transformers, f"AutoModel{head.removeprefix('Model')}")
+    return getattr(transformers, f"DistilBert{head}")
 
 
-def _size_config(name: str) -> InhibiDistilBertConfig:
-    with as_file(files("inhibidistilbert") / "hub_configs" / name) as folder:
-        return InhibiDistilBertConfig.from_pretrained(folder)
+def build_student(
+    student: Student, head: str, teacher: PreTrainedModel | None, teacher_source: str | None, **labels: Any
+) -> PreTrainedModel:
+    """The student in float32, in evaluation mode. What no weights are found for is drawn from torch's random generator.
 
-
-def student_config(source: str) -> InhibiDistilBertConfig:
-    """The configuration of `build_student`'s source, without its weights.
-
-    Raises:
-        UserError: neither a published size nor a folder with a configuration.
-    """
-    if source in published_sizes():
-        return _size_config(source)
-    if not (Path(source) / "config.json").is_file():
-        raise UserError(
-            f"--student: {source!r} is neither a folder with a config.json nor one of {', '.join(published_sizes())}."
-        )
-    try:
-        return InhibiDistilBertConfig.from_pretrained(source)
-    except Exception as error:  # the libraries raise nothing more special for damaged files
-        raise UserError(f"--student: {source!r} does not load: {reason(error)}") from error
-
-
-@torch.no_grad()
-def project_embeddings(teacher: torch.Tensor, dim: int, std: float) -> torch.Tensor:
-    """Word embeddings `(vocab, width)` on their first `dim` principal components, scaled to `std`: `(vocab, dim)`."""
-    centered = teacher.float() - teacher.float().mean(0)
-    # The principal axes from the small (width, width) covariance.
-    _, axes = torch.linalg.eigh(centered.T @ centered)
-    projected = centered @ axes.flip(1)[:, :dim]
-    return projected * (std / projected.std())
-
-
-def build_student(source: str, teacher: PreTrainedModel) -> InhibiDistilBertForSequenceClassification:
-    """An inhibitor student with the teacher's labels.
-
-    source: one of `published_sizes()`, for a new student whose word embeddings are the teacher's on their principal
-    components; or the folder of an InhibiDistilBERT checkpoint with the teacher's vocabulary, whose head is kept if it
-    has the teacher's number of classes.
+    teacher: gives the vocabulary and the word embeddings of a new student.
+    labels: `id2label`, `label2id` or `num_labels` of its head.
 
     Raises:
-        UserError: neither of the two, or another vocabulary size than the teacher's.
+        UserError: a source or configuration that does not fit.
     """
-    labels = {"id2label": teacher.config.id2label, "label2id": teacher.config.label2id}
-    embeddings = cast(nn.Embedding, teacher.get_input_embeddings()).weight
-    config = student_config(source)
-    if source in published_sizes():
-        config.update({**labels, "vocab_size": len(embeddings), "pad_token_id": teacher.config.pad_token_id})
-        student = InhibiDistilBertForSequenceClassification(config)
-        if config.dim <= embeddings.shape[1]:
-            projected = project_embeddings(embeddings, config.dim, std=0.05)
-            student.distilbert.embeddings.word_embeddings.weight.data.copy_(projected)
-        return student
-    if config.vocab_size != len(embeddings):
-        raise UserError(
-            f"--student: {source!r} has {config.vocab_size} word embeddings, the teacher {len(embeddings)}: "
-            "they must share a tokenizer."
-        )
+    kind = student_class(student.attention, head)
+    fields = _config_fields(student) | labels
+    if student.attention == "own":
+        if student.source in published_sizes():
+            raise UserError(f"student.attention: 'own' needs a folder to train, not the size {student.source!r}.")
+        model = _pretrained(kind, _source(student, teacher_source), fields)
+    elif student.source in published_sizes():
+        model = _new(student, kind, teacher, fields)
+    else:
+        source = _source(student, teacher_source)
+        model = _load(student, kind, source, fields) or _copy(student, kind, source, fields)
+    if student.fresh:
+        _renew(model, student.fresh)
+    return model.float().eval()
+
+
+def _config_fields(student: Student) -> dict[str, Any]:
+    """The fields that are to differ from the source's, all known by name."""
+    if student.attention == "own":
+        return dict(student.config)
+    known = {item.name for item in dataclasses.fields(InhibiDistilBertConfig)}
+    for name in student.config:
+        if name not in known:
+            raise UserError(f"student.config: unknown field {name!r}; see InhibiDistilBertConfig.")
+    ignored = _INHIBITOR_FIELDS if student.attention == "softmax" else set()
+    return {name: value for name, value in student.config.items() if name not in ignored}
+
+
+def _make_config(kind: type[PreTrainedConfig], fields: dict[str, Any]) -> PreTrainedConfig:
     try:
-        return InhibiDistilBertForSequenceClassification.from_pretrained(
-            source, dtype=torch.float32, ignore_mismatched_sizes=True, **labels
-        )
-    except Exception as error:  # the libraries raise nothing more special for damaged files
-        raise UserError(f"--student: {source!r} does not load: {reason(error)}") from error
+        return kind(**fields)
+    except Exception as error:  # of several libraries, for one wrong value
+        raise UserError(f"student.config: {reason(error)}") from error
+
+
+def _new(student: Student, kind: Any, teacher: PreTrainedModel | None, fields: dict[str, Any]) -> PreTrainedModel:
+    if teacher is None:
+        raise UserError(f"--teacher: a new student of size {student.source!r} needs one, for its vocabulary.")
+    words = word_embeddings(teacher).weight
+    size = _carried(size_config(student.source), student.attention)
+    vocabulary = {"vocab_size": len(words), "pad_token_id": teacher.config.pad_token_id}
+    config = _make_config(_CONFIGS[student.attention], {**size, **vocabulary, **fields})
+    model: PreTrainedModel = kind(config)
+    if config.hidden_size <= words.shape[1]:
+        projected = project_embeddings(words, config.hidden_size, std=0.05)
+        word_embeddings(model).weight.data.copy_(projected)
+    return model
+
+
+def _carried(config: PreTrainedConfig, attention: str) -> dict[str, Any]:
+    """The fields of an inhibitor's configuration that a student of this attention has too."""
+    known = {item.name for item in dataclasses.fields(_CONFIGS[attention])} - _NOT_CARRIED
+    return {name: value for name, value in config.to_dict().items() if name in known}
+
+
+def _source(student: Student, teacher_source: str | None) -> str:
+    if student.source != "teacher":
+        if not (Path(student.source) / "config.json").is_file():
+            sizes = ", ".join(published_sizes())
+            raise UserError(
+                f"{_ARGUMENT}: {student.source!r} is neither 'teacher', nor one of {sizes}, nor a folder with a config.json."
+            )
+        return student.source
+    if teacher_source is None:
+        raise UserError(f"{_ARGUMENT}: 'teacher' needs a --teacher, or give a folder.")
+    return teacher_source
+
+
+def _load(student: Student, kind: Any, source: str, fields: dict[str, Any]) -> PreTrainedModel | None:
+    """A folder of the student's own kind as it is; None for one to copy from."""
+    try:
+        raw, _ = PreTrainedConfig.get_config_dict(source)
+    except Exception as error:
+        raise UserError(f"{_ARGUMENT}: {source!r} does not load: {reason(error)}") from error
+    if student.attention == "softmax" and raw.get("model_type") == "inhibidistilbert":
+        raise UserError(f"{_ARGUMENT}: {source!r} has inhibitor attention, but student.attention is 'softmax'.")
+    own_kind = raw.get("model_type") == kind.config_class.model_type and "distance_metric" not in raw
+    selects = student.layers is not None and len(student.layers) != raw.get("n_layers")
+    if not own_kind or (selects and student.attention == "softmax"):
+        return None
+    return _pretrained(kind, source, fields)
+
+
+def _pretrained(kind: Any, source: str, fields: dict[str, Any]) -> PreTrainedModel:
+    with quiet_transformers():
+        try:
+            # A head for another number of classes is replaced by a new one.
+            return kind.from_pretrained(source, dtype=torch.float32, ignore_mismatched_sizes=True, **fields)
+        except Exception as error:  # the libraries raise nothing more special for damaged files
+            raise UserError(f"{_ARGUMENT}: {source!r} does not load: {reason(error)}") from error
+
+
+def _copy(student: Student, kind: Any, source: str, fields: dict[str, Any]) -> PreTrainedModel:
+    """The weights of a DistilBERT or BERT, by way of an inhibitor student of it."""
+    given = {name: fields[name] for name in _CONVERSION_FIELDS if name in fields}
+    try:
+        copied, _ = student_from(source, StudentOptions(layers=student.layers, dtype="float32", **given))
+    except UserError as error:
+        raise UserError(f"{_ARGUMENT}: {error}") from error
+    config = _make_config(_CONFIGS[student.attention], {**_carried(copied.config, student.attention), **fields})
+    model: PreTrainedModel = kind(config)
+    weights = copied.state_dict()
+    if student.attention == "softmax":
+        weights = {name: weight for name, weight in weights.items() if name.rpartition(".")[2] not in SCALARS}
+    prefix, own = "distilbert.", model.state_dict()
+    if isinstance(model, student_class(student.attention, "Model")):
+        weights = {name.removeprefix(prefix): weight for name, weight in weights.items()}
+    elif not any(name.startswith(prefix) for name in weights):
+        weights = {prefix + name: weight for name, weight in weights.items()}
+    # A head of another kind, or for other classes, stays as it was drawn.
+    fitting = {name: weight for name, weight in weights.items() if name in own and own[name].shape == weight.shape}
+    missing = model.load_state_dict(fitting, strict=False).missing_keys
+    encoder = [name for name in missing if ".layer." in name or "embeddings." in name]
+    if encoder:
+        raise UserError(f"{_ARGUMENT}: {source!r} does not fit student.config: {encoder[0]} has another shape.")
+    return model
+
+
+def _renew(model: PreTrainedModel, projections: list[Any]) -> None:
+    encoder: Any = model.base_model
+    for layer in encoder.transformer.layer:
+        for name in projections:
+            linear = getattr(layer.attention, name)
+            nn.init.normal_(linear.weight, std=model.config.initializer_range)
+            nn.init.zeros_(linear.bias)

@@ -5,49 +5,13 @@ import uuid
 from pathlib import Path
 
 import torch
+import transformers
 from datasets import Dataset
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..conversion import MODEL_INPUTS
 from ..errors import UserError, reason
-
-
-def load_teacher(
-    source: str, num_labels: int | None, trust_remote_code: bool
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The sequence classifier and tokenizer in `source`, a folder or a Hub id.
-
-    num_labels: classes of a teacher that is to be fine-tuned, whose head is new unless it has as many; None demands a
-    trained head.
-
-    Raises:
-        UserError: a source that does not load, without a tokenizer, or without a trained head where one is needed.
-    """
-    options = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
-    try:
-        # Without segments: the student has none, and a BERT teacher takes single texts as segment 0 by itself.
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, model_input_names=MODEL_INPUTS, trust_remote_code=trust_remote_code
-        )
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            source, output_loading_info=True, dtype=torch.float32, trust_remote_code=trust_remote_code, **options
-        )
-    except Exception as error:  # the libraries raise nothing more special for damaged files
-        raise UserError(f"--teacher: {source!r} does not load as a sequence classifier: {reason(error)}") from error
-    # transformers makes up a tokenizer of a few special tokens where there is none.
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        raise UserError(f"--teacher: {source!r} has no tokenizer.")
-    if num_labels is None and info["missing_keys"]:
-        raise UserError(
-            f"--teacher: {source!r} has no trained classification head (missing {', '.join(sorted(info['missing_keys']))}): "
-            "give a fine-tuned classifier, or --fine-tune-teacher."
-        )
-    return model, tokenizer
+from ..quiet import quiet_transformers
 
 
 @torch.inference_mode()
@@ -73,8 +37,16 @@ def add_teacher_logits(
     )
 
 
-def save_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype) -> None:
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    dtype: torch.dtype,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
     """Write a loadable folder, whole or not at all; weights of two or more dimensions are stored in `dtype`.
+
+    weights: in place of the model's, of which this process may hold a part only.
 
     It replaces a folder of that name, and the tokenizer is written without the truncation of the training.
     The configuration keeps the dtype to compute in, so a half-precision file still loads as float32.
@@ -82,9 +54,11 @@ def save_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     temporary = folder.with_name(folder.name + ".tmp")
     state = {
         name: tensor.to(dtype) if tensor.is_floating_point() and tensor.ndim > 1 else tensor
-        for name, tensor in model.state_dict().items()
+        for name, tensor in (model.state_dict() if weights is None else weights).items()
     }
-    model.save_pretrained(temporary, state_dict=state)
+    shutil.rmtree(temporary, ignore_errors=True)
+    with quiet_transformers():
+        model.save_pretrained(temporary, state_dict=state)
     if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
@@ -94,3 +68,64 @@ def save_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         tokenizer.backend_tokenizer.save(str(temporary / "tokenizer.json"), pretty=False)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
+
+
+def load_teacher(source: str, head: str, trust_remote_code: bool, argument: str) -> PreTrainedModel:
+    """A frozen teacher in float32: with the head `"ForMaskedLM"` and the like, or bare, `"Model"`.
+
+    Raises:
+        UserError: a source that does not load, or that has no trained head of this kind.
+    """
+    kind = getattr(transformers, f"AutoModel{head.removeprefix('Model')}")
+    with quiet_transformers():
+        try:
+            model, info = kind.from_pretrained(
+                source, output_loading_info=True, dtype=torch.float32, trust_remote_code=trust_remote_code
+            )
+        except Exception as error:  # the libraries raise nothing more special for damaged files
+            raise UserError(f"{argument}: {source!r} does not load: {reason(error)}") from error
+    # A pooler that is missing is not run for hidden states.
+    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
+    if missing:
+        raise UserError(
+            f"{argument}: {source!r} has no trained head {head.removeprefix('For')!r}, or lacks weights "
+            f"({', '.join(missing[:4])}): give a fine-tuned model, or --fine-tune-teacher."
+        )
+    return model
+
+
+def load_tokenizer(source: str, trust_remote_code: bool, argument: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, without segments, which students do not have. Raises a UserError where there is none."""
+    with quiet_transformers():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                source, model_input_names=MODEL_INPUTS, padding_side="right", trust_remote_code=trust_remote_code
+            )
+        except Exception as error:  # the libraries raise nothing more special for damaged files
+            raise UserError(f"{argument}: the tokenizer of {source!r} does not load: {reason(error)}") from error
+    # transformers makes up a tokenizer of a few special tokens where there is none.
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise UserError(f"{argument}: {source!r} has no tokenizer.")
+    return tokenizer
+
+
+# Case, accents, punctuation and numbers, which tokenizers with the same words may treat differently.
+_PROBE = "The Café's 2nd ÉTUDE (1999) isn't «naïve»: 3.50€, e-mail…"
+
+
+def check_same_tokenizer(
+    first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase, first_name: str, second_name: str
+) -> None:
+    """Raises a UserError where two tokenizers would not give the same ids."""
+    ours, theirs = first.get_vocab(), second.get_vocab()
+    different = f"{first_name} and {second_name} have different tokenizers"
+    if len(ours) != len(theirs):
+        raise UserError(f"{different}, of {len(ours)} and {len(theirs)} tokens: teacher and student must share one.")
+    for token, index in ours.items():
+        if theirs.get(token) != index:
+            raise UserError(
+                f"{different}: {token!r} is {index} in the one and {theirs.get(token)} in the other: teacher and student "
+                "must share one."
+            )
+    if first(_PROBE)["input_ids"] != second(_PROBE)["input_ids"]:
+        raise UserError(f"{different}: the words are the same, but texts are cut differently (case or accents).")

@@ -1,85 +1,65 @@
-"""The Trainer of students and of their teachers: losses, parameter groups, positions."""
+"""The Trainer of all stages: any objective, in steps whose loss does not depend on how many processes share them."""
 
-from collections.abc import Mapping
+import math
+import time
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from torch.utils.data import Sampler
+from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerCallback, TrainerState
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from ..errors import UserError
 from ..modeling.modeling_inhibidistilbert import SCALARS
+from .checkpoints import STATE_FILE, CheckpointTrainer
 from .data import NO_LABEL
+from .networks import Learner
+from .objectives import Objective, Term
+from .tasks import TaskKind
+
+TIMINGS = ("_runtime", "_per_second", "_time", "seconds")  # how names of what the Trainer measures of itself end
+_NO_TERMS = ("epoch", "grad_norm", "learning_rate", "total_flos", "train_")
 
 
-def accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """Share of the rows whose largest logit is the label."""
-    return {"accuracy": float((np.argmax(prediction.predictions, axis=-1) == prediction.label_ids).mean())}
-
-
-def distillation_loss(
-    logits: Tensor, labels: Tensor, teacher_logits: Tensor, temperature: float, hard_weight: float
-) -> Tensor:
-    """Hinton's loss: T² KL(teacher / T, student / T), plus `hard_weight` times the cross-entropy of the labelled rows.
-
-    logits, teacher_logits: `(B, classes)`; labels: `(B,)`, `NO_LABEL` where only the teacher has spoken.
-    """
-    logits = logits.float()
-    soft = nn.functional.kl_div(
-        nn.functional.log_softmax(logits / temperature, dim=-1),
-        nn.functional.log_softmax(teacher_logits.float() / temperature, dim=-1),
-        reduction="batchmean",
-        log_target=True,
-    )
-    # A sum over the batch's rows, so that a row weighs the same in whatever batch it comes.
-    hard = nn.functional.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="sum") / len(labels)
-    return temperature**2 * soft + hard_weight * hard
-
-
-def random_position_ids(rows: int, length: int, positions: int, device: torch.device) -> Tensor:
-    """`(rows, length)`: the first token at 0, the rest of each row moved to a random place of the position table.
-
-    Short texts then train the whole table, so that long inputs find it trained.
-    """
-    offset = torch.randint(0, max(1, positions - length + 1), (rows, 1), device=device)
-    position_ids = torch.arange(length, device=device) + offset
-    position_ids[:, 0] = 0
-    return position_ids
-
-
-class ClassifierTrainer(Trainer):
-    """Trains a sequence classifier: from labels alone, or from a teacher where the rows carry `teacher_logits`.
+class StageTrainer(CheckpointTrainer):
+    """Trains a `Learner` on an objective.
 
     alpha, beta and gamma are in a parameter group of their own: never decayed, with their own learning rate.
 
     Args:
-        scalar_learning_rate: learning rate of alpha, beta and gamma; None for that of the other parameters.
-        temperature, hard_weight: of `distillation_loss`.
-        position_offsets: train with `random_position_ids`, in a table of the tokenizer's `model_max_length` positions.
+        stage: its name, for errors.
+        objective: None for evaluation alone.
+        task: scores evaluations; None for stages without labels.
+        scalar_learning_rate: of alpha, beta and gamma; None for that of the other parameters.
+        masking: masks tokens for an MLM objective.
     """
 
     def __init__(
         self,
         *,
-        processing_class: PreTrainedTokenizerBase,
+        stage: str,
+        objective: Objective | None = None,
+        task: TaskKind | None = None,
         scalar_learning_rate: float | None = None,
-        temperature: float = 1.0,
-        hard_weight: float = 0.0,
-        position_offsets: bool = False,
-        **kwargs,
+        masking: "Masking | None" = None,
+        **kwargs: Any,
     ):
-        super().__init__(
-            data_collator=_WithoutLength(DataCollatorWithPadding(processing_class)),
-            compute_metrics=accuracy,
-            processing_class=processing_class,
-            **kwargs,
-        )
-        self.positions = processing_class.model_max_length
+        super().__init__(compute_metrics=task.score if task else None, **kwargs)
+        self.stage = stage
+        self.objective: Objective | None = objective
+        self.task = task
         self.scalar_learning_rate = scalar_learning_rate
-        self.temperature = temperature
-        self.hard_weight = hard_weight
-        self.position_offsets = position_offsets
+        self.masking = masking
+        # The loss is divided by the counts of the whole step here, so the Trainer must not divide it again.
+        self.model_accepts_loss_kwargs = True
+        self._watched: dict[str, Tensor] = {}
+        self._last_terms, self._seconds_before, self._started = 0, 0.0, time.monotonic()
+
+    # Parameters
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -103,54 +83,212 @@ class ClassifierTrainer(Trainer):
                 group["params"].append(parameter)
         return [group for group in (weights, plain, scalars) if group["params"]]
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        inputs = dict(inputs)
-        labels = inputs.pop("labels")
-        teacher_logits = inputs.pop("teacher_logits", None)
-        if model.training and self.position_offsets:
-            rows, length = inputs["input_ids"].shape
-            inputs["position_ids"] = random_position_ids(rows, length, self.positions, inputs["input_ids"].device)
-        outputs = model(**inputs)
-        if teacher_logits is None:
-            loss = nn.functional.cross_entropy(outputs.logits.float(), labels)
+    # Batches
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        if not hasattr(dataset, "column_names"):  # a stream comes in batches of similar length already
+            return None
+        arguments = self.args
+        step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+        return LengthGrouped(dataset["length"][:], step, arguments.seed, lambda: self.state.epoch or 0.0)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], Any]:
+        """The batches of a step, masked if the objective wants it, and their counts over all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.masking is not None:
+            batches = [self.masking(batch, self.state.global_step) for batch in batches]
+        if not batches or self.objective is None:
+            return batches, None
+        each = [self.objective.counts(batch) for batch in batches]
+        names = list(each[0])
+        counts = torch.stack([torch.stack([count[name] for count in each]).sum() for name in names]).to(device)
+        counts = self.accelerator.reduce(counts, reduction="sum")
+        # A step without, say, a masked token has no loss of them.
+        return batches, dict(zip(names, counts.clamp(min=1).float(), strict=True))
+
+    # Losses
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Tensor:
+        assert self.objective is not None
+        terms = self.objective.terms(model, inputs)
+        loss = torch.zeros((), device=self.args.device)
+        for term in terms:
+            value = term.total / num_items_in_batch[term.per]
+            if term.weight:
+                loss = loss + term.weight * value
+            seen = self._watched.get(term.name)
+            self._watched[term.name] = value.detach() if seen is None else seen + value.detach()
+        if not loss.isfinite():
+            self._refuse(inputs, terms)
+        # Gradients are averaged over processes, but the terms are to be summed.
+        return loss * self.args.world_size
+
+    def _refuse(self, inputs: Any, terms: list[Term]) -> None:
+        """Stops at a loss that is no number, after a look for the first layer that is to blame."""
+        names = ", ".join(term.name for term in terms if not term.total.isfinite())
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            layer = "its layer is not looked for where each process holds a part of the model"
         else:
-            loss = distillation_loss(outputs.logits, labels, teacher_logits, self.temperature, self.hard_weight)
-        return (loss, outputs) if return_outputs else loss
+            layer = first_bad_layer(self.accelerator.unwrap_model(self.model), inputs)
+        raise UserError(
+            f"stage {self.stage}, step {self.state.global_step + 1}: the loss ({names}) is not finite; {layer}. Checkpoints "
+            f"before it are intact. Try a lower {self.stage}.learning_rate or scalar_learning_rate."
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Of training, over all runs of it."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """With the mean of each term of the loss since the last time, and the seconds trained."""
+        if "loss" in logs:
+            logs["seconds"] = round(self.seconds, 1)
+        steps = self.state.global_step - self._last_terms
+        if "loss" in logs and self._watched and steps:
+            names = sorted(self._watched)
+            totals = self.accelerator.reduce(torch.stack([self._watched[name] for name in names]), reduction="sum")
+            logs |= {name: value / steps for name, value in zip(names, totals.tolist(), strict=True)}
+            self._watched.clear()
+            self._last_terms = self.state.global_step
+        super().log(logs, start_time)
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        self._watched.clear()
+        self._last_terms, self._seconds_before, self._started = 0, 0.0, time.monotonic()
+        if resume_from_checkpoint is not None:
+            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint, STATE_FILE)))
+            self._last_terms = state.global_step
+            self._seconds_before = max((record.get("seconds", 0.0) for record in state.log_history), default=0.0)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def student_weights(self) -> dict[str, Tensor]:
+        """Of the student alone, without maps; gathered where the processes hold parts of them. All processes call it."""
+        state = self.accelerator.get_state_dict(self.model_wrapped)
+        return {name.removeprefix("student."): weight for name, weight in state.items() if name.startswith("student.")}
+
+    # Evaluation
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[None, Tensor, Tensor]:
+        """What the task predicts; its labels."""
+        assert self.task is not None
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            result = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        return None, self.task.predict(self.task.logits(result), inputs), inputs["labels"]
 
 
-class EpochOrder(TrainerCallback):
-    """Lets a training that stopped within an epoch go on with the texts this epoch has not seen.
+class LengthGrouped(Sampler):
+    """Texts of similar length together, in an order that the seed and the epoch alone decide: resuming finds it again.
 
-    The Trainer draws an epoch's order from torch's random state at the epoch's start, which its checkpoints do not hold:
-    a resumed epoch would get another order, and so some texts twice and others never. This keeps it beside each checkpoint.
-
-    Args:
-        resumed: the checkpoint that the training goes on from, None for a new training.
+    step: texts of one step, over all processes. epoch: asked whenever an order begins.
     """
 
-    FILE = "epoch_rng_state.pth"
+    def __init__(self, lengths: list[int], step: int, seed: int, epoch: Callable[[], float]):
+        self.lengths = lengths
+        self.step = step
+        self.seed = seed
+        self.epoch = epoch
 
-    def __init__(self, resumed: str | None):
-        self.resumed = resumed
-        self.random_state = torch.get_rng_state()
+    def __len__(self) -> int:
+        return len(self.lengths)
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        if self.resumed is not None and not float(state.epoch).is_integer():
-            file = Path(self.resumed, self.FILE)
-            if file.is_file():
-                torch.set_rng_state(torch.load(file, weights_only=True))
-        self.resumed = None
-        self.random_state = torch.get_rng_state()
-
-    def on_save(self, args, state, control, **kwargs):
-        torch.save(self.random_state, Path(args.output_dir, f"checkpoint-{state.global_step}", self.FILE))
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator()
+        # At an epoch's end its number may fall short of a whole one by a rounding.
+        generator.manual_seed(self.seed * 1_000_003 + math.floor(self.epoch() + 1e-6))
+        return iter(get_length_grouped_indices(self.lengths, self.step, generator=generator))
 
 
-class _WithoutLength:
-    """A collator that leaves out the `length` column, which only the sampler reads."""
+class Masking:
+    """BERT's masking: of each text's tokens a share is to be told; of those 80 % become [MASK], 10 % another token.
 
-    def __init__(self, collator: DataCollatorWithPadding):
-        self.collator = collator
+    What is masked depends on the seed, the step and the text alone, so that resuming and other numbers of processes find
+    the same masks.
+    """
 
-    def __call__(self, features: list[Mapping]) -> dict[str, Tensor]:
-        return self.collator([{name: value for name, value in row.items() if name != "length"} for row in features])
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, probability: float, seed: int):
+        self.special = torch.tensor(sorted(tokenizer.all_special_ids))
+        self.mask_token = int(tokenizer.mask_token_id)
+        self.vocabulary = len(tokenizer)
+        self.probability = probability
+        self.seed = seed
+
+    def __call__(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        device = batch["input_ids"].device
+        ids = batch["input_ids"].cpu().clone()
+        labels = torch.full_like(ids, NO_LABEL)
+        for row, length in enumerate(batch["attention_mask"].sum(-1).tolist()):
+            tokens = ids[row, :length]
+            generator = torch.Generator().manual_seed(zlib.crc32(tokens.numpy().tobytes()) ^ (self.seed * 1_000_003 + step))
+            told = (torch.rand(length, generator=generator) < self.probability) & ~torch.isin(tokens, self.special)
+            labels[row, :length][told] = tokens[told]
+            draw = torch.rand(length, generator=generator)
+            others = torch.randint(self.vocabulary, (length,), generator=generator)
+            tokens[told & (draw < 0.8)] = self.mask_token
+            replaced = told & (draw >= 0.9)
+            tokens[replaced] = others[replaced]
+        return {**batch, "input_ids": ids.to(device), "labels": labels.to(device)}
+
+
+@torch.no_grad()
+def first_bad_layer(learner: Learner, batch: dict[str, Tensor]) -> str:
+    """Which part of the student is the first whose output is not finite, as a sentence."""
+    encoder: Any = learner.student.base_model
+    parts = [("the embeddings", encoder.embeddings)]
+    parts += [(f"layer {number}", layer) for number, layer in enumerate(encoder.transformer.layer)]
+    bad: list[str] = []
+
+    def watch(name: str) -> Callable:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            output = output[0] if isinstance(output, tuple) else output
+            # At padding anything may stand.
+            if not output[batch["attention_mask"].bool()].isfinite().all():
+                bad.append(name)
+
+        return hook
+
+    hooks = [module.register_forward_hook(watch(name)) for name, module in parts]
+    was_training = learner.training
+    try:
+        learner.student.eval()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    finally:
+        learner.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    weights = [name for name, parameter in learner.named_parameters() if not parameter.isfinite().all()]
+    if bad:
+        return f"the first output that is not finite is that of {bad[0]}" + (f" (weights: {weights[0]})" if weights else "")
+    return "every layer's output is finite, so it comes from the head, the labels or the teacher"
+
+
+class TermProgress(ProgressCallback):
+    """The progress bar, with the terms of the loss behind it instead of a line for each log."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and self.training_bar is not None:
+            shown = {
+                name: f"{value:.4g}"
+                for name, value in (logs or {}).items()
+                if not name.startswith(_NO_TERMS) and not name.endswith(TIMINGS)
+            }
+            if shown:
+                self.training_bar.set_postfix(shown)
+
+
+class LogBeforeSaving(TrainerCallback):
+    """Ends the window of a log at each checkpoint, so that a resumed run logs what an uninterrupted one does."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if control.should_save:
+            control.should_log = True
+
+
+def scores(metrics: dict[str, Any]) -> dict[str, float]:
+    """What an evaluation measured, without the time it took."""
+    return {name.removeprefix("eval_"): value for name, value in metrics.items() if not name.endswith((*TIMINGS, "epoch"))}

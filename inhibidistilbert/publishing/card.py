@@ -73,6 +73,17 @@ class Training:
     save_dtype: str
 
 
+@dataclass(frozen=True)
+class RecipeTraining:
+    """The same of a distillation by a recipe: a sentence a stage."""
+
+    student: str
+    stages: list[str]
+    seed: int
+    bf16: str
+    save_dtype: str
+
+
 def template_text() -> str:
     """The template of the card's text, in Jinja's language."""
     return (files("inhibidistilbert") / "hub_configs" / "model_card.md").read_text(encoding="utf-8")
@@ -168,7 +179,8 @@ def _result_facts(source: Path, measurements: Sequence[Measurement]) -> dict[str
         "measurements": [_row(measurement) for measurement in measurements],
         "percent": any(measurement.metric in _PERCENT for measurement in measurements),
         "sources": [f"`{name}`" for name in names if (source / name).is_file()],
-        "distilled": _training(log) if log else None,
+        "distilled": _training(log) if log and "recipe" not in log else None,
+        "recipe": _recipe(log) if log and "recipe" in log else None,
         "benchmarks": read_benchmarks(source),
         "costs": read_costs(source),
         "machine": log.get("machine") if log else None,
@@ -216,6 +228,29 @@ def _training(log: dict[str, Any]) -> Training:
             seed=options["seed"],
             bf16="yes" if options["bf16"] else "no",
             save_dtype=options["save_dtype"],
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{DISTILLATION!r} is not of its form: {type(error).__name__} {reason(error)}.") from error
+
+
+def _recipe(log: dict[str, Any]) -> RecipeTraining:
+    """Raises `UserError` where the log is not of its form."""
+    try:
+        recipe, stages = log["recipe"], []
+        for settings in recipe["stages"]:
+            teacher = settings["teacher"] or recipe["teacher"]
+            taught = f", teacher `{Path(teacher).name}`" if teacher else ""
+            steps = log["stages"][settings["name"]]["steps"]
+            stages.append(
+                f"{settings['name']}{taught}: {steps} steps, learning rate {settings['learning_rate']}, batches of "
+                f"{settings['batch_size']} texts of up to {settings['max_length']} tokens"
+            )
+        return RecipeTraining(
+            student=f"`{Path(recipe['student']['source']).name}`",
+            stages=stages,
+            seed=recipe["seed"],
+            bf16="yes" if recipe["bf16"] else "no",
+            save_dtype=recipe["save_dtype"],
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{DISTILLATION!r} is not of its form: {type(error).__name__} {reason(error)}.") from error

@@ -124,18 +124,22 @@ def _evaluations(content: dict[str, Any]) -> Iterator[Measurement]:
 
 def _tests(content: dict[str, Any]) -> Iterator[Measurement]:
     """The test files of a distillation, with its teacher as the control."""
-    teacher = content["tests"]["teacher"]
-    for path, row in content["tests"]["student"].items():
-        control = teacher.get(path, {}).get("accuracy")
-        yield Measurement(
-            dataset=Path(path).stem,
-            published=False,
-            metric="accuracy",
-            value=float(row["accuracy"]),
-            examples=int(row["texts"]),
-            control=control,
-            control_model=None if control is None else "its teacher",
-        )
+    tests = content["tests"]
+    # Without a task, or without soft targets, there is nothing to test.
+    optional = "recipe" in content
+    student, teacher = (tests.get(role, {}) if optional else tests[role] for role in ("student", "teacher"))
+    for path, row in student.items():
+        for metric in sorted(row.keys() - {"texts"}):
+            control = teacher.get(path, {}).get(metric)
+            yield Measurement(
+                dataset=Path(path).stem,
+                published=False,
+                metric=metric,
+                value=float(row[metric]),
+                examples=int(row["texts"]),
+                control=control,
+                control_model=None if control is None else "its teacher",
+            )
 
 
 def read_benchmarks(folder: Path) -> list[Benchmark]:

@@ -9,7 +9,9 @@ from datasets import Dataset
 from toy_task import VOCABULARY
 from transformers import DistilBertTokenizer
 
-from inhibidistilbert.distillation.data import NO_LABEL, read_labelled, read_transfer, tokenize
+from inhibidistilbert.distillation.data import NO_LABEL, tokenize
+from inhibidistilbert.distillation.recipe import Data
+from inhibidistilbert.distillation.tasks import Classification
 from inhibidistilbert.errors import UserError
 
 ROWS = [{"text": "a good film, so funny", "label": 1}, {"text": "a “dull” plot", "label": 0}]
@@ -28,6 +30,14 @@ LABELLED = {
 def written(path: Path, content: str | bytes) -> Path:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
+
+
+def read_labelled(paths, argument: str, text_column: str, label_column: str) -> Dataset:
+    return Classification(Data(text_column=text_column, label_column=label_column)).read(paths, argument)
+
+
+def read_transfer(paths, text_column: str) -> Dataset:
+    return Classification(Data(text_column=text_column)).read_unlabelled(paths, "--transfer-file")
 
 
 def labelled(*paths: Path, text_column: str = "text", label_column: str = "label") -> list[dict]:

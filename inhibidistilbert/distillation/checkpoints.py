@@ -1,0 +1,106 @@
+"""Checkpoints of a running training that are whole or not there, whenever it is killed."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import Trainer
+from transformers.trainer_utils import rotate_checkpoints
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from ..errors import UserError, reason
+
+STATE_FILE = "trainer_state.json"  # written last into a checkpoint
+_UNFINISHED = "unfinished"
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The last whole checkpoint of a training: of those in their place one with the Trainer's state; None without any."""
+    whole = [file.parent for file in folder.glob(f"checkpoint-*/{STATE_FILE}") if file.stat().st_size]
+    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
+
+
+def check_space(folder: Path, model: torch.nn.Module, checkpoints: int) -> None:
+    """Raises a UserError where `checkpoints` of a training of `model` will not fit, or the folder cannot be written."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    # Weights in float32, and Adam's two moments of those that are trained.
+    size = 4 * (sum(parameter.numel() for parameter in model.parameters()) + 2 * trained)
+    needed = size * checkpoints
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_bytes(b"\0")
+        probe.unlink()
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise UserError(f"OUTPUT_DIR: {str(folder)!r} cannot be written: {reason(error)}") from error
+    if free < needed:
+        raise UserError(
+            f"OUTPUT_DIR: the disk of {str(folder)!r} has {free / 1e9:.2f} GB free, but {checkpoints} checkpoints need "
+            f"{needed / 1e9:.2f} GB: free some, or give another folder."
+        )
+
+
+class CheckpointTrainer(Trainer):
+    """A Trainer whose checkpoints are written under another name and renamed when they are whole."""
+
+    _writing = False
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, _UNFINISHED) if self._writing else folder
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(super()._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        temporary = folder / _UNFINISHED
+        self._refuse_bad_weights(name)
+        if self.args.should_save:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._writing = True
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError) as error:
+            # torch reports a full disk as a RuntimeError.
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise UserError(
+                f"OUTPUT_DIR: {name} could not be written to {str(folder)!r}: {reason(error)}. Earlier checkpoints are "
+                "intact: free some space and give the same command again."
+            ) from error
+        finally:
+            self._writing = False
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self._place(temporary / name, folder / name)
+        self.accelerator.wait_for_everyone()
+
+    def _place(self, written: Path, place: Path) -> None:
+        """A whole checkpoint under its own name; then those that are too many are removed."""
+        shutil.rmtree(place, ignore_errors=True)  # one that was not whole
+        written.rename(place)
+        written.parent.rmdir()
+        rotate_checkpoints(output_dir=str(place.parent), save_total_limit=self.args.save_total_limit, use_mtime=True)
+
+    def _refuse_bad_weights(self, name: str) -> None:
+        bad = [key for key, parameter in self.model.named_parameters() if not parameter.isfinite().all()]  # type: ignore[union-attr]
+        if bad:
+            raise UserError(
+                f"{name} is not written: {bad[0]} is not finite. Lower the learning rates and start from an earlier one."
+            )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """The weights alone: a checkpoint is read by this class only, and a tied weight is stored once."""
+        if not self.args.should_save or output_dir is None:
+            return
+        state = self.model.state_dict() if state_dict is None else state_dict  # type: ignore[union-attr]
+        once: dict[int, str] = {}
+        for name, tensor in state.items():
+            once.setdefault(tensor.data_ptr() if tensor.numel() else id(tensor), name)
+        os.makedirs(output_dir, exist_ok=True)
+        weights = {name: state[name].contiguous() for name in once.values()}
+        save_file(weights, os.path.join(output_dir, SAFE_WEIGHTS_NAME), metadata={"format": "pt"})

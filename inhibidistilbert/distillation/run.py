@@ -1,0 +1,111 @@
+"""Runs a recipe: every check first, then its stages, then the tests of what came out."""
+
+import errno
+import platform
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import datasets
+import torch
+import transformers
+from accelerate import PartialState
+from transformers import PreTrainedModel, TrainingArguments, set_seed
+
+from ..errors import UserError, reason
+from ..quiet import quiet_transformers
+from .prepare import Prepared, data_files, prepare, test_max_length
+from .recipe import Recipe, Stage, Task
+from .stages import check_models, run_stage, teacher_of
+from .student import student_class
+from .tasks import Collator
+from .trainer import StageTrainer, scores
+from .work_folder import changes, claim, describe, finish, finished_log, plain
+
+# Of a disk or a folder, not of this program.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def run_recipe(recipe: Recipe, output_dir: Path, trust_remote_code: bool = False) -> dict[str, Any]:
+    """Train all stages of `recipe` and write the student to `output_dir`, which appears when everything is finished.
+
+    The work lies in `OUTPUT_DIR.work`: given the same recipe again, finished stages are taken from there and the others go
+    on at their last checkpoint. An `output_dir` that this recipe has made already is left as it is.
+
+    Returns the log that is also written as `distillation.json`.
+
+    Raises:
+        UserError: bad input, before any training; a full disk or a loss that is not finite, with the checkpoints intact.
+    """
+    done = finished_log(output_dir)
+    if done is not None and not changes(done.get("recipe"), recipe):
+        return done
+    state = PartialState()
+    work_dir = output_dir.with_name(output_dir.name + ".work")
+    with state.main_process_first():
+        if state.is_main_process:
+            claim(output_dir, work_dir, recipe)
+    if not state.is_main_process:
+        datasets.disable_progress_bars()
+    set_seed(recipe.seed)
+    try:
+        return _run(prepare(recipe, work_dir, trust_remote_code), output_dir)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise UserError(
+            f"OUTPUT_DIR: {str(work_dir)!r} cannot be written: {reason(error)}. Its checkpoints are intact: free some space "
+            "and give the same command again."
+        ) from error
+
+
+def _run(prepared: Prepared, output_dir: Path) -> dict[str, Any]:
+    recipe, state = prepared.recipe, PartialState()
+    check_models(prepared)
+    results: dict[str, Any] = {}
+    source: str | None = None
+    for stage in recipe.stages:
+        results[stage.name] = run_stage(prepared, stage, source)
+        source = str(prepared.folder(stage) / "model")
+    log = {
+        "recipe": plain(recipe),
+        "stages": results,
+        "tests": _tests(prepared, recipe.stages[-1], str(source)),
+        "data": {path: describe(Path(path)) for path in data_files(recipe)},
+        "versions": {module.__name__: module.__version__ for module in (torch, transformers, datasets, accelerate)},
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {state.num_processes} processes",
+    }
+    if state.is_main_process:
+        finish(prepared.work_dir, [stage.name for stage in recipe.stages], output_dir, log)
+    state.wait_for_everyone()
+    return log
+
+
+def _tests(prepared: Prepared, stage: Stage, student: str) -> dict[str, dict[str, dict[str, float]]]:
+    """Scores of teacher and student, as stored, on each test file."""
+    if not isinstance(stage, Task) or not prepared.tests:
+        return {}
+    models: dict[str, PreTrainedModel | None] = {"teacher": teacher_of(prepared, stage) if stage.soft_weight else None}
+    kind = student_class(prepared.recipe.student.attention, prepared.task.head)
+    with quiet_transformers():
+        models["student"] = kind.from_pretrained(student, dtype=torch.float32)
+    arguments = TrainingArguments(
+        output_dir=str(prepared.work_dir / "test"),
+        per_device_eval_batch_size=32,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        use_cpu=not torch.accelerator.is_available(),
+        report_to="none",
+    )
+    results: dict[str, dict[str, dict[str, float]]] = {}
+    for role, model in models.items():
+        if model is None:
+            continue
+        for path, rows in prepared.tests.items():
+            data = prepared.task.encode(rows, prepared.tokenizer, test_max_length(prepared, stage)).sort("length")
+            collator = Collator(prepared.tokenizer, prepared.task)
+            trainer = StageTrainer(
+                stage=stage.name, task=prepared.task, model=model, args=arguments, data_collator=collator, eval_dataset=data
+            )
+            results.setdefault(role, {})[path] = {**scores(trainer.evaluate()), "texts": len(data)}
+    return results

@@ -1,0 +1,164 @@
+"""Runs the distillation study, `make study`: one `inhibidistilbert distill` a row, from where the last run stopped.
+
+Rows that stand in the results are skipped, models that an earlier run has finished are used again, and an unfinished one
+goes on where it stopped. Several may run at once and share the work.
+
+Written beside each other, whenever a row is finished:
+
+- `distillation_<recipe>.csv`: `task, model, seed, metric, value, command`; accuracy as a share, correlation from -1 to 1;
+- `distillation_<recipe>.json`: machine and versions, seconds of each command;
+- `distillation_<recipe>.md`: means, deviations and gaps.
+"""
+
+import argparse
+import csv
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ..benchmarks.machine import header
+from ..benchmarks.results import replacing, write_json
+from ..errors import UserError
+from .study_plan import Command, Run, Settings, plan, test_files
+from .study_summary import summary
+
+COLUMNS = ("task", "model", "seed", "metric", "value", "command")
+Row = dict[str, Any]
+
+
+class Results:
+    """The files of results, in `folder`: each appears whole, and several processes may add to them."""
+
+    def __init__(self, folder: Path, recipe: str):
+        self.csv = folder / f"distillation_{recipe}.csv"
+        self.machine = self.csv.with_suffix(".json")
+        self.markdown = self.csv.with_suffix(".md")
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def lock(self) -> FileLock:
+        return FileLock(self.csv.with_name(f".{self.csv.name}.lock"))
+
+    def rows(self) -> list[Row]:
+        """Raises `UserError` for a file that is not one of these."""
+        if not self.csv.is_file():
+            return []
+        with self.csv.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise UserError(f"{self.csv} must have the columns {', '.join(COLUMNS)}; it has {reader.fieldnames}.")
+        return [row | {"seed": int(row["seed"]), "value": float(row["value"])} for row in rows]
+
+    def has(self, run: Run) -> bool:
+        return any((row["task"], row["model"], row["seed"]) == (run.task.name, run.model, run.seed) for row in self.rows())
+
+    def add(self, rows: list[Row]) -> None:
+        with self.lock():
+            rows = [*self.rows(), *rows]
+            with replacing(self.csv) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+            with replacing(self.markdown) as temporary:
+                temporary.write_text(summary(rows), encoding="utf-8")
+
+    def add_command(self, command: Command, seconds: float) -> None:
+        with self.lock():
+            before = json.loads(self.machine.read_text())["results"] if self.machine.is_file() else []
+            machine = header(threads=os.environ.get("OMP_NUM_THREADS", os.cpu_count()))
+            write_json(
+                self.machine,
+                machine,
+                [*before, {**machine, "command": shlex.join(command.line), "seconds": round(seconds)}],
+            )
+
+
+def _finished(command: Command) -> bool:
+    return (command.output / "distillation.json").is_file()
+
+
+def execute(command: Command, results: Results) -> None:
+    """Run those that `command` needs, then itself, each unless it is finished.
+
+    Raises:
+        UserError: a command failed; it has said why.
+    """
+    for needed in command.needs:
+        execute(needed, results)
+    command.output.parent.mkdir(parents=True, exist_ok=True)
+    # Another study may be at this very command: wait for it and use its model.
+    with FileLock(command.output.with_name(f".{command.output.name}.lock")):
+        if _finished(command):
+            return
+        line = shlex.join(command.line)
+        print(f"$ {line}", flush=True)
+        start = time.monotonic()
+        # The same interpreter, whatever is first on the path.
+        code = subprocess.run([sys.executable, "-m", "inhibidistilbert", *command.line[1:]]).returncode
+        if code or not _finished(command):
+            raise UserError(f"exit code {code}: {line}")
+        results.add_command(command, time.monotonic() - start)
+
+
+def rows_of(run: Run, settings: Settings) -> list[Row]:
+    """The rows that a finished run gives: of its validation texts, and of each of its files of test texts."""
+    log = json.loads((run.command.output / "distillation.json").read_text())
+    (stage,) = log["stages"].values()
+    metric = run.task.metric
+    values = {(run.task.name, f"validation_{metric}"): stage["eval"][metric]}
+    for task, file in test_files(settings, run.task).items():
+        values[task, metric] = log["tests"]["student"][file][metric]
+    shared = {"model": run.model, "seed": run.seed, "command": shlex.join(run.command.line)}
+    return [{"task": task, "metric": name, "value": value, **shared} for (task, name), value in values.items()]
+
+
+def study(settings: Settings, results: Results, only: str = "*") -> list[str]:
+    """Run what is missing of the runs whose `task/model/seed` match `only`; returns the names of those that failed."""
+    failed = []
+    for run in plan(settings):
+        if not fnmatch(run.name, only) or results.has(run):
+            continue
+        try:
+            execute(run.command, results)
+        except UserError as error:
+            print(f"{run.name}: {error}", file=sys.stderr, flush=True)
+            failed.append(run.name)
+            continue
+        if not results.has(run):
+            results.add(rows_of(run, settings))
+        print(f"{run.name}: finished", flush=True)
+    return failed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m inhibidistilbert.distillation.study", description=__doc__)
+    parser.add_argument("--recipe", default="study", help="recipe of the four stages; `study-gpu` is the full-size one")
+    parser.add_argument("--authors-recipe", default="study-authors", help="as above, by the authors; `authors` in full")
+    parser.add_argument("--encoder", default=".cache/data/minilm", help="what teachers are fine-tuned from, DistilBERT-like")
+    parser.add_argument("--texts", default=".cache/data/study/unlabelled.txt", help="unlabelled texts for alignment")
+    parser.add_argument("--only", default="*", help="pattern of task/model/seed, such as 'sarcasm/*/0'")
+    options = parser.parse_args()
+    data = Path(".cache/data/study")
+    if not (data / "unlabelled.txt").is_file():
+        sys.exit(f"error: {str(data)!r} does not hold the study's data: run `make study-data`.")
+    settings = Settings(
+        options.recipe, options.authors_recipe, options.encoder, options.texts, data, Path("runs") / options.recipe
+    )
+    try:
+        failed = study(settings, Results(Path("benchmarks/results"), options.recipe), options.only)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    if failed:
+        sys.exit(f"error: {len(failed)} failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,327 @@
+"""The kinds of tasks: for each the head, the columns, the losses, what is predicted and how it is scored."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+from ..errors import UserError
+from ..evaluation import metrics
+from .data import (
+    NO_LABEL,
+    Column,
+    answers_column,
+    class_column,
+    classes_column,
+    number_column,
+    read_columns,
+    text_column,
+    tokenize,
+    word_column,
+)
+from .objectives import soft_targets
+from .recipe import Data
+
+Batch = Mapping[str, Tensor]
+LONGEST_ANSWER = 30  # tokens, as in the SQuAD scripts of BERT
+
+
+class TaskKind:
+    """One kind of task. Logits are those of `logits`, always one tensor; labels the batch's `labels`.
+
+    head: the suffix of the model's class. no_label: what stands for the label of a text that has none.
+    """
+
+    head: ClassVar[str]
+    no_label: ClassVar[Any] = NO_LABEL
+    metrics: ClassVar[Sequence[type]]
+
+    def __init__(self, data: Data):
+        self.data = data
+
+    def text_columns(self) -> list[Column]:
+        pair = self.data.text_pair_column
+        second = [text_column(pair, "text_pair", "data.text_pair_column")] if pair else []
+        return [text_column(self.data.text_column), *second]
+
+    def label_column(self) -> Column:
+        return class_column(self.data.label_column)
+
+    def read(self, files: Sequence[str], argument: str) -> Dataset:
+        """Labelled texts. Raises a UserError for files that are not."""
+        return read_columns(files, argument, [*self.text_columns(), self.label_column()])
+
+    def read_unlabelled(self, files: Sequence[str], argument: str) -> Dataset:
+        """Texts for the teacher to label."""
+        texts = read_columns(files, argument, self.text_columns(), drop_empty=True)
+        column = [self.no_label] * len(texts)
+        return texts.add_column("label", column).cast_column("label", self.label_column().feature)
+
+    def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+        """Token ids and labels: columns `input_ids`, `label`, `length`, and what else `collate` needs."""
+        return tokenize(dataset, tokenizer, max_length)
+
+    def num_labels(self, dataset: Dataset) -> int:
+        """As many classes as the labels need."""
+        return max(dataset["label"][:]) + 1
+
+    def check_labels(self, dataset: Dataset, argument: str, classes: int) -> None:
+        """Raises a UserError where a label is not one of `classes`."""
+        if (largest := self.num_labels(dataset) - 1) >= classes:
+            raise UserError(f"{argument}: has class {largest}, but the classifier has classes 0 to {classes - 1} only.")
+
+    def collate(self, rows: Sequence[Mapping[str, Any]], length: int) -> dict[str, Tensor]:
+        """The labels of rows that are padded to `length`."""
+        return {"labels": torch.tensor([row["label"] for row in rows])}
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        return {}
+
+    def logits(self, result: Any) -> Tensor:
+        return result.logits
+
+    def soft(self, student: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> tuple[Tensor, str]:
+        """The soft targets' loss as a sum, and over what."""
+        return soft_targets(student, teacher, temperature).sum(), "rows"
+
+    def hard(self, student: Tensor, batch: Batch) -> tuple[Tensor, str]:
+        """The labels' loss as a sum, and over what: all rows, so that one weighs the same in whatever batch it comes."""
+        return F.cross_entropy(student.float(), batch["labels"], ignore_index=NO_LABEL, reduction="sum"), "rows"
+
+    def predict(self, logits: Tensor, batch: Batch) -> Tensor:
+        return logits.argmax(-1)
+
+    def score(self, prediction: EvalPrediction) -> dict[str, float]:
+        return metrics.compute(self.metrics, prediction.predictions, prediction.label_ids)
+
+
+class Classification(TaskKind):
+    head = "ForSequenceClassification"
+    metrics = (metrics.Accuracy, metrics.F1, metrics.MatthewsCorrelation)
+
+
+class Regression(TaskKind):
+    """One number a text; squared errors."""
+
+    head = "ForSequenceClassification"
+    no_label = float("nan")
+    metrics = (metrics.Pearson, metrics.Spearman)
+
+    def label_column(self) -> Column:
+        return number_column(self.data.label_column)
+
+    def num_labels(self, dataset: Dataset) -> int:
+        return 1
+
+    def check_labels(self, dataset: Dataset, argument: str, classes: int) -> None:
+        if classes != 1:
+            raise UserError(f"data.kind: regression needs a teacher with one output, this one has {classes}.")
+
+    def soft(self, student: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> tuple[Tensor, str]:
+        return F.mse_loss(student.float(), teacher.float(), reduction="sum"), "rows"
+
+    def hard(self, student: Tensor, batch: Batch) -> tuple[Tensor, str]:
+        labels = batch["labels"].float()
+        known = ~labels.isnan()
+        return F.mse_loss(student.float().squeeze(-1)[known], labels[known], reduction="sum"), "rows"
+
+    def predict(self, logits: Tensor, batch: Batch) -> Tensor:
+        return logits.float().squeeze(-1)
+
+
+class TokenClassification(TaskKind):
+    """A class for each word, at its first token. Words come as lists."""
+
+    head = "ForTokenClassification"
+    metrics = (metrics.TokenClassification,)
+
+    def text_columns(self) -> list[Column]:
+        return [word_column(self.data.text_column)]
+
+    def label_column(self) -> Column:
+        return classes_column(self.data.label_column)
+
+    def read(self, files: Sequence[str], argument: str) -> Dataset:
+        dataset = super().read(files, argument)
+        for row, (words, labels) in enumerate(zip(dataset["text"][:], dataset["label"][:], strict=True)):
+            if len(words) != len(labels):
+                raise UserError(f"{argument}: row {row} has {len(words)} words but {len(labels)} labels.")
+        return dataset
+
+    def read_unlabelled(self, files: Sequence[str], argument: str) -> Dataset:
+        texts = read_columns(files, argument, self.text_columns(), drop_empty=True)
+        return texts.add_column("label", [[NO_LABEL] * len(words) for words in texts["text"][:]])
+
+    def num_labels(self, dataset: Dataset) -> int:
+        return max(max(labels) for labels in dataset["label"][:]) + 1
+
+    def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+        def encode(batch: Mapping[str, list]) -> dict[str, list]:
+            encoded = tokenizer(
+                batch["text"],
+                is_split_into_words=True,
+                truncation=True,
+                max_length=max_length,
+                return_attention_mask=False,
+            )
+            labels = []
+            for row, word_labels in enumerate(batch["label"]):
+                words = encoded.word_ids(row)
+                first = [word is not None and (place == 0 or words[place - 1] != word) for place, word in enumerate(words)]
+                labels.append(
+                    [word_labels[word] if is_first else NO_LABEL for word, is_first in zip(words, first, strict=True)]
+                )
+            ids = encoded["input_ids"]
+            return {"input_ids": ids, "label": labels, "length": [len(row) for row in ids]}
+
+        return dataset.map(encode, batched=True, remove_columns=["text"], desc="Tokenising")
+
+    def collate(self, rows: Sequence[Mapping[str, Any]], length: int) -> dict[str, Tensor]:
+        return {"labels": _padded([row["label"] for row in rows], length, NO_LABEL)}
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        return {"labelled": (batch["labels"] != NO_LABEL).sum()}
+
+    def soft(self, student: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> tuple[Tensor, str]:
+        divergence = soft_targets(student, teacher, temperature)
+        return divergence.masked_fill(~batch["attention_mask"].bool(), 0).sum(), "tokens"
+
+    def hard(self, student: Tensor, batch: Batch) -> tuple[Tensor, str]:
+        total = F.cross_entropy(
+            student.float().flatten(0, 1), batch["labels"].flatten(), ignore_index=NO_LABEL, reduction="sum"
+        )
+        return total, "labelled"
+
+
+class QuestionAnswering(TaskKind):
+    """First and last token of the answer in a context; `[CLS]` for a question whose answer is not in what was kept of it.
+
+    Logits are `(B, 2, L)`, those of the start and the end; labels `(B, 2)`.
+    """
+
+    head = "ForQuestionAnswering"
+    no_label: ClassVar[Any] = None
+    metrics = (metrics.QuestionAnswering,)
+
+    def text_columns(self) -> list[Column]:
+        return [text_column(name, name, name) for name in ("question", "context")]
+
+    def label_column(self) -> Column:
+        return answers_column()
+
+    def num_labels(self, dataset: Dataset) -> int:
+        return 2
+
+    def check_labels(self, dataset: Dataset, argument: str, classes: int) -> None:
+        """Raises a UserError for an answer that does not stand where it is said to."""
+        for row, (context, answers) in enumerate(zip(dataset["context"][:], dataset["label"][:], strict=True)):
+            for start, text in zip(answers["answer_start"] or (), answers["text"] or (), strict=True):
+                if context[start : start + len(text)] != text:
+                    raise UserError(
+                        f"{argument}: row {row}: the answer {text!r} does not stand at answer_start {start} of its context."
+                    )
+
+    def read_unlabelled(self, files: Sequence[str], argument: str) -> Dataset:
+        texts = read_columns(files, argument, self.text_columns(), drop_empty=True)
+        empty = {"text": [], "answer_start": [NO_LABEL]}
+        return texts.add_column("label", [empty] * len(texts)).cast_column("label", self.label_column().feature)
+
+    def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+        def encode(batch: Mapping[str, list]) -> dict[str, list]:
+            encoded = tokenizer(
+                batch["question"],
+                batch["context"],
+                truncation=True,
+                max_length=max_length,
+                return_attention_mask=False,
+                return_offsets_mapping=True,
+            )
+            ids, labels, contexts = encoded["input_ids"], [], []
+            for row, answers in enumerate(batch["label"]):
+                context = [part == 1 for part in encoded.sequence_ids(row)]
+                contexts.append(context)
+                labels.append(_answer_tokens(answers, encoded["offset_mapping"][row], context))
+            return {"input_ids": ids, "label": labels, "context": contexts, "length": [len(row) for row in ids]}
+
+        return dataset.map(encode, batched=True, remove_columns=["question", "context"], desc="Tokenising")
+
+    def collate(self, rows: Sequence[Mapping[str, Any]], length: int) -> dict[str, Tensor]:
+        context = _padded([row["context"] for row in rows], length, False)
+        return {"labels": torch.tensor([row["label"] for row in rows]), "context": context}
+
+    def logits(self, result: Any) -> Tensor:
+        return torch.stack((result.start_logits, result.end_logits), dim=1)
+
+    def _real(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Logits of real tokens; no probability at padding, and no infinity, whose difference is no number."""
+        return logits.float().masked_fill(~batch["attention_mask"].bool()[:, None], -1e4)
+
+    def soft(self, student: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> tuple[Tensor, str]:
+        divergence = soft_targets(self._real(student, batch), self._real(teacher, batch), temperature)
+        return divergence.mean(-1).sum(), "rows"
+
+    def hard(self, student: Tensor, batch: Batch) -> tuple[Tensor, str]:
+        logits, labels = self._real(student, batch).flatten(0, 1), batch["labels"].flatten()
+        return F.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="sum") / 2, "rows"
+
+    def predict(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The span `(B, 2)` of the largest sum of logits: within the context, or `[CLS]`."""
+        allowed = batch["context"].bool().clone()
+        allowed[:, 0] = True
+        start, end = logits.float().masked_fill(~allowed[:, None], -torch.inf).unbind(1)
+        length = start.shape[1]
+        first = torch.arange(length, device=start.device)
+        distance = first[None, :] - first[:, None]
+        spans = (distance >= 0) & (distance < LONGEST_ANSWER)
+        spans[0, 1:] = False  # [CLS] is an answer by itself only
+        sums = (start[:, :, None] + end[:, None, :]).masked_fill(~spans, -torch.inf).flatten(1)
+        best = sums.argmax(-1)
+        return torch.stack((best // length, best % length), dim=-1)
+
+
+def _answer_tokens(answers: Mapping[str, list], offsets: Sequence[tuple[int, int]], context: Sequence[bool]) -> list[int]:
+    """First and last token of the first answer; `[CLS]`, 0, where there is none or it was cut off."""
+    starts = answers["answer_start"] or []
+    if not starts:
+        return [0, 0]
+    if starts[0] == NO_LABEL:
+        return [NO_LABEL, NO_LABEL]
+    begin, end = starts[0], starts[0] + len(answers["text"][0])
+    tokens = [place for place, (first, last) in enumerate(offsets) if context[place] and first < end and last > begin]
+    cut_off = not tokens or offsets[tokens[-1]][1] < end
+    return [0, 0] if cut_off else [tokens[0], tokens[-1]]
+
+
+def _padded(rows: Sequence[Sequence[Any]], length: int, filler: Any) -> Tensor:
+    return torch.tensor([[*row, *[filler] * (length - len(row))] for row in rows])
+
+
+KINDS: dict[str, type[TaskKind]] = {
+    "classification": Classification,
+    "regression": Regression,
+    "token-classification": TokenClassification,
+    "question-answering": QuestionAnswering,
+}
+
+
+class Collator:
+    """Rows of token ids, padded, with their mask, the task's labels and the teacher's logits if the rows carry them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, task: TaskKind | None = None):
+        self.tokenizer = tokenizer
+        self.task = task
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        ids = [{"input_ids": row["input_ids"]} for row in rows]
+        # By its own method, so that a fast tokenizer does not advise to use another.
+        batch = dict(self.tokenizer.pad(ids, return_tensors="pt", verbose=False))
+        if self.task is not None:
+            batch |= self.task.collate(rows, batch["input_ids"].shape[1])
+        if "teacher_logits" in rows[0]:
+            batch["teacher_logits"] = torch.from_numpy(np.array([row["teacher_logits"] for row in rows], dtype=np.float32))
+        return batch

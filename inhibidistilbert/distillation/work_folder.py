@@ -1,0 +1,103 @@
+"""The folders of a distillation: where the work of a running one lies, and what a finished one says of itself."""
+
+import contextlib
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError, reason
+from .curves import FILE as CURVES
+from .curves import draw_curves, read_curves
+from .recipe import Recipe, build_recipe
+
+LOG = "distillation.json"
+
+
+def finished_log(folder: Path) -> dict[str, Any] | None:
+    """The log of a finished distillation; None where there is none."""
+    try:
+        return json.loads((folder / LOG).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def plain(recipe: Recipe) -> dict[str, Any]:
+    """As JSON has it."""
+    return json.loads(json.dumps(recipe.as_json()))
+
+
+def claim(output_dir: Path, work_dir: Path, recipe: Recipe) -> None:
+    """Make the work folder, or see that the one there is of this recipe."""
+    if output_dir.exists():
+        raise UserError(f"OUTPUT_DIR: {str(output_dir)!r} exists already: give another name or remove it.")
+    record = work_dir / "recipe.json"
+    if record.is_file():
+        # The record alone is left by one that stopped at its input: nothing is lost by starting anew.
+        begun = any(path != record for path in work_dir.iterdir())
+        if begun and (different := changes(json.loads(record.read_text()), recipe)):
+            raise UserError(
+                f"OUTPUT_DIR: {str(work_dir)!r} holds an unfinished distillation with other options: {different}. Give the "
+                "same command to go on with it, remove it, or give another OUTPUT_DIR."
+            )
+    elif work_dir.exists() and (not work_dir.is_dir() or any(work_dir.iterdir())):
+        raise UserError(f"OUTPUT_DIR: {str(work_dir)!r} is in the way: it is no work folder of a distillation.")
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        write(record, json.dumps(plain(recipe), indent=2))
+    except OSError as error:
+        raise UserError(f"OUTPUT_DIR: {str(work_dir)!r} cannot be written: {reason(error)}") from error
+
+
+def changes(recorded: Any, recipe: Recipe) -> str:
+    """How a recipe differs from a recorded one, which may lack settings that are newer than it; empty where it does not."""
+    # One that is no recipe any more tells by the names of its settings what is different.
+    with contextlib.suppress(UserError, TypeError, AttributeError):
+        recorded = plain(build_recipe(recorded))
+    before, now = _flat(recorded), _flat(plain(recipe))
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    return ", ".join(f"{name} {now.get(name)!r} (was {before.get(name)!r})" for name in names)
+
+
+def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted path; stages by their name."""
+    if isinstance(settings, list) and settings and all(isinstance(entry, dict) for entry in settings):
+        settings = {str(entry.get("name")): entry for entry in settings}
+    if not isinstance(settings, dict) or not settings:
+        return {prefix: settings}
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        path = name if prefix in ("", "stages") else f"{prefix}.{name}"
+        flat |= _flat(value, path)
+    return flat
+
+
+def write(path: Path, text: str) -> None:
+    """All of it or nothing."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """By which a file can be known again."""
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def finish(work_dir: Path, stages: list[str], output_dir: Path, log: dict[str, Any]) -> None:
+    """The last stage's student with its log and all curves, whole and at once, in its place."""
+    finished = work_dir / "finished"
+    shutil.rmtree(finished, ignore_errors=True)
+    try:
+        shutil.copytree(work_dir / stages[-1] / "model", finished)
+        records = [record for stage in stages for record in read_curves(work_dir / stage / CURVES)]
+        write(finished / CURVES, "".join(json.dumps(record) + "\n" for record in records))
+        draw_curves(records, finished / "curves.png")
+        write(finished / LOG, json.dumps(log, indent=2) + "\n")
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(finished)
+        raise UserError(f"OUTPUT_DIR: {str(finished)!r} cannot be written: {reason(error)}; the work is kept.") from error
+    finished.rename(output_dir)

@@ -1,0 +1,58 @@
+"""Two processes train what one does: the same batches in the same order, and so the same curve."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from toy_recipe import STAGES, curve, three_stages
+from toy_task import write_distilbert
+from transformers import DistilBertForMaskedLM
+
+from inhibidistilbert import InhibiDistilBertForSequenceClassification
+from inhibidistilbert.distillation.run import run_recipe
+
+ROOT = Path(__file__).parents[2]
+TIMES_OF_A_RUN = {"seconds", "epoch"}
+
+
+def run_on_two(recipe, output: Path, tmp_path: Path) -> subprocess.CompletedProcess:
+    """The command under torchrun, on two processes with gloo."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe.as_json()))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "inhibidistilbert", "distill", str(output), "--recipe", str(file), "--json"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_two_processes_train_what_one_does(toy, tmp_path):
+    """All three stages with every term of their losses; dropout 0, the same global batch and order."""
+    teacher = write_distilbert(tmp_path / "teacher", initializer_range=0.3)
+    masked = write_distilbert(tmp_path / "masked", DistilBertForMaskedLM, initializer_range=0.3)
+    mlm = [f"pretrain.teacher={masked}", "pretrain.mlm_weight=1", "pretrain.soft_mlm_weight=1"]
+    changes = [*mlm, *(f"{stage}.dropout=0" for stage in STAGES)]
+    recipe = three_stages(toy, teacher, *changes)
+    run_recipe(recipe, tmp_path / "one")
+    done = run_on_two(recipe, tmp_path / "two", tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("\n") == 1  # the log, once
+    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
+    assert [(record["stage"], record["step"]) for record in two] == [(record["stage"], record["step"]) for record in one]
+    for record, other in zip(one, two, strict=True):
+        for name in record.keys() - TIMES_OF_A_RUN - {"stage"}:
+            assert other[name] == pytest.approx(record[name], abs=1e-4, rel=1e-4), (record["stage"], record["step"], name)
+    assert InhibiDistilBertForSequenceClassification.from_pretrained(tmp_path / "two")
+    assert '"machine": "' in done.stdout
+    assert "2 processes" in done.stdout
+
+
+@pytest.mark.slow
+def test_bad_input_ends_both_with_a_clear_message(toy, tmp_path):
+    recipe = three_stages(toy, tmp_path / "no" / "teacher")
+    done = run_on_two(recipe, tmp_path / "two", tmp_path)
+    assert done.returncode != 0
+    assert "error: --teacher: " in done.stderr
+    assert 'Traceback (most recent call last):\n  File "' + str(ROOT) not in done.stderr

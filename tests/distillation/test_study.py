@@ -1,0 +1,260 @@
+"""The study's plan, its runner with a stand-in for the command line, and its tables."""
+
+import dataclasses
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from inhibidistilbert.cli import app
+from inhibidistilbert.distillation import study
+from inhibidistilbert.distillation.recipe import read_recipe
+from inhibidistilbert.distillation.study import COLUMNS, Results
+from inhibidistilbert.distillation.study_plan import SEEDS, TASKS, Settings, plan
+from inhibidistilbert.distillation.study_summary import summary
+from inhibidistilbert.errors import UserError
+
+SETTINGS = Settings("study", "study-authors", "encoder", "texts.txt", Path("data"), Path("work"))
+RUNS = list(plan(SETTINGS))
+
+
+def value(line: Sequence[str], option: str) -> str:
+    return line[line.index(option) + 1]
+
+
+# Plan
+
+
+def test_every_task_has_a_teacher_and_both_students_of_every_seed():
+    names = [run.name for run in RUNS]
+    assert len(set(names)) == len(names)
+    wanted = {f"{task}/{model}/{seed}" for task in TASKS for model in ("teacher", "softmax", "inhibitor") for seed in SEEDS}
+    assert wanted <= set(names)
+    assert names[0] == "rotten_tomatoes/teacher/0"
+
+
+def test_the_softmax_control_differs_from_the_inhibitor_in_its_attention_alone():
+    by_name = {run.name: run.command for run in RUNS}
+    for task in TASKS:
+        softmax, inhibitor = by_name[f"{task}/softmax/1"], by_name[f"{task}/inhibitor/1"]
+        while True:
+            line = " ".join(softmax.line).replace("--set student.attention=softmax ", "").replace("softmax", "inhibitor")
+            assert line == " ".join(inhibitor.line)
+            if not softmax.needs:
+                break
+            softmax, inhibitor = softmax.needs[0], inhibitor.needs[0]
+
+
+def test_a_row_names_what_it_is_made_of():
+    (run,) = (run for run in RUNS if run.name == "imdb/inhibitor/2")
+    encoder, teacher = run.command.needs
+    line = list(run.command.line)
+    assert line[:3] == ["inhibidistilbert", "distill", str(run.command.output)]
+    assert (value(line, "--stage"), value(line, "--seed")) == ("task", "2")
+    assert value(line, "--teacher") == str(teacher.output)
+    assert value(line, "--student") == str(encoder.output)
+    assert value(line, "--test-file") == str(Path("data/imdb_test.csv"))
+    assert "task.max_length=256" in line
+    assert "finetune.max_length=256" in teacher.line
+    (aligned,) = encoder.needs
+    assert value(list(encoder.line), "--student") == str(aligned.output)
+    assert [value(list(command.line), "--stage") for command in (aligned, encoder)] == ["align", "pretrain"]
+
+
+def test_encoders_are_shared_by_tasks_and_not_by_models_or_seeds():
+    encoders = {(run.model, run.seed): set() for run in RUNS if run.model != "teacher"}
+    for run in RUNS:
+        if run.model != "teacher":
+            encoders[run.model, run.seed].add(run.command.needs[0])
+    assert all(len(commands) == 1 for commands in encoders.values())
+    outputs = [command.output for commands in encoders.values() for command in commands]
+    assert len(set(outputs)) == len(outputs)
+
+
+@pytest.mark.parametrize("recipes", [("study", "study-authors"), ("study-gpu", "authors")])
+def test_the_recipes_take_every_override_of_the_plan(recipes):
+    def stages(command):
+        for needed in command.needs:
+            yield from stages(needed)
+        line = command.line
+        overrides = [line[place + 1] for place, word in enumerate(line) if word == "--set"]
+        (stage,) = read_recipe(value(line, "--recipe"), overrides, value(line, "--stage")).stages
+        yield stage.name
+
+    settings = dataclasses.replace(SETTINGS, recipe=recipes[0], authors_recipe=recipes[1])
+    seen = [list(stages(run.command)) for run in plan(settings)]
+    assert {tuple(names) for names in seen} == {
+        ("finetune",),
+        ("align", "pretrain", "finetune", "task"),
+        ("pretrain", "finetune", "task"),
+        ("align_queries_keys", "align_layers", "pretrain", "finetune", "task"),
+    }
+
+
+# Runner
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """An empty folder to run in, where a stand-in for `inhibidistilbert distill` notes its calls and writes its log.
+
+    It fails where the folder to write to is named in `failing`.
+    """
+    monkeypatch.chdir(tmp_path)
+    workplace = type("Workplace", (), {"calls": [], "failing": set(), "results": Results(tmp_path / "results", "study")})()
+
+    def distill(command, **_):
+        assert command[:4] == [sys.executable, "-m", "inhibidistilbert", "distill"]
+        output, line = Path(command[4]), command[4:]
+        workplace.calls.append(output.name)
+        if output.name in workplace.failing:
+            return subprocess.CompletedProcess(command, 2)
+        tests = [line[place + 1] for place, word in enumerate(line) if word == "--test-file"]
+        metric = "pearson" if "data.kind=regression" in line else "accuracy"
+        log = {
+            "stages": {value(line, "--stage"): {"eval": {metric: 0.5}}},
+            "tests": {"student": {file: {metric: 0.1 + 0.01 * len(workplace.calls)} for file in tests}},
+        }
+        output.mkdir()
+        (output / "distillation.json").write_text(json.dumps(log))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(study.subprocess, "run", distill)
+    return workplace
+
+
+def test_a_row_runs_what_it_needs_once_and_writes_its_values(workplace):
+    assert study.study(SETTINGS, workplace.results, "rotten_tomatoes/inhibitor/0") == []
+    assert workplace.calls == [
+        "align-inhibitor-0",
+        "pretrain-inhibitor-0",
+        "rotten_tomatoes-teacher-0",
+        "rotten_tomatoes-inhibitor-0",
+    ]
+    rows = workplace.results.rows()
+    assert [(row["task"], row["metric"], round(row["value"], 2)) for row in rows] == [
+        ("rotten_tomatoes", "validation_accuracy", 0.5),
+        ("rotten_tomatoes", "accuracy", 0.14),
+        ("imdb_long", "accuracy", 0.14),
+    ]
+    assert {tuple(row) for row in rows} == {COLUMNS}
+    assert {shlex.split(row["command"])[2] for row in rows} == {str(Path("work/rotten_tomatoes-inhibitor-0"))}
+    commands = json.loads(workplace.results.machine.read_text())
+    assert commands["machine"]["torch"]
+    assert [record["command"] for record in commands["results"]][-1] == rows[0]["command"]
+    assert len(commands["results"]) == 4
+    assert "rotten_tomatoes" in workplace.results.markdown.read_text()
+
+
+def test_what_is_finished_is_not_run_again(workplace):
+    study.study(SETTINGS, workplace.results, "rotten_tomatoes/teacher/0")
+    study.study(SETTINGS, workplace.results, "rotten_tomatoes/teacher/0")
+    assert workplace.calls == ["rotten_tomatoes-teacher-0"]
+    study.study(SETTINGS, workplace.results, "*/inhibitor/0")
+    assert workplace.calls.count("rotten_tomatoes-teacher-0") == workplace.calls.count("pretrain-inhibitor-0") == 1
+    # Rows count even where the models are gone, as after a clone.
+    before = workplace.results.csv.read_bytes()
+    for file in Path("work").glob("*/distillation.json"):
+        file.unlink()
+    calls = len(workplace.calls)
+    study.study(SETTINGS, workplace.results, "*/inhibitor/0")
+    assert len(workplace.calls) == calls
+    assert workplace.results.csv.read_bytes() == before
+
+
+def test_a_failure_is_told_and_the_other_rows_go_on(workplace, capsys):
+    workplace.failing = {"sarcasm-teacher-0"}
+    assert study.study(SETTINGS, workplace.results, "*/teacher/0") == ["sarcasm/teacher/0"]
+    error = capsys.readouterr().err
+    assert "exit code 2: inhibidistilbert distill " in error
+    assert {row["task"] for row in workplace.results.rows()} == {"rotten_tomatoes", "imdb_long", "graded_sentiment", "imdb"}
+
+
+def test_a_foreign_file_of_results_is_refused_and_kept(workplace):
+    workplace.results.csv.write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="must have the columns task, model"):
+        study.study(SETTINGS, workplace.results, "sarcasm/teacher/0")
+    assert workplace.results.csv.read_text() == "a,b\n1,2\n"
+    assert workplace.calls == []
+
+
+TOY_RECIPE = """
+student: {config: {scalars_per_head: true, length_normalization: sqrt, beta_init: 0.3}}
+stages:
+  - {stage: task, name: finetune, max_steps: 2, max_length: 16, soft_weight: 0, hard_weight: 1}
+  - {stage: align, max_steps: 2, max_length: 16}
+  - {stage: pretrain, max_steps: 2, max_length: 16, train_embeddings: false}
+  - {stage: task, max_steps: 2, max_length: 16, hidden_weight: 1}
+"""
+
+
+def test_real_rows_of_a_toy_study(toy, tmp_path, monkeypatch):
+    """The very commands, in this process."""
+    monkeypatch.chdir(tmp_path)
+    Path("toy.yaml").write_text(TOY_RECIPE)
+    for part in ("train", "validation", "test"):
+        for task in ("graded_sentiment", "rotten_tomatoes"):
+            Path(f"{task}_{part}.csv").write_bytes((toy / f"{'eval' if part == 'validation' else part}.csv").read_bytes())
+    Path("imdb_long_test.csv").write_bytes((toy / "test.csv").read_bytes())
+
+    def run(command, **_):
+        result = CliRunner().invoke(app, command[3:], catch_exceptions=False)
+        return subprocess.CompletedProcess(command, result.exit_code)
+
+    monkeypatch.setattr(study.subprocess, "run", run)
+    # The toy has 32 positions.
+    short = dataclasses.replace(TASKS["rotten_tomatoes"], test_max_length=32)
+    monkeypatch.setitem(TASKS, "rotten_tomatoes", short)
+    settings = Settings("toy.yaml", "toy.yaml", str(toy / "encoder"), str(toy / "transfer.txt"), Path(), Path("runs"))
+    results = Results(tmp_path / "results", "toy")
+    for run in ("rotten_tomatoes/softmax/0", "graded_sentiment/inhibitor/0"):
+        assert study.study(settings, results, run) == []
+    values = {(row["task"], row["model"], row["metric"]): row["value"] for row in results.rows()}
+    assert values.keys() == {
+        ("rotten_tomatoes", "softmax", "validation_accuracy"),
+        ("rotten_tomatoes", "softmax", "accuracy"),
+        ("imdb_long", "softmax", "accuracy"),
+        ("graded_sentiment", "inhibitor", "validation_pearson"),
+        ("graded_sentiment", "inhibitor", "pearson"),
+    }
+    # The same texts under two names.
+    assert values["imdb_long", "softmax", "accuracy"] == values["rotten_tomatoes", "softmax", "accuracy"]
+
+
+# Tables
+
+
+def test_means_deviations_and_gaps():
+    def row(task, model, seed, value, metric="accuracy"):
+        return {"task": task, "model": model, "seed": seed, "metric": metric, "value": value, "command": "…"}
+
+    table = summary(
+        [
+            row("rotten_tomatoes", "softmax", 0, 0.80),
+            row("rotten_tomatoes", "softmax", 1, 0.82),
+            row("rotten_tomatoes", "inhibitor", 0, 0.79),
+            row("rotten_tomatoes", "inhibitor", 1, 0.80),
+            row("rotten_tomatoes", "inhibitor", 2, 0.10),
+            row("rotten_tomatoes", "inhibitor", 0, 0.99, "validation_accuracy"),
+            row("graded_sentiment", "softmax", 0, 0.70, "pearson"),
+            row("graded_sentiment", "inhibitor", 0, 0.71, "pearson"),
+            row("rotten_tomatoes", "inhibitor_unsigned", 0, 0.60),
+            row("imdb_long", "inhibitor_unsigned", 0, 0.55),
+        ]
+    )
+    lines = table.splitlines()
+    # Only seeds 0 and 1 have both students: gaps 1 and 2.
+    assert "| rotten_tomatoes | accuracy | – | 81.0 ± 1.4 | 56.3 ± 40.1 | 1.5 ± 0.7 | 2 |" in lines
+    assert "| graded_sentiment | pearson | – | 70.0 | 71.0 | -1.0 | 1 |" in lines
+    assert "| mean of 2 of 4 tasks |  |  |  |  | 0.2 |  |" in lines
+    assert "| inhibitor_unsigned | 60.0 | 55.0 |" in lines
+    assert "| inhibitor | 79.0 | – |" in lines
+
+
+def test_no_rows_give_empty_tables():
+    assert "mean of 0 of 4 tasks" in summary([])
