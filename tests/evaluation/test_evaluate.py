@@ -267,7 +267,8 @@ def test_bootstrap_interval_of_an_accuracy(many_resamples):
     assert (low, high) == (pytest.approx(0.7608, abs=0.006), pytest.approx(0.8392, abs=0.006))
 
 
-def test_a_real_difference_is_found_and_none_is_not(many_resamples):
+def test_a_real_difference_is_found_and_none_is_not(monkeypatch):
+    monkeypatch.setattr(scoring, "RESAMPLES", 300)
     generator = np.random.default_rng(0)
     references = generator.integers(2, size=300)
 
