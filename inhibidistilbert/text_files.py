@@ -62,6 +62,7 @@ def _literal(path: Path) -> str:
 
 
 def _unreadable(path: Path, argument: str, loader: str, error: Exception) -> UserError:
-    if "corresponds to no data" in str(error):  # what datasets says of a file without rows
+    # What datasets says of a file without rows; a stream of it just ends.
+    if "corresponds to no data" in str(error) or isinstance(error, StopIteration):
         return UserError(f"{argument}: {str(path)!r} is empty: it holds no rows.")
     return UserError(f"{argument}: {str(path)!r} could not be read as {loader}: {reason(error)}")

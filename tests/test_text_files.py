@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 
 from inhibidistilbert.errors import UserError
-from inhibidistilbert.text_files import load_file
+from inhibidistilbert.text_files import load_file, stream_file
 
 ROWS = [{"text": "a film, so “funny”", "label": 1}, {"text": "null", "label": 0}]
 FILES = {
@@ -52,3 +52,10 @@ def test_what_cannot_be_read_is_one_error(tmp_path, name, content, part):
     assert message.startswith(f"--data: {str(tmp_path / name)!r} ")
     assert part in message
     assert "\n" not in message
+
+
+def test_a_stream_without_rows_is_refused_too(tmp_path):
+    file = tmp_path / "header.csv"
+    file.write_text("text,label\n")
+    with pytest.raises(UserError, match=r"--text-file: '.*header\.csv' is empty: it holds no rows"):
+        stream_file(file, "--text-file")
