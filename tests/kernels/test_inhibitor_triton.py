@@ -57,19 +57,23 @@ def test_a_single_key(queries: int, causal: bool) -> None:
 
 # The scalars' form and the layout are data to the kernels: they go round, so that each meets all the rest.
 ROUND = list(product(SCALAR_FORMS, LAYOUTS))
-SMALL_LENGTHS = ((4, 4), (3, 5), (5, 3))
+# Of so many keys padding leaves two at least: an only key has no centred score, and no gradient.
+SMALL_LENGTHS = ((4, 4), (3, 5), (5, 4))
 
 
 def first_meaningful(case: Case) -> tuple[Inputs, Result]:
     """Inputs and the judge's result, of the first draw that tests something.
 
-    So few keys may all be dropped, and the terms of a scalar's gradient cancel beyond what any float32 sum can resolve.
+    So few keys may all be dropped, and the terms of a gradient cancel beyond what any float32 sum can resolve: a scalar's by
+    chance, the queries' and the keys' where each query sees but one.
     """
     for seed in range(50):
         inputs = draw(replace(case, seed=seed))
         want = judge(inputs)
         sums = torch.cat([want.gradients[name] for name in SCALARS]).abs()
-        if 0.2 <= want.active <= 0.8 and ((sums == 0) | (sums > 0.05)).all():
+        passed = all(want.gradients[name].square().mean().sqrt() > 1e-3 for name in TENSORS)
+        resolved = sums > 0.02 * case.D**0.5  # the terms grow as distances do
+        if 0.2 <= want.active <= 0.8 and passed and ((sums == 0) | resolved).all():
             return inputs, want
     pytest.fail(f"no draw tests anything in {case}")
 
