@@ -20,7 +20,7 @@ from .stages import check_models, run_stage, teacher_of
 from .student import student_class
 from .tasks import Collator
 from .trainer import StageTrainer, scores
-from .work_folder import changes, claim, describe, finish, finished_log, plain
+from .work_folder import changes, check_free, claim, describe, finish, finished_log, plain
 
 # Of a disk or a folder, not of this program.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -40,11 +40,14 @@ def run_recipe(recipe: Recipe, output_dir: Path, trust_remote_code: bool = False
     done = finished_log(output_dir)
     if done is not None and not changes(done.get("recipe"), recipe):
         return done
-    state = PartialState()
+    # Not told that there is no accelerator it would take each process for the only one.
+    state = PartialState(cpu=not torch.accelerator.is_available())
     work_dir = output_dir.with_name(output_dir.name + ".work")
+    check_free(output_dir, work_dir, recipe)
+    state.wait_for_everyone()  # with the look at the folders, before the first changes them
     with state.main_process_first():
         if state.is_main_process:
-            claim(output_dir, work_dir, recipe)
+            claim(work_dir, recipe)
     if not state.is_main_process:
         datasets.disable_progress_bars()
     set_seed(recipe.seed)

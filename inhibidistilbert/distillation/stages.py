@@ -221,17 +221,17 @@ def _dataset(prepared: Prepared, stage: Stage, teacher: PreTrainedModel | None) 
     fixed_size = recipe.data.kind in ("classification", "regression")
     once = fixed_size and bool(stage.soft_weight) and not stage.hidden_weight
     folder = prepared.folder(stage) / "labelled"
-    if not folder.is_dir():
-        with PartialState().main_process_first():
-            if PartialState().is_main_process:
-                parts = [part for part in (prepared.train, prepared.transfer) if part is not None]
-                data = prepared.task.encode(datasets.concatenate_datasets(parts), prepared.tokenizer, stage.max_length)
-                if once and teacher is not None:
-                    data = add_teacher_logits(data, teacher, prepared.tokenizer, recipe.bf16)
-                temporary = folder.with_name("labelled.tmp")
-                shutil.rmtree(temporary, ignore_errors=True)
-                data.save_to_disk(str(temporary))
-                temporary.rename(folder)
+    # Every process meets here whether the folder is there or not: a late one would else go by, and the others wait for it.
+    with PartialState().main_process_first():
+        if PartialState().is_main_process and not folder.is_dir():
+            parts = [part for part in (prepared.train, prepared.transfer) if part is not None]
+            data = prepared.task.encode(datasets.concatenate_datasets(parts), prepared.tokenizer, stage.max_length)
+            if once and teacher is not None:
+                data = add_teacher_logits(data, teacher, prepared.tokenizer, recipe.bf16)
+            temporary = folder.with_name("labelled.tmp")
+            shutil.rmtree(temporary, ignore_errors=True)
+            data.save_to_disk(str(temporary))
+            temporary.rename(folder)
     return datasets.load_from_disk(str(folder))
 
 

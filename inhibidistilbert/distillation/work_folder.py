@@ -28,8 +28,8 @@ def plain(recipe: Recipe) -> dict[str, Any]:
     return json.loads(json.dumps(recipe.as_json()))
 
 
-def claim(output_dir: Path, work_dir: Path, recipe: Recipe) -> None:
-    """Make the work folder, or see that the one there is of this recipe."""
+def check_free(output_dir: Path, work_dir: Path, recipe: Recipe) -> None:
+    """Raises a UserError where a folder is in the way, or is of another recipe."""
     if output_dir.exists():
         raise UserError(f"OUTPUT_DIR: {str(output_dir)!r} exists already: give another name or remove it.")
     record = work_dir / "recipe.json"
@@ -43,9 +43,13 @@ def claim(output_dir: Path, work_dir: Path, recipe: Recipe) -> None:
             )
     elif work_dir.exists() and (not work_dir.is_dir() or any(work_dir.iterdir())):
         raise UserError(f"OUTPUT_DIR: {str(work_dir)!r} is in the way: it is no work folder of a distillation.")
+
+
+def claim(work_dir: Path, recipe: Recipe) -> None:
+    """Make the work folder, or renew the record in it. Raises a UserError where it cannot be written."""
     try:
         work_dir.mkdir(parents=True, exist_ok=True)
-        write(record, json.dumps(plain(recipe), indent=2))
+        write(work_dir / "recipe.json", json.dumps(plain(recipe), indent=2))
     except OSError as error:
         raise UserError(f"OUTPUT_DIR: {str(work_dir)!r} cannot be written: {reason(error)}") from error
 

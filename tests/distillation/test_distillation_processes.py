@@ -16,14 +16,33 @@ from inhibidistilbert.distillation.run import run_recipe
 
 ROOT = Path(__file__).parents[2]
 TIMES_OF_A_RUN = {"seconds", "epoch"}
+# The command, in which the second process may not claim the folder, and comes late wherever data are made.
+CAREFUL = """
+import os, runpy, time
+from inhibidistilbert.distillation import run, stages
+
+claim, dataset, second = run.claim, stages._dataset, os.environ["RANK"] == "1"
+
+def claim_alone(*args):
+    assert not second, "claimed by the second process too"
+    claim(*args)
+
+def late_dataset(*args):
+    time.sleep(2 if second else 0)
+    return dataset(*args)
+
+run.claim, stages._dataset = claim_alone, late_dataset
+runpy.run_module("inhibidistilbert", run_name="__main__", alter_sys=True)
+"""
 
 
-def run_on_two(recipe, output: Path, tmp_path: Path) -> subprocess.CompletedProcess:
+def run_on_two(recipe, output: Path, tmp_path: Path, *program: str) -> subprocess.CompletedProcess:
     """The command under torchrun, on two processes with gloo."""
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe.as_json()))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, "-m", "inhibidistilbert", "distill", str(output), "--recipe", str(file), "--json"]
+    program = program or ("-m", "inhibidistilbert")
+    command = [*launcher, *program, "distill", str(output), "--recipe", str(file), "--json"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
@@ -36,8 +55,10 @@ def test_two_processes_train_what_one_does(toy, tmp_path):
     changes = [*mlm, *(f"{stage}.dropout=0" for stage in STAGES)]
     recipe = three_stages(toy, teacher, *changes)
     run_recipe(recipe, tmp_path / "one")
-    done = run_on_two(recipe, tmp_path / "two", tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    program = tmp_path / "careful.py"
+    program.write_text(CAREFUL)
+    done = run_on_two(recipe, tmp_path / "two", tmp_path, str(program))
+    assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1  # the log, once
     one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
     assert [(record["stage"], record["step"]) for record in two] == [(record["stage"], record["step"]) for record in one]
