@@ -340,6 +340,7 @@ def _backward_query_kernel(
     b_signs = _full(R, C, W, A, T, 0.0, tl.float32)
     b_ds = _full(R, 1, W, A, T, 0.0, tl.float32)
     b_moment = _full(R, 1, W, A, T, 0.0, tl.float32)
+    b_rest = _full(R, 1, W, A, T, 0.0, tl.float32)
     b_count = _full(R, 1, W, A, T, 0.0, tl.float32)
     for j0 in range(0, stop, BLOCK):
         some = True
@@ -358,11 +359,13 @@ def _backward_query_kernel(
                 ds = tl.where(s > 0, _row_sum(b_to_z), 0.0)
                 ds = _where_seen(kept, last, ds, 0.0, CAUSAL, PADDED or DROPPED)
                 b_ds += ds
+                deviation = distance - b_mean
                 # Behind the padding a distance may be nan, which 0 times it is too.
-                b_moment += _where_seen(kept, last, ds * distance, 0.0, CAUSAL and PADDED, PADDED)
+                b_moment += _where_seen(kept, last, ds * deviation, 0.0, CAUSAL and PADDED, PADDED)
                 b_step = _half_step(b_x)
                 b_dq += ds * b_step
                 if CENTERED:
+                    b_rest += _where_seen(place, last, deviation, 0.0, CAUSAL, PADDED)
                     if CAUSAL or PADDED:
                         weight = _where_seen(place, last, _full(1, 1, 1, 1, T, 1.0, tl.float32), 0.0, CAUSAL, PADDED)
                         b_signs += weight * b_step
@@ -370,13 +373,14 @@ def _backward_query_kernel(
                             b_count += weight
                     else:
                         b_signs += b_step
-    b_moment -= b_mean * b_ds
     # The steps are (1 + sign) / 2, and what is taken through z counts against it.
     b_dq = b_ds - 2 * b_dq
     if CENTERED:
         if not PADDED:
             b_count += tl.minimum(tl.maximum(last + 1, 0), N) if CAUSAL else N
         b_ds_mean = b_ds / tl.maximum(b_count, 1.0)
+        # The mean is rounded: what the deviations do not sum to 0 by, it lacks.
+        b_moment -= b_ds_mean * b_rest
         b_dq += b_ds_mean * (2 * b_signs - b_count)
         tl.store(ds_mean + bh * M + o_m * s_row, -b_beta * b_ds_mean, mask=m_first)
     p_dq = dq + b * s_dqb + h * s_dqh + o_m * s_dqm + o_d * s_dqd
