@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
 from ..errors import UserError, reason
 from .recipe import Recipe, Stage, Task
@@ -77,6 +78,8 @@ def training_arguments(recipe: Recipe, stage: Stage, folder: Path) -> TrainingAr
     }
     try:
         arguments = TrainingArguments(**{**settings, **given})
+        for tracker in get_reporting_integration_callbacks(arguments.report_to):
+            tracker()  # which needs its package
     except Exception as error:  # of transformers, accelerate and their configuration files
         raise UserError(f"trainer: {reason(error)}") from error
     if arguments.n_gpu > 1:

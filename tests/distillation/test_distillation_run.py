@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from toy_recipe import curve
 from toy_task import POSITIONS, VOCABULARY, sentences, tiny_student, write_bert, write_csv, write_distilbert
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.integrations import integration_utils
 
 from inhibidistilbert import InhibiDistilBertForSequenceClassification, cli
 from inhibidistilbert.distillation import stages
@@ -530,8 +531,15 @@ def test_tests_beyond_the_teachers_positions_are_refused(toy, finished, tmp_path
         ("learning_rate", 1, r"is set by <stage>\.learning_rate"),
         ("gradient_accumulation_steps", 5, r"task\.batch_size must be a multiple of 5.*got 32"),
         ("eval_strategy", "sometimes", "trainer: .*sometimes"),
+        ("report_to", "slates", "trainer: slates is not supported, only .*wandb"),
     ],
 )
 def test_bad_settings_of_the_trainer_are_refused(toy, finished, tmp_path, name, value, message):
     recipe = student_recipe(toy, finished.teacher, **{f"trainer__{name}": value})
     refused(recipe, tmp_path / "out", message)
+
+
+def test_a_tracker_that_is_not_installed_is_told_before_any_training(toy, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(integration_utils, "is_wandb_available", lambda: False)
+    recipe = student_recipe(toy, finished.teacher, trainer__report_to="wandb")
+    refused(recipe, tmp_path / "out", "trainer: .*requires wandb to be installed")

@@ -76,6 +76,15 @@ def test_each_term_of_the_loss_is_in_the_curve(whole):
     assert (whole / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_tracker_gets_each_term_of_the_loss(toy, teacher, tmp_path):
+    recipe = three_stages(toy, teacher, "trainer.report_to=tensorboard", stage="task")
+    run_recipe(recipe, tmp_path / "out")
+    (events,) = (tmp_path / "out.work").rglob("*tfevents*")
+    written = events.read_bytes()
+    for name in (b"loss", b"soft", b"hidden", b"hard"):
+        assert b"train/" + name in written, name
+
+
 def test_the_control_is_trained_by_the_same_stages(toy, teacher, whole, tmp_path):
     log = run_recipe(three_stages(toy, teacher, "student.attention=softmax"), tmp_path / "out")
     student = DistilBertForSequenceClassification.from_pretrained(tmp_path / "out")
