@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from inhibitor_reference import FORWARD_TOLERANCE, relative_rms
-from tiny import SIZES, TASKS, tiny_model, tokens
+from tiny import SIZES, SLOW_TASKS, tiny_model, tokens
 from tiny_batches import NO_DROPOUT, assert_same_gradients, assert_same_output, batch, gradients
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -38,8 +38,8 @@ def assert_same_training_step(fast: torch.nn.Module, model: torch.nn.Module, inp
 
 
 @implementations
-@pytest.mark.parametrize("normalization", ["none", "sqrt"])
-@pytest.mark.parametrize("masked", [False, True], ids=["nomask", "mask"])
+@pytest.mark.parametrize("normalization", [pytest.param("none", marks=pytest.mark.slow), "sqrt"])
+@pytest.mark.parametrize("masked", [pytest.param(False, id="nomask", marks=pytest.mark.slow), pytest.param(True, id="mask")])
 def test_training_steps_of_every_length(implementation, normalization, masked):
     fields = ONE_LAYER | NO_DROPOUT | {"length_normalization": normalization}
     model = tiny_model(TASK, attn_implementation=implementation, **fields).train()
@@ -50,7 +50,7 @@ def test_training_steps_of_every_length(implementation, normalization, masked):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", SLOW_TASKS)
 def test_every_class_at_every_batch_and_length(task):
     model = tiny_model(task, **ONE_LAYER, length_normalization="sqrt")
     fast, counter = compiled(model)
@@ -122,7 +122,7 @@ def test_a_4d_mask(implementation):
 
 @torch.no_grad()
 @implementations
-@pytest.mark.parametrize("wanted", ["hidden_states", "attentions"])
+@pytest.mark.parametrize("wanted", [pytest.param("hidden_states", marks=pytest.mark.slow), "attentions"])
 def test_inner_outputs_after_one_eager_call(implementation, wanted):
     """The first call that asks for them installs transformers' hooks, under a lock that no model can compile."""
     model = tiny_model(attn_implementation=implementation, **ONE_LAYER)

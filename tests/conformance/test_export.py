@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 import torch
 from inhibitor_reference import FORWARD_TOLERANCE, relative_rms
-from tiny import SIZES, TASKS, first_output, tiny_model
+from tiny import SIZES, SLOW_TASKS, first_output, tiny_model
 from tiny_batches import NO_DROPOUT, assert_same_gradients, assert_same_output, batch, gradients
 from torch.export import Dim
 
@@ -15,9 +15,9 @@ from inhibidistilbert import inhibitor_attention
 LIMIT = SIZES["max_position_embeddings"]
 TRACED = (3, 9)
 OTHERS = ((1, 1), (1, 2), (2, 7), (5, LIMIT))
-FORMS = [(task, "inhibitor") for task in TASKS] + [("Model", "eager")]
 
-forms = pytest.mark.parametrize(("task", "implementation"), FORMS, ids=["-".join(form) for form in FORMS])
+tasks = pytest.mark.parametrize("task", SLOW_TASKS)
+implementations = pytest.mark.parametrize("implementation", ["inhibitor", pytest.param("eager", marks=pytest.mark.slow)])
 
 
 def dynamic_sizes(inputs: dict, longest: int = LIMIT) -> dict:
@@ -32,7 +32,8 @@ def exported(model: torch.nn.Module, inputs: dict, **options) -> torch.export.Ex
 
 @torch.no_grad()
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
-@forms
+@implementations
+@tasks
 def test_export_runs_at_every_size(task, implementation, strict):
     model = tiny_model(task, attn_implementation=implementation, length_normalization="sqrt")
     program = exported(model, batch(task, *TRACED), strict=strict).module()
@@ -84,7 +85,8 @@ def run_onnx(session: onnxruntime.InferenceSession, inputs: dict) -> list[torch.
 
 
 @torch.no_grad()
-@forms
+@implementations
+@tasks
 def test_onnx_runs_at_every_size(tmp_path, task, implementation):
     model = tiny_model(task, attn_implementation=implementation, n_layers=1, length_normalization="sqrt")
     traced = batch(task, *TRACED)

@@ -160,7 +160,7 @@ def write_deep_bert(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("attention", ["inhibitor", "softmax"])
+@pytest.mark.parametrize("attention", ["inhibitor", pytest.param("softmax", marks=pytest.mark.slow)])
 def test_twelve_layers_become_six(toy, tmp_path, attention):
     """Copied from the layers the authors chose, and learning from them."""
     teacher = write_deep_bert(tmp_path / "bert")
@@ -381,8 +381,10 @@ def full_disk_from(call: int, error: Exception):
 
 @pytest.mark.parametrize(
     "error",
-    [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")],
-    ids=["os", "torch"],
+    [
+        pytest.param(OSError(28, "No space left on device"), id="os"),
+        pytest.param(RuntimeError("PytorchStreamWriter failed writing file"), id="torch", marks=pytest.mark.slow),
+    ],
 )
 def test_a_disk_that_fills_up_leaves_the_earlier_checkpoints(toy, teacher, whole, tmp_path, monkeypatch, error):
     recipe, output = three_stages(toy, teacher), tmp_path / "out"

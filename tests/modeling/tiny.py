@@ -1,5 +1,6 @@
 """Tiny random models and inputs, shared by the tests of `modeling/`."""
 
+import pytest
 import torch
 import transformers
 from torch import Tensor
@@ -25,6 +26,10 @@ TASKS = (
     "ForTokenClassification",
     "ForQuestionAnswering",
     "ForMultipleChoice",
+)
+# For what takes seconds a task: `make test` runs the body and the head with two outputs.
+SLOW_TASKS = tuple(
+    task if task in ("Model", "ForQuestionAnswering") else pytest.param(task, marks=pytest.mark.slow) for task in TASKS
 )
 
 
