@@ -5,7 +5,8 @@ goes on where it stopped. Several may run at once and share the work.
 
 Written beside each other, whenever a row is finished:
 
-- `distillation_<recipe>.csv`: `task, model, seed, metric, value, command`; accuracy as a share, correlation from -1 to 1;
+- `distillation_<recipe>.csv`: `task, model, seed, metric, value, command`; accuracy and area under the ROC curve as shares,
+  correlation from -1 to 1;
 - `distillation_<recipe>.json`: machine and versions, seconds of each command;
 - `distillation_<recipe>.md`: means, deviations and gaps.
 """
@@ -27,7 +28,7 @@ from filelock import FileLock
 from ..benchmarks.machine import header
 from ..benchmarks.results import replacing, write_json
 from ..errors import UserError
-from .study_plan import Command, Run, Settings, plan, test_files
+from .study_plan import METRIC_ELSEWHERE, Command, Run, Settings, plan, test_files
 from .study_summary import summary
 
 COLUMNS = ("task", "model", "seed", "metric", "value", "command")
@@ -115,7 +116,8 @@ def rows_of(run: Run, settings: Settings) -> list[Row]:
     metric = run.task.metric
     values = {(run.task.name, f"validation_{metric}"): stage["eval"][metric]}
     for task, file in test_files(settings, run.task).items():
-        values[task, metric] = log["tests"]["student"][file][metric]
+        name = metric if task == run.task.name else METRIC_ELSEWHERE
+        values[task, name] = log["tests"]["student"][file][name]
     shared = {"model": run.model, "seed": run.seed, "command": shlex.join(run.command.line)}
     return [{"task": task, "metric": name, "value": value, **shared} for (task, name), value in values.items()]
 

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SEEDS = (0, 1, 2)
+# Of texts of another length than those of the training: these may move all scores of a model, teachers' too, across its
+# threshold, which would hide what it still tells apart.
+METRIC_ELSEWHERE = "roc_auc"
 
 
 @dataclass(frozen=True)
@@ -12,7 +15,8 @@ class Task:
     """A labelled task; its files are named after it.
 
     overrides: of the recipe, for this task's stages. metric: in `distillation.json`, of the test files.
-    also_tested: `{task: file}`, more texts with the same labels that the same models are tested on, at `test_max_length`.
+    also_tested: `{task: file}`, more texts with the same labels that the same models are tested on, at `test_max_length`, by
+    `METRIC_ELSEWHERE`.
     """
 
     name: str

@@ -70,6 +70,6 @@ def summary(rows: Sequence[Row]) -> str:
         "# Distillation study\n\nTest scores, accuracy in % or 100 × Pearson correlation; mean ± deviation between seeds. "
         "Gap: softmax control − inhibitor.\n\n"
         f"{_comparison(scores)}\n"
-        "Models trained on Rotten Tomatoes sentences, seed 0, tested on such sentences and on IMDB reviews of 250 words or "
-        f"more, cut at 512 tokens:\n\n{_ablations(scores)}"
+        "Models trained on Rotten Tomatoes sentences, seed 0, tested on such sentences (accuracy) and on IMDB reviews of "
+        f"250 words or more, cut at 512 tokens (area under the ROC curve in %; 50 is chance):\n\n{_ablations(scores)}"
     )

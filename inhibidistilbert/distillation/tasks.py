@@ -104,6 +104,17 @@ class Classification(TaskKind):
     head = "ForSequenceClassification"
     metrics = (metrics.Accuracy, metrics.F1, metrics.MatthewsCorrelation)
 
+    def predict(self, logits: Tensor, batch: Batch) -> Tensor:
+        return logits
+
+    def score(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Two classes are ranked too."""
+        logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+        values = metrics.compute(self.metrics, logits.argmax(-1), labels)
+        if logits.shape[-1] == 2:
+            values |= metrics.compute([metrics.RocAuc], logits[:, 1] - logits[:, 0], labels)
+        return values
+
 
 class Regression(TaskKind):
     """One number a text; squared errors."""

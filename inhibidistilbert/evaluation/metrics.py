@@ -79,6 +79,20 @@ class MatthewsCorrelation(_Metric):
             return {"matthews_correlation": float(sklearn_metrics.matthews_corrcoef(references, predictions))}
 
 
+class RocAuc(_Metric):
+    """Area under the ROC curve of the scores of class 1 against class 0: `roc_auc`; NaN where one of them is not there.
+
+    The share of the pairs of one example of each in which class 1 has the higher score, wherever the threshold lies.
+    """
+
+    columns = {"predictions": Value("float64"), "references": Value("int64")}
+
+    def _compute(self, predictions: _Rows, references: _Rows) -> dict[str, float]:
+        if len(set(references)) < 2:
+            return {"roc_auc": float("nan")}
+        return {"roc_auc": float(sklearn_metrics.roc_auc_score(references, predictions))}
+
+
 class Pearson(_Metric):
     """Pearson's correlation of two series of numbers: `pearson`; NaN where one is constant or shorter than 2."""
 

@@ -116,9 +116,10 @@ def workplace(tmp_path, monkeypatch):
             return subprocess.CompletedProcess(command, 2)
         tests = [line[place + 1] for place, word in enumerate(line) if word == "--test-file"]
         metric = "pearson" if "data.kind=regression" in line else "accuracy"
+        scores = {metric: 0.1 + 0.01 * len(workplace.calls), "roc_auc": 0.7 + 0.01 * len(workplace.calls)}
         log = {
             "stages": {value(line, "--stage"): {"eval": {metric: 0.5}}},
-            "tests": {"student": {file: {metric: 0.1 + 0.01 * len(workplace.calls)} for file in tests}},
+            "tests": {"student": dict.fromkeys(tests, scores)},
         }
         output.mkdir()
         (output / "distillation.json").write_text(json.dumps(log))
@@ -140,7 +141,7 @@ def test_a_row_runs_what_it_needs_once_and_writes_its_values(workplace):
     assert [(row["task"], row["metric"], round(row["value"], 2)) for row in rows] == [
         ("rotten_tomatoes", "validation_accuracy", 0.5),
         ("rotten_tomatoes", "accuracy", 0.14),
-        ("imdb_long", "accuracy", 0.14),
+        ("imdb_long", "roc_auc", 0.74),
     ]
     assert {tuple(row) for row in rows} == {COLUMNS}
     assert {shlex.split(row["command"])[2] for row in rows} == {str(Path("work/rotten_tomatoes-inhibitor-0"))}
@@ -218,12 +219,15 @@ def test_real_rows_of_a_toy_study(toy, tmp_path, monkeypatch):
     assert values.keys() == {
         ("rotten_tomatoes", "softmax", "validation_accuracy"),
         ("rotten_tomatoes", "softmax", "accuracy"),
-        ("imdb_long", "softmax", "accuracy"),
+        ("imdb_long", "softmax", "roc_auc"),
         ("graded_sentiment", "inhibitor", "validation_pearson"),
         ("graded_sentiment", "inhibitor", "pearson"),
     }
     # The same texts under two names.
-    assert values["imdb_long", "softmax", "accuracy"] == values["rotten_tomatoes", "softmax", "accuracy"]
+    tests = json.loads(Path("runs/rotten_tomatoes-softmax-0/distillation.json").read_text())["tests"]["student"]
+    assert tests["imdb_long_test.csv"] == tests["rotten_tomatoes_test.csv"]
+    for task, metric in (("rotten_tomatoes", "accuracy"), ("imdb_long", "roc_auc")):
+        assert values[task, "softmax", metric] == tests[f"{task}_test.csv"][metric]
 
 
 # Tables
@@ -244,7 +248,7 @@ def test_means_deviations_and_gaps():
             row("graded_sentiment", "softmax", 0, 0.70, "pearson"),
             row("graded_sentiment", "inhibitor", 0, 0.71, "pearson"),
             row("rotten_tomatoes", "inhibitor_unsigned", 0, 0.60),
-            row("imdb_long", "inhibitor_unsigned", 0, 0.55),
+            row("imdb_long", "inhibitor_unsigned", 0, 0.55, "roc_auc"),
         ]
     )
     lines = table.splitlines()

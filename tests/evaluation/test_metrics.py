@@ -14,6 +14,7 @@ from inhibidistilbert.evaluation.metrics import (
     MatthewsCorrelation,
     Pearson,
     QuestionAnswering,
+    RocAuc,
     Spearman,
     TokenClassification,
     compute,
@@ -63,6 +64,20 @@ def test_classification_agrees_with_the_counts(seed):
 def test_accuracy_of_three_classes(seed):
     predictions, references = classes(seed, number=3)
     assert compute([Accuracy], predictions, references)["accuracy"] == pytest.approx(np.mean(predictions == references))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_ranking_is_the_share_of_ordered_pairs(seed):
+    scores, grades = numbers(seed)
+    scores, labels = scores.round(1), (grades > 2).astype(int)  # rounded, so that there are ties
+    pairs = scores[labels == 1][:, None] - scores[labels == 0]
+    share = ((pairs > 0) + 0.5 * (pairs == 0)).mean()
+    assert 0.5 < share < 1
+    assert compute([RocAuc], scores, labels) == pytest.approx({"roc_auc": share})
+
+
+def test_one_class_cannot_be_ranked():
+    assert math.isnan(compute([RocAuc], np.array([0.1, 0.2]), np.array([1, 1]))["roc_auc"])
 
 
 @pytest.mark.parametrize("seed", SEEDS)
