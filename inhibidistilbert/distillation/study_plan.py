@@ -58,7 +58,7 @@ _STUDENTS = (Model("inhibitor"), Model("softmax", ("student.attention=softmax",)
 # a shift below zero lets any value pass.
 _ABLATIONS = (
     Model("inhibitor_length_none", ("student.config.length_normalization=none", "student.config.beta_init=0.06")),
-    Model("inhibitor_length_mean", ("student.config.length_normalization=mean", "student.config.beta_init=1.5")),
+    Model("inhibitor_length_sqrt", ("student.config.length_normalization=sqrt", "student.config.beta_init=0.3")),
     Model("inhibitor_not_aligned", stages=("pretrain",)),
     Model("inhibitor_uncentered", ("student.config.centered=false", "student.config.alpha_init=-7")),
     Model("inhibitor_authors_recipe", stages=("align_queries_keys", "align_layers", "pretrain"), by_authors=True),
