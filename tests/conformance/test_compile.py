@@ -72,7 +72,9 @@ def test_training_steps_through_the_default_compiler():
     assert counter.frame_count == 2
 
 
-@pytest.mark.parametrize("reentrant", [False, True], ids=["", "reentrant"])
+@pytest.mark.parametrize(
+    "reentrant", [pytest.param(False, id=""), pytest.param(True, id="reentrant", marks=pytest.mark.slow)]
+)
 def test_gradient_checkpointing(reentrant):
     model = tiny_model(TASK, **NO_DROPOUT).train()
     plain = tiny_model(TASK, **NO_DROPOUT).train()
@@ -84,7 +86,9 @@ def test_gradient_checkpointing(reentrant):
     assert counter.frame_count == 2
 
 
-@pytest.mark.parametrize("checkpointed", [False, True], ids=["", "checkpointed"])
+@pytest.mark.parametrize(
+    "checkpointed", [pytest.param(False, id=""), pytest.param(True, id="checkpointed", marks=pytest.mark.slow)]
+)
 def test_dropout_draws_what_eager_draws(checkpointed):
     model = tiny_model(TASK, **ONE_LAYER, attention_dropout=0.4).train()
     if checkpointed:
