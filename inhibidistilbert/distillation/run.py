@@ -45,11 +45,11 @@ def run_recipe(recipe: Recipe, output_dir: Path, trust_remote_code: bool = False
     work_dir = output_dir.with_name(output_dir.name + ".work")
     check_free(output_dir, work_dir, recipe)
     state.wait_for_everyone()  # with the look at the folders, before the first changes them
-    with state.main_process_first():
-        if state.is_main_process:
-            claim(work_dir, recipe)
-    if not state.is_main_process:
+    if state.is_main_process:
+        claim(work_dir, recipe)
+    else:
         datasets.disable_progress_bars()
+    state.wait_for_everyone()
     set_seed(recipe.seed)
     try:
         return _run(prepare(recipe, work_dir, trust_remote_code), output_dir)
