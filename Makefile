@@ -9,6 +9,9 @@ INSTALLED := $(VENV)/.installed
 
 LOWEST := .venv-lowest
 EPOCHS ?= 4
+# Most tests compute on one thread or wait for a process. A file's tests stay together, for the fixtures they share.
+WORKERS ?= auto
+PYTEST := -m pytest --numprocesses "$(WORKERS)" --dist loadfile
 kernel-repository: OUTPUT ?= build/kernel-repository
 evaluate: OUTPUT ?= runs/evaluate
 
@@ -25,16 +28,16 @@ demo: $(INSTALLED) ## classify real sentences, in process and from an exported f
 	$(BIN)/python -m inhibidistilbert.demo
 
 test: $(INSTALLED) ## the tests, without the slow ones
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow"
+	HF_HUB_OFFLINE=1 $(BIN)/python $(PYTEST) -m "not slow"
 
 test-full: $(INSTALLED) ## all tests
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python $(PYTEST)
 
 test-lowest: ## the tests on the lowest transformers, in an environment of their own; TORCH=torch==2.11.0 for the lowest torch
 	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]" "transformers==5.17.0"
-	HF_HUB_OFFLINE=1 $(LOWEST)/bin/python -m pytest -m "not slow"
+	HF_HUB_OFFLINE=1 $(LOWEST)/bin/python $(PYTEST) -m "not slow"
 
 check: $(INSTALLED) ## lint, format and types
 	$(BIN)/ruff check .

@@ -13,6 +13,11 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Its share of the cores: threads of several workers on one core would wait for each other.
+    torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
+
+
 def _round_in_the_interpreter() -> None:
     """Let Triton's interpreter round float32 to the nearest bfloat16, as every GPU does; by itself it truncates."""
     try:

@@ -16,6 +16,7 @@ from unittest import mock
 
 import pytest
 import transformers
+from filelock import FileLock
 
 CACHE = Path(__file__).parents[2] / ".cache" / "transformers-sdist"
 PACKAGE = "transformers_source_tests"
@@ -52,17 +53,23 @@ def source_folder() -> Path:
         SuiteUnavailable: pip did not get it, or it is of another version.
     """
     folder = CACHE / f"transformers-{transformers.__version__}"
-    if not folder.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-            with tarfile.open(_download(Path(scratch))) as archive:
-                wanted = (f"{folder.name}/PKG-INFO", f"{folder.name}/tests/")
-                archive.extractall(scratch, [member for member in archive if member.name.startswith(wanted)], filter="data")
-            # Renamed when complete: an interrupted run leaves nothing that looks like the real thing.
-            (Path(scratch) / folder.name).rename(folder)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    # Each worker of pytest-xdist comes here: one downloads, the others wait for it.
+    with FileLock(CACHE / ".lock"):
+        if not folder.exists():
+            _unpack(folder)
     if f"Version: {transformers.__version__}" not in (folder / "PKG-INFO").read_text(encoding="utf-8").splitlines():
         raise SuiteUnavailable(f"{folder} is not transformers {transformers.__version__}: remove it.")
     return folder
+
+
+def _unpack(folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+        with tarfile.open(_download(Path(scratch))) as archive:
+            wanted = (f"{folder.name}/PKG-INFO", f"{folder.name}/tests/")
+            archive.extractall(scratch, [member for member in archive if member.name.startswith(wanted)], filter="data")
+        # Renamed when complete: an interrupted run leaves nothing that looks like the real thing.
+        (Path(scratch) / folder.name).rename(folder)
 
 
 def _download(target: Path) -> Path:
