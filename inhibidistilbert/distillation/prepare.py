@@ -76,6 +76,7 @@ def prepare(recipe: Recipe, work_dir: Path, trust_remote_code: bool) -> Prepared
 def _tokenizer(recipe: Recipe, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """The one that the teachers and the student share."""
     sources = {"--teacher": recipe.teacher} | {f"{stage.name}.teacher": stage.teacher for stage in recipe.stages}
+    sources |= {f"{stage.name}.teacher_base": stage.teacher_base for stage in recipe.stages if isinstance(stage, Task)}
     if not all(needs_teacher(stage) for stage in recipe.stages) and recipe.student.source not in published_sizes():
         sources = {name: source for name, source in sources.items() if source}
     for stage in recipe.stages:
@@ -124,6 +125,11 @@ def _check_stage(prepared: Prepared, stage: Stage) -> None:
         check_lengths(prepared, stage, config.max_position_embeddings, f"the teacher {source!r}")
         if isinstance(stage, Task) and stage.soft_weight:
             check_labels(prepared, config.num_labels)
+    if isinstance(stage, Task) and stage.teacher_base:
+        if not stage.soft_weight:
+            raise UserError(f"{stage.name}.teacher_base needs a teacher with a head: give {stage.name}.soft_weight above 0.")
+        if prepared.recipe.student.attention == "own":
+            raise UserError(f"{stage.name}.teacher_base needs student.attention 'inhibitor' or 'softmax', got 'own'.")
     if isinstance(stage, Pretrain) and stage.mlm_weight + stage.soft_mlm_weight and prepared.tokenizer.mask_token_id is None:
         raise UserError(f"{stage.name}.mlm_weight: the tokenizer has no mask token.")
 

@@ -174,6 +174,8 @@ class Task(Stage):
     soft_weight: of the teacher's answers, at `temperature` for classes, as squared error for numbers.
     hard_weight: of the labels. hidden_weight, hidden_layer_weights: see `Pretrain`.
     position_offsets: move each text to a random place of the position table, so that all of it is trained.
+    teacher_base: the encoder that the teacher was fine-tuned from. What fine-tuning changed in it is added to the student
+        before training, and the teacher's head is copied; None for neither. For a student of the teacher's width.
     """
 
     kind = "task"
@@ -185,6 +187,7 @@ class Task(Stage):
     hidden_layer_weights: list[float | int] | None = None
     hard_weight: float | int = 0.5
     position_offsets: bool = False
+    teacher_base: str | None = None
 
 
 STAGES: dict[str, type[Stage]] = {stage.kind: stage for stage in (Align, Pretrain, Task)}

@@ -35,6 +35,7 @@ from .prepare import Prepared, check_labels, check_lengths, labelled_sets, needs
 from .recipe import Align, Pretrain, Stage, Student, Task
 from .sizes import published_sizes, word_embeddings
 from .student import build_student
+from .task_vector import add_task_vector, check_fit, task_vector
 from .tasks import Collator
 from .teacher import add_teacher_logits, load_teacher, save_model
 from .text_stream import TextStream
@@ -53,6 +54,7 @@ def run_stage(prepared: Prepared, stage: Stage, source: str | None) -> dict[str,
         teacher_model = teacher_of(prepared, stage)
         student = recipe.student if source is None else dataclasses.replace(recipe.student, source=source, fresh=[])
         model = _student(prepared, stage, student, teacher_model)
+        _start_from_teacher(prepared, stage, model, teacher_model)
         result, weights = _train(prepared, stage, model, teacher_model)
         is_last = stage is recipe.stages[-1]
         if PartialState().is_main_process:
@@ -120,6 +122,9 @@ def _train(
     arguments = training_arguments(recipe, stage, folder)
     if stage.fake_quantization and recipe.student.attention == "inhibitor":
         fake_quantize(model)
+    if recipe.bf16 and arguments.device.type == "cpu" and model.config._attn_implementation == "sdpa":
+        # torch's fused softmax attention has a backward pass there that takes half of the step.
+        model.set_attn_implementation("eager")
     learner = Learner(model, teacher_model)
     trained_parameters(learner, stage)  # type: ignore[arg-type]
     if stage.dropout is not None:
@@ -179,11 +184,34 @@ def check_models(prepared: Prepared) -> None:
         teacher = teacher_of(prepared, stage)
         _labels(prepared, stage, teacher)
         _check_models(prepared, stage, model, teacher)
+        _start_from_teacher(prepared, stage, model, teacher, check_only=True)
 
 
 def _student(prepared: Prepared, stage: Stage, student: Student, teacher: PreTrainedModel | None) -> PreTrainedModel:
     labels = _labels(prepared, stage, teacher)
     return build_student(student, _head(prepared, stage), teacher, prepared.recipe.teacher_of(stage), **labels)
+
+
+def _start_from_teacher(
+    prepared: Prepared, stage: Stage, model: PreTrainedModel, teacher: PreTrainedModel | None, check_only: bool = False
+) -> None:
+    """Give a task's student what fine-tuning changed in its teacher, where the stage says from what (`teacher_base`)."""
+    source = prepared.recipe.teacher_of(stage)
+    if not isinstance(stage, Task) or stage.teacher_base is None or teacher is None or source is None:
+        return
+    student = prepared.recipe.student
+    layers = layer_map(teacher.config.num_hidden_layers, model.config.num_hidden_layers, student.layers)
+    labels = _labels(prepared, stage, teacher)
+    argument = f"{stage.name}.teacher_base"
+    load_teacher(stage.teacher_base, "Model", prepared.trust_remote_code, argument)  # or says what it lacks
+    try:
+        encoder, head = task_vector(student, prepared.task.head, source, stage.teacher_base, layers, **labels)
+        if check_only:
+            check_fit(model, encoder)
+        else:
+            add_task_vector(model, encoder, head)
+    except UserError as error:
+        raise UserError(f"{argument}: {error}") from error
 
 
 def _check_models(prepared: Prepared, stage: Stage, student: PreTrainedModel, teacher: PreTrainedModel | None) -> None:

@@ -145,6 +145,8 @@ def _student(settings: Settings, task: Task, model: Model, seed: int) -> Run:
             *_stage(recipe, "task", seed),
             *("--teacher", str(teacher.output), "--student", str(encoder.output)),
             *_overrides(model.overrides),
+            # The authors' students learn their task from nothing.
+            *(() if model.by_authors else ("--set", f"task.teacher_base={settings.encoder}")),
             *_task_arguments(settings, task, "task"),
         ),
         needs=(encoder, teacher),

@@ -66,6 +66,12 @@ def test_a_row_names_what_it_is_made_of():
     assert [value(list(command.line), "--stage") for command in (aligned, encoder)] == ["align", "pretrain"]
 
 
+def test_all_students_but_the_authors_start_from_what_fine_tuning_changed_in_their_teacher():
+    students = [run for run in RUNS if run.model != "teacher"]
+    with_vector = {run.model for run in students if "task.teacher_base=encoder" in run.command.line}
+    assert with_vector == {run.model for run in students} - {"inhibitor_authors_recipe"}
+
+
 def test_encoders_are_shared_by_tasks_and_not_by_models_or_seeds():
     encoders = {(run.model, run.seed): set() for run in RUNS if run.model != "teacher"}
     for run in RUNS:
