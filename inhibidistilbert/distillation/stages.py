@@ -122,8 +122,9 @@ def _train(
     arguments = training_arguments(recipe, stage, folder)
     if stage.fake_quantization and recipe.student.attention == "inhibitor":
         fake_quantize(model)
-    if recipe.bf16 and arguments.device.type == "cpu" and model.config._attn_implementation == "sdpa":
-        # torch's fused softmax attention has a backward pass there that takes half of the step.
+    short = stage.max_length <= 128
+    if short and recipe.bf16 and arguments.device.type == "cpu" and model.config._attn_implementation == "sdpa":
+        # The backward pass of torch's fused softmax attention takes half of such a step there: a call for every few keys.
         model.set_attn_implementation("eager")
     learner = Learner(model, teacher_model)
     trained_parameters(learner, stage)  # type: ignore[arg-type]

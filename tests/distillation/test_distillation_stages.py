@@ -21,6 +21,7 @@ from transformers import (
     DistilBertForMaskedLM,
     DistilBertForSequenceClassification,
     DistilBertModel,
+    PreTrainedModel,
 )
 
 from inhibidistilbert import InhibiDistilBertForMaskedLM, InhibiDistilBertForSequenceClassification, InhibiDistilBertModel
@@ -131,6 +132,16 @@ def test_bfloat16_autocast_is_close(toy, teacher, whole, tmp_path):
     for record, exact in zip(curve(tmp_path / "out"), curve(whole), strict=False):
         assert record["loss"] == pytest.approx(exact["loss"], rel=0.05)
         assert record["loss"] != exact["loss"]
+
+
+@pytest.mark.parametrize(("bf16", "chosen"), [("true", ["eager"]), ("false", [])])
+def test_softmax_steps_in_bfloat16_on_a_cpu_take_the_eager_form(toy, teacher, tmp_path, monkeypatch, bf16, chosen):
+    calls = []
+    monkeypatch.setattr(PreTrainedModel, "set_attn_implementation", lambda model, name: calls.append(name))
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    changes = ["student.attention=softmax", f"bf16={bf16}", "align.max_steps=1"]
+    run_recipe(three_stages(toy, teacher, *changes, stage="align"), tmp_path / "out")
+    assert calls == chosen
 
 
 def test_masked_tokens_are_learned_where_the_teacher_has_a_head(toy, tmp_path):
