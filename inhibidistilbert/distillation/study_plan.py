@@ -43,8 +43,8 @@ TASKS = {
 class Model:
     """A student: what differs from the study's inhibitor.
 
-    overrides: `KEY=VALUE` of the recipe, for every stage. stages: those before the task, in order. by_authors: by the recipe
-    of the inhibitor's authors instead of the study's.
+    overrides: `KEY=VALUE` of the recipe, for every stage. stages: those before the task, in order; none for a student that
+    starts as the encoder. by_authors: by the recipe of the inhibitor's authors instead of the study's.
     """
 
     name: str
@@ -53,7 +53,8 @@ class Model:
     by_authors: bool = False
 
 
-_STUDENTS = (Model("inhibitor"), Model("softmax", ("student.attention=softmax",)))
+# The softmax control starts as a copy of its teacher's encoder, with the loss of zero at which alignment and pretraining aim.
+_STUDENTS = (Model("inhibitor"), Model("softmax", ("student.attention=softmax",), stages=()))
 # Each starts with sums of about the same size at 25 visible keys. Without centring, scores have a mean of 7 to 8, which only
 # a shift below zero lets any value pass.
 _ABLATIONS = (
@@ -143,19 +144,19 @@ def _student(settings: Settings, task: Task, model: Model, seed: int) -> Run:
         settings.work / f"{task.name}-{model.name}-{seed}",
         (
             *_stage(recipe, "task", seed),
-            *("--teacher", str(teacher.output), "--student", str(encoder.output)),
+            *("--teacher", str(teacher.output), "--student", str(encoder.output) if encoder else settings.encoder),
             *_overrides(model.overrides),
             # The authors' students learn their task from nothing.
             *(() if model.by_authors else ("--set", f"task.teacher_base={settings.encoder}")),
             *_task_arguments(settings, task, "task"),
         ),
-        needs=(encoder, teacher),
+        needs=(encoder, teacher) if encoder else (teacher,),
     )
     return Run(task, model.name, seed, command)
 
 
-def _encoder(settings: Settings, model: Model, seed: int) -> Command:
-    """The last of the stages before the task, each from the one before."""
+def _encoder(settings: Settings, model: Model, seed: int) -> Command | None:
+    """The last of the stages before the task, each from the one before; None for no stages."""
     recipe = _recipe(settings, model)
     command = None
     for stage in model.stages:
@@ -168,7 +169,6 @@ def _encoder(settings: Settings, model: Model, seed: int) -> Command:
             ),
             needs=() if command is None else (command,),
         )
-    assert command is not None
     return command
 
 

@@ -93,6 +93,7 @@ def test_the_control_is_trained_by_the_same_stages(toy, teacher, whole, tmp_path
     assert {stage: result["steps"] for stage, result in log["stages"].items()} == dict.fromkeys(STAGES, 12)
     # A copy of its teacher: nothing is left to explain.
     assert log["stages"]["align"]["alignment"] == pytest.approx([1, 1], abs=1e-6)
+    assert log["stages"]["pretrain"]["loss"] < 1e-3 < log_of(whole)["stages"]["pretrain"]["loss"]
     inhibitor = {stage["name"]: stage for stage in log_of(whole)["recipe"]["stages"]}
     assert {stage["name"]: stage for stage in log["recipe"]["stages"]} == inhibitor
 

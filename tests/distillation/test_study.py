@@ -39,15 +39,14 @@ def test_every_task_has_a_teacher_and_both_students_of_every_seed():
 
 
 def test_the_softmax_control_differs_from_the_inhibitor_in_its_attention_alone():
+    """And in what makes no difference: it starts as the encoder that the inhibitor is aligned and pretrained to equal."""
     by_name = {run.name: run.command for run in RUNS}
     for task in TASKS:
         softmax, inhibitor = by_name[f"{task}/softmax/1"], by_name[f"{task}/inhibitor/1"]
-        while True:
-            line = " ".join(softmax.line).replace("--set student.attention=softmax ", "").replace("softmax", "inhibitor")
-            assert line == " ".join(inhibitor.line)
-            if not softmax.needs:
-                break
-            softmax, inhibitor = softmax.needs[0], inhibitor.needs[0]
+        pretrained, teacher = inhibitor.needs
+        assert softmax.needs == (teacher,)
+        line = " ".join(softmax.line).replace("--set student.attention=softmax ", "").replace("softmax", "inhibitor")
+        assert line.replace("--student encoder", f"--student {pretrained.output}") == " ".join(inhibitor.line)
 
 
 def test_a_row_names_what_it_is_made_of():
@@ -73,10 +72,10 @@ def test_all_students_but_the_authors_start_from_what_fine_tuning_changed_in_the
 
 
 def test_encoders_are_shared_by_tasks_and_not_by_models_or_seeds():
-    encoders = {(run.model, run.seed): set() for run in RUNS if run.model != "teacher"}
-    for run in RUNS:
-        if run.model != "teacher":
-            encoders[run.model, run.seed].add(run.command.needs[0])
+    students = [run for run in RUNS if run.model not in ("teacher", "softmax")]
+    encoders = {(run.model, run.seed): set() for run in students}
+    for run in students:
+        encoders[run.model, run.seed].add(run.command.needs[0])
     assert all(len(commands) == 1 for commands in encoders.values())
     outputs = [command.output for commands in encoders.values() for command in commands]
     assert len(set(outputs)) == len(outputs)
@@ -96,6 +95,7 @@ def test_the_recipes_take_every_override_of_the_plan(recipes):
     seen = [list(stages(run.command)) for run in plan(settings)]
     assert {tuple(names) for names in seen} == {
         ("finetune",),
+        ("finetune", "task"),
         ("align", "pretrain", "finetune", "task"),
         ("pretrain", "finetune", "task"),
         ("align_queries_keys", "align_layers", "pretrain", "finetune", "task"),
