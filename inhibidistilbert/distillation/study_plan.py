@@ -53,7 +53,7 @@ class Model:
     by_authors: bool = False
 
 
-# The softmax control starts as a copy of its teacher's encoder, with the loss of zero at which alignment and pretraining aim.
+# The softmax control starts as a copy of the encoder, with the loss of zero at which alignment and pretraining aim.
 _STUDENTS = (Model("inhibitor"), Model("softmax", ("student.attention=softmax",), stages=()))
 # Each starts with sums of about the same size at 25 visible keys. Without centring, scores have a mean of 7 to 8, which only
 # a shift below zero lets any value pass.
