@@ -82,6 +82,10 @@ def training_arguments(recipe: Recipe, stage: Stage, folder: Path) -> TrainingAr
             tracker()  # which needs its package
     except Exception as error:  # of transformers, accelerate and their configuration files
         raise UserError(f"trainer: {reason(error)}") from error
+    sharding = arguments.deepspeed_plugin and arguments.deepspeed_plugin.hf_ds_config
+    gathers = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
+    if sharding and sharding.is_zero3() and not sharding.is_true(gathers):
+        raise UserError(f"trainer: DeepSpeed's {gathers} must be true in ZeRO stage 3: a stage ends with the whole student.")
     if arguments.n_gpu > 1:
         # Several GPUs in one process would be slower, and not this training: torchrun uses them.
         arguments._n_gpu = 1

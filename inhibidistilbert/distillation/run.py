@@ -100,6 +100,7 @@ def _tests(prepared: Prepared, stage: Stage, student: str) -> dict[str, dict[str
         use_cpu=not torch.accelerator.is_available(),
         report_to="none",
     )
+    arguments.deepspeed_plugin = None  # only one Trainer may bring its own
     results: dict[str, dict[str, dict[str, float]]] = {}
     for role, model in models.items():
         if model is None:
@@ -110,5 +111,7 @@ def _tests(prepared: Prepared, stage: Stage, student: str) -> dict[str, dict[str
             trainer = StageTrainer(
                 stage=stage.name, task=prepared.task, model=model, args=arguments, data_collator=collator, eval_dataset=data
             )
+            # Under DeepSpeed or FSDP every Trainer of the run would shard its model, which evaluation does not need.
+            trainer.is_deepspeed_enabled = trainer.is_fsdp_enabled = False
             results.setdefault(role, {})[path] = {**scores(trainer.evaluate()), "texts": len(data)}
     return results

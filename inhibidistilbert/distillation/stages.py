@@ -13,6 +13,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, set_seed
+from transformers.integrations import unset_hf_deepspeed_config
 
 from ..conversion import DTYPES
 from ..errors import UserError
@@ -172,7 +173,10 @@ def _train(
         "alignment": alignment or None,
         "eval": scores(trainer.evaluate()) if evaluation is not None else None,
     }
-    return result, trainer.student_weights()
+    weights = trainer.student_weights()
+    # Or models would from now on be loaded as the shards of DeepSpeed's ZeRO stage 3, frozen teachers too.
+    unset_hf_deepspeed_config()
+    return result, weights
 
 
 def check_models(prepared: Prepared) -> None:

@@ -166,8 +166,11 @@ class StageTrainer(CheckpointTrainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def student_weights(self) -> dict[str, Tensor]:
-        """Of the student alone, without maps; gathered where the processes hold parts of them. All processes call it."""
-        state = self.accelerator.get_state_dict(self.model_wrapped)
+        """Of the student alone, without maps; gathered where the processes hold parts of them, for the main one at least.
+
+        All processes call it.
+        """
+        state = self.accelerator.get_state_dict(self.model_wrapped) or {}
         return {name.removeprefix("student."): weight for name, weight in state.items() if name.startswith("student.")}
 
     # Evaluation

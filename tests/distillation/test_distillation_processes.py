@@ -1,5 +1,6 @@
 """Two processes train what one does: the same batches in the same order, and so the same curve."""
 
+import json
 import os
 import subprocess
 import sys
@@ -36,6 +37,23 @@ runpy.run_module("inhibidistilbert", run_name="__main__", alter_sys=True)
 """
 
 
+# The command, whose main process is killed when its second checkpoint is whole; the other with it.
+KILLED = """
+import os, runpy, signal
+from inhibidistilbert.distillation import checkpoints
+
+place = checkpoints.CheckpointTrainer._place
+
+def place_and_kill(self, written, to):
+    place(self, written, to)
+    if to.name == "checkpoint-8":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+checkpoints.CheckpointTrainer._place = place_and_kill
+runpy.run_module("inhibidistilbert", run_name="__main__", alter_sys=True)
+"""
+
+
 def run_on_two(recipe, output: Path, tmp_path: Path, *program: str) -> subprocess.CompletedProcess:
     """The command under torchrun, on two processes with gloo."""
     file = tmp_path / "recipe.yaml"
@@ -60,14 +78,61 @@ def test_two_processes_train_what_one_does(toy, tmp_path):
     done = run_on_two(recipe, tmp_path / "two", tmp_path, str(program))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1  # the log, once
-    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
+    same_curves(tmp_path / "one", tmp_path / "two")
+    assert InhibiDistilBertForSequenceClassification.from_pretrained(tmp_path / "two")
+    assert '"machine": "' in done.stdout
+    assert "2 processes" in done.stdout
+
+
+def same_curves(first: Path, second: Path) -> None:
+    one, two = curve(first), curve(second)
     assert [(record["stage"], record["step"]) for record in two] == [(record["stage"], record["step"]) for record in one]
     for record, other in zip(one, two, strict=True):
         for name in record.keys() - TIMES_OF_A_RUN - {"stage"}:
             assert other[name] == pytest.approx(record[name], abs=1e-4, rel=1e-4), (record["stage"], record["step"], name)
-    assert InhibiDistilBertForSequenceClassification.from_pretrained(tmp_path / "two")
-    assert '"machine": "' in done.stdout
-    assert "2 processes" in done.stdout
+
+
+def write_deepspeed(folder: Path, **optimization) -> Path:
+    automatic = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    settings = dict.fromkeys(automatic, "auto") | {"zero_optimization": optimization, "zero_allow_untested_optimizer": True}
+    file = folder / "deepspeed.json"
+    file.write_text(json.dumps(settings))
+    return file
+
+
+@pytest.mark.parametrize("zero", [2, 3])
+def test_deepspeed_trains_what_one_process_does(toy, tmp_path, monkeypatch, zero):
+    """All three stages with a part of the optimizer, in stage 3 of the weights too, in each process; killed and resumed."""
+    pytest.importorskip("deepspeed")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    teacher = write_distilbert(tmp_path / "teacher", initializer_range=0.3)
+    changes = [f"{stage}.dropout=0" for stage in STAGES]
+    alone, sharded = tmp_path / "alone", tmp_path / "sharded"
+    run_recipe(three_stages(toy, teacher, *changes), alone)
+    file = write_deepspeed(tmp_path, stage=zero, stage3_gather_16bit_weights_on_model_save=True)
+    recipe = three_stages(toy, teacher, *changes, f"trainer.deepspeed={file}")
+    program = tmp_path / "killed.py"
+    program.write_text(KILLED)
+    killed = run_on_two(recipe, sharded, tmp_path, str(program))
+    assert "exitcode  : -9" in killed.stderr
+    assert list((tmp_path / "sharded.work").glob("*/checkpoint-8/global_step8/*optim_states.pt"))
+    done = run_on_two(recipe, sharded, tmp_path)
+    assert done.returncode == 0, done.stderr
+    same_curves(alone, sharded)
+    tests = [json.loads((folder / "distillation.json").read_text())["tests"] for folder in (alone, sharded)]
+    assert tests[0] == tests[1]
+
+
+def test_deepspeed_stage_3_must_gather_the_student(toy, tmp_path, monkeypatch):
+    pytest.importorskip("deepspeed")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    teacher = write_distilbert(tmp_path / "teacher")
+    done = run_on_two(
+        three_stages(toy, teacher, f"trainer.deepspeed={write_deepspeed(tmp_path, stage=3)}"), tmp_path / "out", tmp_path
+    )
+    assert (
+        "error: trainer: DeepSpeed's zero_optimization.stage3_gather_16bit_weights_on_model_save must be true" in done.stderr
+    )
 
 
 @pytest.mark.slow
