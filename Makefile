@@ -21,7 +21,7 @@ ONLY ?= *
 ENCODER ?= .cache/data/minilm
 TEXTS ?= .cache/data/study/unlabelled.txt
 
-.PHONY: demo test test-full test-lowest test-deepspeed data study-data study check checkpoint-sources kernel-repository
+.PHONY: demo test test-full test-lowest test-sharding data study-data study check checkpoint-sources kernel-repository
 .PHONY: benchmark-model results-index evaluate gpu
 
 demo: $(INSTALLED) ## classify real sentences, in process and from an exported folder
@@ -39,7 +39,7 @@ test-lowest: ## the tests on the lowest transformers, in an environment of their
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]" "transformers==5.17.0"
 	HF_HUB_OFFLINE=1 $(LOWEST)/bin/python $(PYTEST) -m "not slow"
 
-test-deepspeed: $(INSTALLED) ## training under DeepSpeed, which it installs, on two processes of this CPU
+test-sharding: $(INSTALLED) ## training under FSDP and DeepSpeed, which it installs, on two processes of this CPU
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "deepspeed==0.19.8"
 	HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests/distillation/test_distillation_processes.py
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
@@ -101,6 +102,20 @@ def _nothing() -> Iterator[list[Tensor]]:
     yield []
 
 
+def _attention_output(layer: nn.Module, state: Tensor, mask: Tensor | None) -> Tensor:
+    """Of a layer that may be sharded: FSDP gathers its weights where it is called, and where its output has a gradient."""
+    attention: Any = layer.attention
+    if not isinstance(layer, FSDPModule):
+        return attention(state, attention_mask=mask)[0]
+    outputs: list[Tensor] = []
+    hook = attention.register_forward_hook(lambda _, __, output: outputs.append(output[0]))
+    try:
+        whole = layer(state, mask)
+    finally:
+        hook.remove()
+    return outputs[0] + 0 * whole
+
+
 class Learner(nn.Module):
     """The student as it is trained: with linear maps to and from the teacher's width, which are dropped afterwards.
 
@@ -156,6 +171,6 @@ class Learner(nn.Module):
             if self.to_student is not None:
                 state = self.to_student(state)
             mask = create_bidirectional_mask(config=encoder.config, inputs_embeds=state, attention_mask=attention_mask)
-            output = layer(state, mask) if whole else layer.attention(state, attention_mask=mask)[0]
+            output = layer(state, mask) if whole else _attention_output(layer, state, mask)
             outputs.append(output if self.to_teacher is None else self.to_teacher(output))
         return outputs

@@ -37,9 +37,29 @@ runpy.run_module("inhibidistilbert", run_name="__main__", alter_sys=True)
 """
 
 
-# The command, whose main process is killed when its second checkpoint is whole; the other with it.
+# accelerate offers FSDP to processes with a GPU alone; what it then does works with gloo as well.
+FSDP_ON_CPUS = """
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+
+init = AcceleratorState.__init__
+
+def init_and_shard(self, *args, fsdp_plugin=None, **kwargs):
+    init(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+    if fsdp_plugin is not None:
+        self.fsdp_plugin = fsdp_plugin
+    if getattr(self, "fsdp_plugin", None) is not None:
+        self.distributed_type = DistributedType.FSDP
+
+AcceleratorState.__init__ = init_and_shard
+"""
+COMMAND = """
+import runpy
+runpy.run_module("inhibidistilbert", run_name="__main__", alter_sys=True)
+"""
+# The main process is killed when its second checkpoint is whole, the other with it.
 KILLED = """
-import os, runpy, signal
+import os, signal
 from inhibidistilbert.distillation import checkpoints
 
 place = checkpoints.CheckpointTrainer._place
@@ -50,7 +70,6 @@ def place_and_kill(self, written, to):
         os.kill(os.getpid(), signal.SIGKILL)
 
 checkpoints.CheckpointTrainer._place = place_and_kill
-runpy.run_module("inhibidistilbert", run_name="__main__", alter_sys=True)
 """
 
 
@@ -92,6 +111,39 @@ def same_curves(first: Path, second: Path) -> None:
             assert other[name] == pytest.approx(record[name], abs=1e-4, rel=1e-4), (record["stage"], record["step"], name)
 
 
+def trains_what_one_process_does(toy: Path, tmp_path: Path, options: list[str], state_file: str, before: str = "") -> None:
+    """With each process holding a part, all three stages have the curve and the scores of one; killed and resumed.
+
+    state_file: what its checkpoints hold. before: a program for each process, before the command.
+    """
+    teacher = write_distilbert(tmp_path / "teacher", initializer_range=0.3)
+    changes = [f"{stage}.dropout=0" for stage in STAGES]
+    alone, sharded = tmp_path / "alone", tmp_path / "sharded"
+    run_recipe(three_stages(toy, teacher, *changes), alone)
+    recipe = three_stages(toy, teacher, *changes, *options)
+    program = tmp_path / "program.py"
+    program.write_text(before + KILLED + COMMAND)
+    killed = run_on_two(recipe, sharded, tmp_path, str(program))
+    assert "exitcode  : -9" in killed.stderr
+    assert list((tmp_path / "sharded.work").glob(f"*/checkpoint-8/{state_file}"))
+    program.write_text(before + COMMAND)
+    done = run_on_two(recipe, sharded, tmp_path, str(program))
+    assert done.returncode == 0, done.stderr
+    same_curves(alone, sharded)
+    tests = [json.loads((folder / "distillation.json").read_text())["tests"] for folder in (alone, sharded)]
+    assert tests[0] == tests[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("saved", "state_file"), [("FULL_STATE_DICT", "optimizer.bin"), ("SHARDED_STATE_DICT", "optimizer_0/__1_0.distcp")]
+)
+def test_fsdp_trains_what_one_process_does(toy, tmp_path, saved, state_file):
+    layers = "transformer_layer_cls_to_wrap: [TransformerBlock]"
+    options = ["trainer.fsdp=true", f"trainer.fsdp_config={{version: 2, state_dict_type: {saved}, {layers}}}"]
+    trains_what_one_process_does(toy, tmp_path, options, state_file, FSDP_ON_CPUS)
+
+
 def write_deepspeed(folder: Path, **optimization) -> Path:
     automatic = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
     settings = dict.fromkeys(automatic, "auto") | {"zero_optimization": optimization, "zero_allow_untested_optimizer": True}
@@ -102,25 +154,10 @@ def write_deepspeed(folder: Path, **optimization) -> Path:
 
 @pytest.mark.parametrize("zero", [2, 3])
 def test_deepspeed_trains_what_one_process_does(toy, tmp_path, monkeypatch, zero):
-    """All three stages with a part of the optimizer, in stage 3 of the weights too, in each process; killed and resumed."""
     pytest.importorskip("deepspeed")
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    teacher = write_distilbert(tmp_path / "teacher", initializer_range=0.3)
-    changes = [f"{stage}.dropout=0" for stage in STAGES]
-    alone, sharded = tmp_path / "alone", tmp_path / "sharded"
-    run_recipe(three_stages(toy, teacher, *changes), alone)
     file = write_deepspeed(tmp_path, stage=zero, stage3_gather_16bit_weights_on_model_save=True)
-    recipe = three_stages(toy, teacher, *changes, f"trainer.deepspeed={file}")
-    program = tmp_path / "killed.py"
-    program.write_text(KILLED)
-    killed = run_on_two(recipe, sharded, tmp_path, str(program))
-    assert "exitcode  : -9" in killed.stderr
-    assert list((tmp_path / "sharded.work").glob("*/checkpoint-8/global_step8/*optim_states.pt"))
-    done = run_on_two(recipe, sharded, tmp_path)
-    assert done.returncode == 0, done.stderr
-    same_curves(alone, sharded)
-    tests = [json.loads((folder / "distillation.json").read_text())["tests"] for folder in (alone, sharded)]
-    assert tests[0] == tests[1]
+    trains_what_one_process_does(toy, tmp_path, [f"trainer.deepspeed={file}"], "global_step8/*optim_states.pt")
 
 
 def test_deepspeed_stage_3_must_gather_the_student(toy, tmp_path, monkeypatch):
