@@ -14,7 +14,8 @@ METRIC_ELSEWHERE = "roc_auc"
 class Task:
     """A labelled task; its files are named after it.
 
-    overrides: of the recipe, for this task's stages. metric: in `distillation.json`, of the test files.
+    metric: in `distillation.json`, of the test files. epochs: of its students, if not those of the recipe. stages: of the
+    encoders of its students, after those of the model.
     also_tested: `{task: file}`, more texts with the same labels that the same models are tested on, at `test_max_length`, by
     `METRIC_ELSEWHERE`.
     """
@@ -24,6 +25,8 @@ class Task:
     metric: str = "accuracy"
     max_length: int | None = None
     test_max_length: int | None = None
+    epochs: int | None = None
+    stages: tuple[str, ...] = ()
     also_tested: dict[str, str] = field(default_factory=dict)
 
 
@@ -34,7 +37,8 @@ TASKS = {
         Task("rotten_tomatoes", test_max_length=512, also_tested={"imdb_long": "imdb_long_test.csv"}),
         Task("graded_sentiment", kind="regression", metric="pearson"),
         Task("sarcasm"),
-        Task("imdb", max_length=256),
+        # Eight times the keys of a sentence: a mean over them is another, and an epoch takes two to three times as long.
+        Task("imdb", max_length=256, epochs=2, stages=("pretrain_long",)),
     )
 }
 
@@ -138,7 +142,7 @@ def _teacher(settings: Settings, task: Task, seed: int) -> Command:
 
 def _student(settings: Settings, task: Task, model: Model, seed: int) -> Run:
     recipe = _recipe(settings, model)
-    encoder = _encoder(settings, model, seed)
+    encoder = _encoder(settings, task, model, seed)
     teacher = _teacher(settings, task, seed)
     command = Command(
         settings.work / f"{task.name}-{model.name}-{seed}",
@@ -148,6 +152,7 @@ def _student(settings: Settings, task: Task, model: Model, seed: int) -> Run:
             *_overrides(model.overrides),
             # The authors' students learn their task from nothing.
             *(() if model.by_authors else ("--set", f"task.teacher_base={settings.encoder}")),
+            *(() if task.epochs is None else ("--set", f"task.epochs={task.epochs}")),
             *_task_arguments(settings, task, "task"),
         ),
         needs=(encoder, teacher) if encoder else (teacher,),
@@ -155,11 +160,11 @@ def _student(settings: Settings, task: Task, model: Model, seed: int) -> Run:
     return Run(task, model.name, seed, command)
 
 
-def _encoder(settings: Settings, model: Model, seed: int) -> Command | None:
-    """The last of the stages before the task, each from the one before; None for no stages."""
+def _encoder(settings: Settings, task: Task, model: Model, seed: int) -> Command | None:
+    """The last of the stages before the task, each from the one before; None for a model without any."""
     recipe = _recipe(settings, model)
     command = None
-    for stage in model.stages:
+    for stage in (*model.stages, *task.stages) if model.stages else ():
         source = () if command is None else ("--student", str(command.output))
         command = Command(
             settings.work / f"{stage}-{model.name}-{seed}",

@@ -58,11 +58,14 @@ def test_a_row_names_what_it_is_made_of():
     assert value(line, "--teacher") == str(teacher.output)
     assert value(line, "--student") == str(encoder.output)
     assert value(line, "--test-file") == str(Path("data/imdb_test.csv"))
-    assert "task.max_length=256" in line
+    assert {"task.max_length=256", "task.epochs=2"} <= set(line)
     assert "finetune.max_length=256" in teacher.line
-    (aligned,) = encoder.needs
-    assert value(list(encoder.line), "--student") == str(aligned.output)
-    assert [value(list(command.line), "--stage") for command in (aligned, encoder)] == ["align", "pretrain"]
+    (pretrained,) = encoder.needs
+    (aligned,) = pretrained.needs
+    assert value(encoder.line, "--student") == str(pretrained.output)
+    assert value(pretrained.line, "--student") == str(aligned.output)
+    stages = [value(command.line, "--stage") for command in (aligned, pretrained, encoder)]
+    assert stages == ["align", "pretrain", "pretrain_long"]
 
 
 def test_all_students_but_the_authors_start_from_what_fine_tuning_changed_in_their_teacher():
@@ -75,7 +78,9 @@ def test_encoders_are_shared_by_tasks_and_not_by_models_or_seeds():
     students = [run for run in RUNS if run.model not in ("teacher", "softmax")]
     encoders = {(run.model, run.seed): set() for run in students}
     for run in students:
-        encoders[run.model, run.seed].add(run.command.needs[0])
+        # Long texts have an encoder of their own, made of the same.
+        encoder = run.command.needs[0]
+        encoders[run.model, run.seed].add(encoder.needs[0] if run.task.stages else encoder)
     assert all(len(commands) == 1 for commands in encoders.values())
     outputs = [command.output for commands in encoders.values() for command in commands]
     assert len(set(outputs)) == len(outputs)
@@ -97,6 +102,7 @@ def test_the_recipes_take_every_override_of_the_plan(recipes):
         ("finetune",),
         ("finetune", "task"),
         ("align", "pretrain", "finetune", "task"),
+        ("align", "pretrain", "pretrain_long", "finetune", "task"),
         ("pretrain", "finetune", "task"),
         ("align_queries_keys", "align_layers", "pretrain", "finetune", "task"),
     }
