@@ -113,5 +113,7 @@ def _tests(prepared: Prepared, stage: Stage, student: str) -> dict[str, dict[str
             )
             # Under DeepSpeed or FSDP every Trainer of the run would shard its model, which evaluation does not need.
             trainer.is_deepspeed_enabled = trainer.is_fsdp_enabled = False
+            # Under FSDP it would stay on the CPU.
+            model.to(arguments.device)  # type: ignore[arg-type]
             results.setdefault(role, {})[path] = {**scores(trainer.evaluate()), "texts": len(data)}
     return results

@@ -142,7 +142,7 @@ def study(settings: Settings, results: Results, only: str = "*") -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m inhibidistilbert.distillation.study", description=__doc__)
-    parser.add_argument("--recipe", default="study", help="recipe of the four stages; `study-gpu` is the full-size one")
+    parser.add_argument("--recipe", default="study", help="recipe of all stages; `study-gpu` is the full-size one")
     parser.add_argument("--authors-recipe", default="study-authors", help="as above, by the authors; `authors` in full")
     parser.add_argument("--encoder", default=".cache/data/minilm", help="what teachers are fine-tuned from, DistilBERT-like")
     parser.add_argument("--texts", default=".cache/data/study/unlabelled.txt", help="unlabelled texts for alignment")
