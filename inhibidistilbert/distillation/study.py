@@ -7,7 +7,7 @@ Written beside each other, whenever a row is finished:
 
 - `distillation_<recipe>.csv`: `task, model, seed, metric, value, command`; accuracy and area under the ROC curve as shares,
   correlation from -1 to 1;
-- `distillation_<recipe>.json`: machine and versions, seconds of each command;
+- `distillation_<recipe>.json`: machine and versions, seconds of each command, of one that was stopped since its last start;
 - `distillation_<recipe>.md`: means, deviations and gaps.
 """
 
