@@ -59,6 +59,8 @@ class Model:
 
 # The softmax control starts as a copy of the encoder, with the loss of zero at which alignment and pretraining aim.
 _STUDENTS = (Model("inhibitor"), Model("softmax", ("student.attention=softmax",), stages=()))
+# A second control that goes through these stages all the same, whatever they do to it.
+_SAME_STAGES = Model("softmax_aligned", ("student.attention=softmax",))
 # Each starts with sums of about the same size at 25 visible keys. Without centring, scores have a mean of 7 to 8, which only
 # a shift below zero lets any value pass.
 _ABLATIONS = (
@@ -116,12 +118,14 @@ class Run:
 
 
 def plan(settings: Settings) -> Iterator[Run]:
-    """All runs, the most telling first: the students of one seed and their teachers, the ablations, the other seeds."""
+    """All runs, the most telling first: the students of one seed and their teachers, the ablations, the other seeds, the
+    second control."""
     rotten_tomatoes = TASKS["rotten_tomatoes"]
     first, *others = SEEDS
     yield from (run for task in TASKS.values() for run in _comparison(settings, task, first))
     yield from (_student(settings, rotten_tomatoes, model, first) for model in _ABLATIONS)
     yield from (run for seed in others for task in TASKS.values() for run in _comparison(settings, task, seed))
+    yield from (_student(settings, task, _SAME_STAGES, seed) for seed in SEEDS for task in TASKS.values())
 
 
 def _comparison(settings: Settings, task: Task, seed: int) -> Iterator[Run]:

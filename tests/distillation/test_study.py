@@ -49,6 +49,25 @@ def test_the_softmax_control_differs_from_the_inhibitor_in_its_attention_alone()
         assert line.replace("--student encoder", f"--student {pretrained.output}") == " ".join(inhibitor.line)
 
 
+def test_the_second_control_goes_through_the_very_stages_of_the_inhibitor():
+    def lines(command):
+        return [" ".join(command.line), *(line for needed in command.needs for line in lines(needed))]
+
+    by_name = {run.name: run.command for run in RUNS}
+    for task in TASKS:
+        for seed in SEEDS:
+            control, inhibitor = lines(by_name[f"{task}/softmax_aligned/{seed}"]), lines(by_name[f"{task}/inhibitor/{seed}"])
+            assert len(control) == (5 if task == "imdb" else 4)
+            teacher = control[-1]
+            assert control != inhibitor
+            assert teacher == inhibitor[-1]
+            as_inhibitor = [
+                line.replace("softmax_aligned", "inhibitor").replace("--set student.attention=softmax ", "")
+                for line in control[:-1]
+            ]
+            assert as_inhibitor == inhibitor[:-1]
+
+
 def test_a_row_names_what_it_is_made_of():
     (run,) = (run for run in RUNS if run.name == "imdb/inhibitor/2")
     encoder, teacher = run.command.needs
@@ -225,7 +244,7 @@ def test_real_rows_of_a_toy_study(toy, tmp_path, monkeypatch):
     monkeypatch.setitem(TASKS, "rotten_tomatoes", short)
     settings = Settings("toy.yaml", "toy.yaml", str(toy / "encoder"), str(toy / "transfer.txt"), Path(), Path("runs"))
     results = Results(tmp_path / "results", "toy")
-    for run in ("rotten_tomatoes/softmax/0", "graded_sentiment/inhibitor/0"):
+    for run in ("rotten_tomatoes/softmax/0", "graded_sentiment/inhibitor/0", "graded_sentiment/softmax_aligned/0"):
         assert study.study(settings, results, run) == []
     values = {(row["task"], row["model"], row["metric"]): row["value"] for row in results.rows()}
     assert values.keys() == {
@@ -234,6 +253,8 @@ def test_real_rows_of_a_toy_study(toy, tmp_path, monkeypatch):
         ("imdb_long", "softmax", "roc_auc"),
         ("graded_sentiment", "inhibitor", "validation_pearson"),
         ("graded_sentiment", "inhibitor", "pearson"),
+        ("graded_sentiment", "softmax_aligned", "validation_pearson"),
+        ("graded_sentiment", "softmax_aligned", "pearson"),
     }
     # The same texts under two names.
     tests = json.loads(Path("runs/rotten_tomatoes-softmax-0/distillation.json").read_text())["tests"]["student"]
@@ -253,6 +274,7 @@ def test_means_deviations_and_gaps():
         [
             row("rotten_tomatoes", "softmax", 0, 0.80),
             row("rotten_tomatoes", "softmax", 1, 0.82),
+            row("rotten_tomatoes", "softmax_aligned", 1, 0.81),
             row("rotten_tomatoes", "inhibitor", 0, 0.79),
             row("rotten_tomatoes", "inhibitor", 1, 0.80),
             row("rotten_tomatoes", "inhibitor", 2, 0.10),
@@ -264,13 +286,13 @@ def test_means_deviations_and_gaps():
         ]
     )
     lines = table.splitlines()
-    # Only seeds 0 and 1 have both students: gaps 1 and 2.
-    assert "| rotten_tomatoes | accuracy | – | 81.0 ± 1.4 | 56.3 ± 40.1 | 1.5 ± 0.7 | 2 |" in lines
-    assert "| graded_sentiment | pearson | – | 70.0 | 71.0 | -1.0 | 1 |" in lines
-    assert "| mean of 2 of 4 tasks |  |  |  |  | 0.2 |  |" in lines
+    # Only seeds 0 and 1 have both students: gaps 1 and 2; of the second control seed 1 alone.
+    assert "| rotten_tomatoes | accuracy | – | 81.0 ± 1.4 | 81.0 | 56.3 ± 40.1 | 1.5 ± 0.7 | 2 | 1.0 | 1 |" in lines
+    assert "| graded_sentiment | pearson | – | 70.0 | – | 71.0 | -1.0 | 1 | – | 0 |" in lines
+    assert "| mean |  |  |  |  |  | 0.2 | 2 of 4 tasks | 1.0 | 1 of 4 tasks |" in lines
     assert "| inhibitor_unsigned | 60.0 | 55.0 |" in lines
     assert "| inhibitor | 79.0 | – |" in lines
 
 
 def test_no_rows_give_empty_tables():
-    assert "mean of 0 of 4 tasks" in summary([])
+    assert "| – | 0 of 4 tasks |" in summary([])
