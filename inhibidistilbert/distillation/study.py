@@ -123,10 +123,18 @@ def rows_of(run: Run, settings: Settings) -> list[Row]:
 
 
 def study(settings: Settings, results: Results, only: str = "*") -> list[str]:
-    """Run what is missing of the runs whose `task/model/seed` match `only`; returns the names of those that failed."""
+    """Run what is missing of the runs whose `task/model/seed` match `only`; returns the names of those that failed.
+
+    Raises:
+        UserError: no run matches.
+    """
+    runs = [run for run in plan(settings) if fnmatch(run.name, only)]
+    if not runs:
+        raise UserError(f"--only must match a task/model/seed of the study, such as 'sarcasm/*/0'; it is {only!r}.")
+    print(f"{sum(map(results.has, runs))} of {len(runs)} runs stand in {results.csv}.", flush=True)
     failed = []
-    for run in plan(settings):
-        if not fnmatch(run.name, only) or results.has(run):
+    for run in runs:
+        if results.has(run):  # by now
             continue
         try:
             execute(run.command, results)

@@ -183,9 +183,10 @@ def test_a_row_runs_what_it_needs_once_and_writes_its_values(workplace):
     assert "rotten_tomatoes" in workplace.results.markdown.read_text()
 
 
-def test_what_is_finished_is_not_run_again(workplace):
+def test_what_is_finished_is_not_run_again(workplace, capsys):
     study.study(SETTINGS, workplace.results, "rotten_tomatoes/teacher/0")
     study.study(SETTINGS, workplace.results, "rotten_tomatoes/teacher/0")
+    assert f"1 of 1 runs stand in {workplace.results.csv}." in capsys.readouterr().out
     assert workplace.calls == ["rotten_tomatoes-teacher-0"]
     study.study(SETTINGS, workplace.results, "*/inhibitor/0")
     assert workplace.calls.count("rotten_tomatoes-teacher-0") == workplace.calls.count("pretrain-inhibitor-0") == 1
@@ -205,6 +206,12 @@ def test_a_failure_is_told_and_the_other_rows_go_on(workplace, capsys):
     error = capsys.readouterr().err
     assert "exit code 2: inhibidistilbert distill " in error
     assert {row["task"] for row in workplace.results.rows()} == {"rotten_tomatoes", "imdb_long", "graded_sentiment", "imdb"}
+
+
+def test_a_pattern_that_matches_nothing_is_refused(workplace):
+    with pytest.raises(UserError, match=r"--only must match a task/model/seed of the study, .* it is 'sarcasme/\*/0'"):
+        study.study(SETTINGS, workplace.results, "sarcasme/*/0")
+    assert workplace.calls == []
 
 
 def test_a_foreign_file_of_results_is_refused_and_kept(workplace):
