@@ -20,7 +20,7 @@ from .stages import check_models, run_stage, teacher_of
 from .student import student_class
 from .tasks import Collator
 from .trainer import StageTrainer, scores
-from .work_folder import changes, check_free, claim, describe, finish, finished_log, plain
+from .work_folder import changes, check_free, check_shared, claim, describe, finish, finished_log, plain
 
 # Of a disk or a folder, not of this program.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -50,6 +50,7 @@ def run_recipe(recipe: Recipe, output_dir: Path, trust_remote_code: bool = False
     else:
         datasets.disable_progress_bars()
     state.wait_for_everyone()
+    check_shared(work_dir)
     set_seed(recipe.seed)
     try:
         return _run(prepare(recipe, work_dir, trust_remote_code), output_dir)

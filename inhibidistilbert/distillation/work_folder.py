@@ -4,8 +4,12 @@ import contextlib
 import hashlib
 import json
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 
 from ..errors import UserError, reason
 from .curves import FILE as CURVES
@@ -52,6 +56,24 @@ def claim(work_dir: Path, recipe: Recipe) -> None:
         write(work_dir / "recipe.json", json.dumps(plain(recipe), indent=2))
     except OSError as error:
         raise UserError(f"OUTPUT_DIR: {str(work_dir)!r} cannot be written: {reason(error)}") from error
+
+
+def check_shared(work_dir: Path) -> None:
+    """Raises a UserError, in every process, where one of another host does not see what the main process writes."""
+    state = PartialState()
+    (name,) = broadcast_object_list([f".{uuid.uuid4()}"])
+    probe = work_dir / name  # A new name: network disks remember for a while that an old one was missing.
+    if state.is_main_process:
+        probe.touch()
+    state.wait_for_everyone()
+    seen = gather_object([probe.exists()])
+    if state.is_main_process:
+        probe.unlink()
+    if not all(seen):
+        raise UserError(
+            f"OUTPUT_DIR: {str(work_dir)!r} is not one folder to all hosts: process {seen.index(False)} does not see what "
+            "the main process writes there. Give one on a disk that they share."
+        )
 
 
 def changes(recorded: Any, recipe: Recipe) -> str:

@@ -2,8 +2,11 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -75,13 +78,40 @@ checkpoints.CheckpointTrainer._place = place_and_kill
 
 def run_on_two(recipe, output: Path, tmp_path: Path, *program: str) -> subprocess.CompletedProcess:
     """The command under torchrun, on two processes with gloo."""
+    with started(recipe, output, tmp_path, ["--standalone", "--nproc-per-node", "2"], program) as process:
+        return finished(process)
+
+
+def run_on_two_hosts(recipe, output: Path, tmp_path: Path, folders: Sequence[Path]) -> list[subprocess.CompletedProcess]:
+    """One torchrun a host, which this machine plays both; `output` is relative to `folders`, where they are started."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    host = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port]
+    with ExitStack() as stack:
+        hosts = [
+            stack.enter_context(started(recipe, output, tmp_path, [*host, "--node-rank", str(rank)], cwd=folder))
+            for rank, folder in enumerate(folders)
+        ]
+        return [finished(process) for process in hosts]
+
+
+def started(recipe, output: Path, tmp_path: Path, launch: Sequence[str], program: Sequence[str] = (), cwd: Path = ROOT):
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe.as_json()))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    program = program or ("-m", "inhibidistilbert")
-    command = [*launcher, *program, "distill", str(output), "--recipe", str(file), "--json"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", *launch, *(program or ("-m", "inhibidistilbert"))]
+    command = [*launcher, "distill", str(output), "--recipe", str(file), "--json"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finished(process: subprocess.Popen) -> subprocess.CompletedProcess:
+    try:
+        stdout, stderr = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
 def test_two_processes_train_what_one_does(toy, tmp_path):
@@ -101,6 +131,31 @@ def test_two_processes_train_what_one_does(toy, tmp_path):
     assert InhibiDistilBertForSequenceClassification.from_pretrained(tmp_path / "two")
     assert '"machine": "' in done.stdout
     assert "2 processes" in done.stdout
+
+
+def test_two_hosts_train_what_one_process_does(toy, tmp_path):
+    """Each has a first process of its own: only one of them may write."""
+    teacher = write_distilbert(tmp_path / "teacher", initializer_range=0.3)
+    recipe = three_stages(toy, teacher, *(f"{stage}.dropout=0" for stage in STAGES))
+    run_recipe(recipe, tmp_path / "one")
+    hosts = run_on_two_hosts(recipe, Path("two"), tmp_path, [tmp_path, tmp_path])
+    assert [host.returncode for host in hosts] == [0, 0], hosts[0].stderr + hosts[1].stderr
+    assert [host.stdout.count("\n") for host in hosts] == [1, 0]
+    assert "2 processes" in hosts[0].stdout
+    same_curves(tmp_path / "one", tmp_path / "two")
+
+
+def test_hosts_that_share_no_folder_are_told_so(toy, tmp_path):
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+    recipe = three_stages(toy, write_distilbert(tmp_path / "teacher"))
+    hosts = run_on_two_hosts(recipe, Path("out"), tmp_path, folders)
+    assert all(host.returncode for host in hosts)
+    message = "error: OUTPUT_DIR: 'out.work' is not one folder to all hosts: process 1 does not see what the main"
+    assert message in hosts[0].stderr
+    # The record alone, over which another command may go.
+    assert [path.name for path in tmp_path.glob("first/out.work/*")] == ["recipe.json"]
 
 
 def same_curves(first: Path, second: Path) -> None:
