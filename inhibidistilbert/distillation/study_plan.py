@@ -118,8 +118,7 @@ class Run:
 
 
 def plan(settings: Settings) -> Iterator[Run]:
-    """All runs, the most telling first: the students of one seed and their teachers, the ablations, the other seeds, the
-    second control."""
+    """All runs, the most telling first: one seed, the ablations, the other seeds, the second control."""
     rotten_tomatoes = TASKS["rotten_tomatoes"]
     first, *others = SEEDS
     yield from (run for task in TASKS.values() for run in _comparison(settings, task, first))
