@@ -21,7 +21,6 @@ from .text_stream import open_texts
 # Files as errors name them: the option, and the recipe's key.
 TRAIN, TRANSFER = "--train-file (data.train_files)", "--transfer-file (data.transfer_files)"
 EVAL, TEST = "--eval-file (data.eval_file)", "--test-file (data.test_files)"
-_CALIBRATION_TEXTS = 256  # whose targets' variance is the unit of an alignment's loss
 
 
 @dataclass

@@ -5,8 +5,8 @@ goes on where it stopped. Several may run at once and share the work.
 
 Written beside each other, whenever a row is finished:
 
-- `distillation_<recipe>.csv`: `task, model, seed, metric, value, command`; accuracy and area under the ROC curve as shares,
-  correlation from -1 to 1;
+- `distillation_<recipe>.csv`: `task, model, seed, metric, value, command`; accuracy, area under the ROC curve and explained
+  variance as shares, correlation from -1 to 1;
 - `distillation_<recipe>.json`: machine and versions, seconds of each command, of one that was stopped since its last start;
 - `distillation_<recipe>.md`: means, deviations and gaps.
 """
@@ -19,8 +19,10 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from filelock import FileLock
@@ -28,11 +30,15 @@ from filelock import FileLock
 from ..benchmarks.machine import header
 from ..benchmarks.results import replacing, write_json
 from ..errors import UserError
-from .study_plan import METRIC_ELSEWHERE, Command, Run, Settings, plan, test_files
+from .study_plan import ALIGNMENT, METRIC_ELSEWHERE, Command, Run, Settings, plan, test_files
 from .study_summary import summary
 
 COLUMNS = ("task", "model", "seed", "metric", "value", "command")
 Row = dict[str, Any]
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return tuple(row[column] for column in ("task", "model", "seed", "metric"))
 
 
 class Results:
@@ -62,8 +68,11 @@ class Results:
         return any((row["task"], row["model"], row["seed"]) == (run.task.name, run.model, run.seed) for row in self.rows())
 
     def add(self, rows: list[Row]) -> None:
+        """Those of these rows that do not stand yet."""
         with self.lock():
-            rows = [*self.rows(), *rows]
+            standing = self.rows()
+            keys = {_key(row) for row in standing}
+            rows = [*standing, *(row for row in rows if _key(row) not in keys)]
             with replacing(self.csv) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
                 writer.writeheader()
@@ -110,16 +119,34 @@ def execute(command: Command, results: Results) -> None:
 
 
 def rows_of(run: Run, settings: Settings) -> list[Row]:
-    """The rows that a finished run gives: of its validation texts, and of each of its files of test texts."""
-    log = json.loads((run.command.output / "distillation.json").read_text())
+    """The rows that a finished run gives: of its validation texts, of each of its files of test texts, and of alignment."""
+    log = _log(run.command)
     (stage,) = log["stages"].values()
     metric = run.task.metric
     values = {(run.task.name, f"validation_{metric}"): stage["eval"][metric]}
     for task, file in test_files(settings, run.task).items():
         name = metric if task == run.task.name else METRIC_ELSEWHERE
         values[task, name] = log["tests"]["student"][file][name]
-    shared = {"model": run.model, "seed": run.seed, "command": shlex.join(run.command.line)}
-    return [{"task": task, "metric": name, "value": value, **shared} for (task, name), value in values.items()]
+    made = [(*names, value, run.command) for names, value in values.items()]
+    made += [(*ALIGNMENT, value, command) for command, value in _explained(run.command)]
+    shared = {"model": run.model, "seed": run.seed}
+    return [
+        {"task": task, "metric": name, "value": value, "command": shlex.join(command.line), **shared}
+        for task, name, value, command in made
+    ]
+
+
+def _log(command: Command) -> dict[str, Any]:
+    return json.loads((command.output / "distillation.json").read_text())
+
+
+def _explained(command: Command) -> Iterator[tuple[Command, float]]:
+    """The alignment that `command` builds on, and the share of variance it explains, mean of the layers."""
+    for needed in command.needs:
+        yield from _explained(needed)
+        stage = _log(needed)["stages"].get("align")
+        if stage:
+            yield needed, mean(stage["alignment"])
 
 
 def study(settings: Settings, results: Results, only: str = "*") -> list[str]:
@@ -142,8 +169,7 @@ def study(settings: Settings, results: Results, only: str = "*") -> list[str]:
             print(f"{run.name}: {error}", file=sys.stderr, flush=True)
             failed.append(run.name)
             continue
-        if not results.has(run):
-            results.add(rows_of(run, settings))
+        results.add(rows_of(run, settings))
         print(f"{run.name}: finished", flush=True)
     return failed
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from .study_plan import TASKS
+from .study_plan import ALIGNMENT, TASKS
 
 Row = Mapping[str, Any]
 _POINTS = 100  # accuracy and correlation are reported in hundredths
@@ -55,7 +55,7 @@ def _comparison(scores: dict[tuple[str, str], dict[int, float]]) -> str:
 
 
 def _ablations(scores: dict[tuple[str, str], dict[int, float]]) -> str:
-    tasks = ("rotten_tomatoes", *TASKS["rotten_tomatoes"].also_tested)
+    tasks = ("rotten_tomatoes", *TASKS["rotten_tomatoes"].also_tested, ALIGNMENT[0])
     models = sorted({model for task, model in scores if task in tasks}, key=lambda name: (name.count("_"), name))
     rows = []
     for model in models:
@@ -74,5 +74,7 @@ def summary(rows: Sequence[Row]) -> str:
         "pretraining aim; `softmax_aligned` goes through both like the inhibitor.\n\n"
         f"{_comparison(scores)}\n"
         "Models trained on Rotten Tomatoes sentences, seed 0, tested on such sentences (accuracy) and on IMDB reviews of "
-        f"250 words or more, cut at 512 tokens (area under the ROC curve in %; 50 is chance):\n\n{_ablations(scores)}"
+        "250 words or more, cut at 512 tokens (area under the ROC curve in %; 50 is chance). `alignment`: how much of the "
+        "variance of the encoder's attention output their layers reproduce after that stage (%, mean of the layers).\n\n"
+        f"{_ablations(scores)}"
     )

@@ -149,7 +149,7 @@ def workplace(tmp_path, monkeypatch):
         metric = "pearson" if "data.kind=regression" in line else "accuracy"
         scores = {metric: 0.1 + 0.01 * len(workplace.calls), "roc_auc": 0.7 + 0.01 * len(workplace.calls)}
         log = {
-            "stages": {value(line, "--stage"): {"eval": {metric: 0.5}}},
+            "stages": {value(line, "--stage"): {"eval": {metric: 0.5}, "alignment": [0.75, 0.85]}},
             "tests": {"student": dict.fromkeys(tests, scores)},
         }
         output.mkdir()
@@ -173,9 +173,11 @@ def test_a_row_runs_what_it_needs_once_and_writes_its_values(workplace):
         ("rotten_tomatoes", "validation_accuracy", 0.5),
         ("rotten_tomatoes", "accuracy", 0.14),
         ("imdb_long", "roc_auc", 0.74),
+        ("alignment", "explained_variance", 0.8),
     ]
     assert {tuple(row) for row in rows} == {COLUMNS}
-    assert {shlex.split(row["command"])[2] for row in rows} == {str(Path("work/rotten_tomatoes-inhibitor-0"))}
+    made_by = [shlex.split(row["command"])[2] for row in rows]
+    assert made_by == [str(Path("work") / name) for name in (*["rotten_tomatoes-inhibitor-0"] * 3, "align-inhibitor-0")]
     commands = json.loads(workplace.results.machine.read_text())
     assert commands["machine"]["torch"]
     assert [record["command"] for record in commands["results"]][-1] == rows[0]["command"]
@@ -198,6 +200,14 @@ def test_what_is_finished_is_not_run_again(workplace, capsys):
     study.study(SETTINGS, workplace.results, "*/inhibitor/0")
     assert len(workplace.calls) == calls
     assert workplace.results.csv.read_bytes() == before
+
+
+def test_alignment_has_one_row_however_many_tasks_build_on_it(workplace):
+    """And only what is aligned with the attention output, as `align` does, has one."""
+    for only in ("*/inhibitor/1", "*/softmax*/1", "*/teacher/1", "*/inhibitor_authors_recipe/0"):
+        study.study(SETTINGS, workplace.results, only)
+    rows = [row for row in workplace.results.rows() if row["task"] == "alignment"]
+    assert [(row["model"], row["seed"]) for row in rows] == [("inhibitor", 1), ("softmax_aligned", 1)]
 
 
 def test_a_failure_is_told_and_the_other_rows_go_on(workplace, capsys):
@@ -262,7 +272,12 @@ def test_real_rows_of_a_toy_study(toy, tmp_path, monkeypatch):
         ("graded_sentiment", "inhibitor", "pearson"),
         ("graded_sentiment", "softmax_aligned", "validation_pearson"),
         ("graded_sentiment", "softmax_aligned", "pearson"),
+        ("alignment", "inhibitor", "explained_variance"),
+        ("alignment", "softmax_aligned", "explained_variance"),
     }
+    for model in ("inhibitor", "softmax_aligned"):
+        layers = json.loads(Path(f"runs/align-{model}-0/distillation.json").read_text())["stages"]["align"]["alignment"]
+        assert values["alignment", model, "explained_variance"] == pytest.approx(sum(layers) / len(layers))
     # The same texts under two names.
     tests = json.loads(Path("runs/rotten_tomatoes-softmax-0/distillation.json").read_text())["tests"]["student"]
     assert tests["imdb_long_test.csv"] == tests["rotten_tomatoes_test.csv"]
@@ -290,6 +305,7 @@ def test_means_deviations_and_gaps():
             row("graded_sentiment", "inhibitor", 0, 0.71, "pearson"),
             row("rotten_tomatoes", "inhibitor_unsigned", 0, 0.60),
             row("imdb_long", "inhibitor_unsigned", 0, 0.55, "roc_auc"),
+            row("alignment", "inhibitor_unsigned", 0, 0.70, "explained_variance"),
         ]
     )
     lines = table.splitlines()
@@ -297,8 +313,8 @@ def test_means_deviations_and_gaps():
     assert "| rotten_tomatoes | accuracy | – | 81.0 ± 1.4 | 81.0 | 56.3 ± 40.1 | 1.5 ± 0.7 | 2 | 1.0 | 1 |" in lines
     assert "| graded_sentiment | pearson | – | 70.0 | – | 71.0 | -1.0 | 1 | – | 0 |" in lines
     assert "| mean |  |  |  |  |  | 0.2 | 2 of 4 tasks | 1.0 | 1 of 4 tasks |" in lines
-    assert "| inhibitor_unsigned | 60.0 | 55.0 |" in lines
-    assert "| inhibitor | 79.0 | – |" in lines
+    assert "| inhibitor_unsigned | 60.0 | 55.0 | 70.0 |" in lines
+    assert "| inhibitor | 79.0 | – | – |" in lines
 
 
 def test_no_rows_give_empty_tables():
