@@ -44,6 +44,13 @@ _HEADS = {"distilbert": _SHARED_HEADS, "bert": ("ForPreTraining", *_SHARED_HEADS
 _CLASS_PREFIX = {"distilbert": "DistilBert", "bert": "Bert"}
 _SCALAR_INITS = ("alpha_init", "beta_init", "gamma_init")
 
+# What the distillation study recommends for a new student: sums that are not divided by the number of keys do not carry over
+# from sentences to long texts.
+RECOMMENDED_NORMALIZATION = "mean"
+RECOMMENDED_BETA_INIT = 1.5
+# At so many visible keys, a sentence, the fitting `beta_init` of every normalisation gives sums of the same size.
+SENTENCE_KEYS = 25
+
 # BERT's name of a configuration field: the name it has here. Fields of the same name are carried as well.
 _BERT_FIELDS = {
     "hidden_size": "dim",
@@ -93,6 +100,11 @@ _LOADING_ERRORS = (
 )
 
 
+def fitting_beta_init(length_normalization: str, beta_of_mean: float = RECOMMENDED_BETA_INIT) -> float:
+    """The `beta_init` with which a sentence gives sums of the size that `beta_of_mean` gives where they are divided by n."""
+    return beta_of_mean / {"mean": 1, "sqrt": SENTENCE_KEYS**0.5, "none": SENTENCE_KEYS}[length_normalization]
+
+
 @dataclass(frozen=True)
 class StudentOptions:
     """How the student differs from its source.
@@ -101,16 +113,19 @@ class StudentOptions:
         layers: the source's layers to keep, in this order, counted from 0; None keeps all.
         head: keep the source's head where the student has the same one; otherwise write the bare encoder.
         dtype: `"float32"`, `"float16"` or `"bfloat16"`; None keeps the source's. alpha, beta, gamma are always float32.
-        scalars_per_head, length_normalization: see `InhibiDistilBertConfig`.
-        alpha_init, beta_init, gamma_init: None means the default of `InhibiDistilBertConfig`. Not for a source that has
-            these scalars itself.
+        scalars_per_head: see `InhibiDistilBertConfig`; None means True, as in the distillation study.
+        length_normalization: see `InhibiDistilBertConfig`; None means `"mean"`, as the distillation study recommends.
+        alpha_init, gamma_init: None means the default of `InhibiDistilBertConfig`.
+        beta_init: None means what fits the normalisation, see `fitting_beta_init`.
+
+    A source that has alpha, beta and gamma itself keeps them, one of each a layer, and its sums, which are not divided.
     """
 
     layers: Sequence[int] | None = None
     head: bool = True
     dtype: str | None = None
-    scalars_per_head: bool = False
-    length_normalization: str = "none"
+    scalars_per_head: bool | None = None
+    length_normalization: str | None = None
     alpha_init: float | None = None
     beta_init: float | None = None
     gamma_init: float | None = None
@@ -119,7 +134,7 @@ class StudentOptions:
         """Raise `UserError` for a value that no source could make right."""
         if self.dtype is not None and self.dtype not in DTYPES:
             raise UserError(f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}.")
-        if self.length_normalization not in LENGTH_NORMALIZATIONS:
+        if self.length_normalization not in (None, *LENGTH_NORMALIZATIONS):
             known = ", ".join(LENGTH_NORMALIZATIONS)
             raise UserError(f"--length-normalization must be one of {known}, got {self.length_normalization!r}.")
         for name, value in self.given_inits().items():
@@ -131,11 +146,22 @@ class StudentOptions:
         for name in self.given_inits():
             scalar = name.removesuffix("_init")
             raise UserError(f"--{scalar}-init does not fit SOURCE {source!r}: its weights hold {scalar}; leave it out.")
-        if self.length_normalization != "none":
+        if self.length_normalization not in (None, "none"):
             raise UserError(
                 f"--length-normalization {self.length_normalization} does not fit SOURCE {source!r}: its sums are not "
                 "normalised; leave it out."
             )
+
+    def inhibitor_fields(self, has_scalars: bool) -> dict[str, Any]:
+        """The fields of `InhibiDistilBertConfig` for a source with or without scalars of its own."""
+        if has_scalars:
+            return {"scalars_per_head": bool(self.scalars_per_head), "length_normalization": "none"}
+        normalization = self.length_normalization or RECOMMENDED_NORMALIZATION
+        return {
+            "scalars_per_head": self.scalars_per_head is not False,
+            "length_normalization": normalization,
+            "beta_init": fitting_beta_init(normalization),
+        } | self.given_inits()
 
     def given_inits(self) -> dict[str, Any]:
         """The initial scalars that are not None."""
@@ -242,8 +268,8 @@ def student_from(
         weights = {ours: state[theirs] for ours, theirs in names.items()}
     warnings: list[str] = []
     if has_scalars:
-        scalars_per_layer = config.num_attention_heads if options.scalars_per_head else 1
-        scalars, warnings = authors_format.student_scalars(source, weights, scalars_per_layer)
+        count = config.num_attention_heads if options.scalars_per_head else 1
+        scalars, warnings = authors_format.student_scalars(source, weights, count)
         weights |= scalars
     student = _build(source, student_class, config, layers, options)
     student.load_state_dict(weights, strict=False)
@@ -424,15 +450,10 @@ def _student_config(
     if carried.get("seq_classif_dropout") is None:
         # BERT's classifier_dropout None means its hidden dropout.
         carried["seq_classif_dropout"] = carried["dropout"]
-    if authors_format.is_authors_format(config.to_dict()):
+    has_scalars = authors_format.is_authors_format(config.to_dict())
+    if has_scalars:
         carried |= authors_format.student_fields(config.to_dict())
-    return InhibiDistilBertConfig(
-        **carried,
-        n_layers=len(layers),
-        scalars_per_head=options.scalars_per_head,
-        length_normalization=options.length_normalization,
-        **options.given_inits(),
-    )
+    return InhibiDistilBertConfig(**carried, n_layers=len(layers), **options.inhibitor_fields(has_scalars))
 
 
 def _warnings(config: transformers.PreTrainedConfig, source_class: str, new: Sequence[str]) -> list[str]:

@@ -241,6 +241,7 @@ def test_configuration_is_carried_over(source, signed, center):
     config = student_from(source)[0].config
     assert (config.signed, config.centered, config.length_normalization) == (signed, center, "none")
     assert (config.dim, config.n_layers, config.n_heads) == (16, LAYERS, HEADS)
+    assert not config.scalars_per_head
 
 
 @pytest.mark.parametrize("task", ["ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice"])

@@ -153,6 +153,10 @@ def feed_forward(source: nn.Module, layer: int, hidden_states: Tensor) -> Tensor
     return source.transformer.layer[layer].ffn(hidden_states)
 
 
+# Softmax attention takes a mean already.
+NOT_DIVIDED = StudentOptions(length_normalization="none")
+
+
 def softmax_attention(module, query, key, value, attention_mask, dropout=0.0, **kwargs):
     return nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2), None
 
@@ -204,7 +208,7 @@ def test_embeddings_and_feed_forward_activations_equal_the_source(sources, class
 def test_with_softmax_attention_in_place_the_student_is_its_source(sources, class_name, output, monkeypatch):
     monkeypatch.setitem(modeling_inhibidistilbert.ALL_ATTENTION_FUNCTIONS, "inhibitor", softmax_attention)
     source = getattr(transformers, class_name).from_pretrained(sources(class_name))
-    student, _ = student_from(sources(class_name))
+    student, _ = student_from(sources(class_name), NOT_DIVIDED)
     ids = token_ids()
     torch.testing.assert_close(getattr(student(ids), output), getattr(source(ids), output), rtol=0, atol=2e-5)
 
@@ -214,7 +218,7 @@ def test_untied_masked_language_modelling_head(tmp_path, monkeypatch):
     monkeypatch.setitem(modeling_inhibidistilbert.ALL_ATTENTION_FUNCTIONS, "inhibitor", softmax_attention)
     folder = write_source(tmp_path / "source", "BertForMaskedLM", tie_word_embeddings=False)
     source = transformers.BertForMaskedLM.from_pretrained(folder)
-    student, report = student_from(folder)
+    student, report = student_from(folder, NOT_DIVIDED)
     ids = token_ids()
     assert not torch.equal(student.vocab_projector.weight, student.get_input_embeddings().weight)
     torch.testing.assert_close(student(ids).logits, source(ids).logits, rtol=0, atol=2e-5)
@@ -228,6 +232,15 @@ def test_scalars_start_at_their_options(sources):
         assert layer.attention.alpha.tolist() == [-0.25, -0.25]
         assert layer.attention.beta.tolist() == [0.125, 0.125]
         assert layer.attention.gamma.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize(("normalization", "beta"), [(None, 1.5), ("mean", 1.5), ("sqrt", 0.3), ("none", 0.06)])
+def test_beta_starts_at_what_fits_the_normalization(sources, normalization, beta):
+    """Sums over the 25 keys of a sentence are of one size: 1.5 / 25 of a key's each, 0.3 / 5, 0.06."""
+    student, _ = student_from(sources("BertModel"), StudentOptions(length_normalization=normalization))
+    assert student.config.length_normalization == (normalization or "mean")
+    assert student.config.beta_init == beta
+    assert all(layer.attention.beta.eq(beta).all() for layer in student.transformer.layer)
 
 
 def test_state_dict_alone_is_rekeyed_with_segment_0_folded_in(sources):
@@ -255,7 +268,7 @@ def test_report_of_a_bert_encoder(sources):
     }
     assert report.layers == [0, 2]
     assert report.source_layers == LAYERS
-    assert report.parameters_new == 6
+    assert report.parameters_new == 12, "alpha, beta and gamma of 2 heads in 2 layers"
     assert report.parameters_copied + report.parameters_new == student.num_parameters()
     assert report.warnings == [
         "Pair inputs lose their segments: token_type_ids are not supported, every token gets segment embedding 0."

@@ -8,13 +8,15 @@ import torch
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, DistilBertModel
 
 from inhibidistilbert import InhibiDistilBertConfig, InhibiDistilBertForSequenceClassification, InhibiDistilBertModel
+from inhibidistilbert.conversion import student_from
+from inhibidistilbert.distillation.recipe import read_recipe
 
 HUB_CONFIGS = files("inhibidistilbert") / "hub_configs"
 LABELS = json.loads((HUB_CONFIGS / "labels.json").read_text(encoding="utf-8"))
 
 # size: parameters of the encoder, of the sequence classifier with two labels, and of those how many alpha, beta and gamma.
 PARAMETERS = {
-    "base": (66_362_898, 66_955_028, 18),
+    "base": (66_363_096, 66_955_226, 216),
     "small": (22_564_824, 22_713_434, 216),
     "tiny": (4_567_460, 4_584_230, 36),
 }
@@ -56,8 +58,8 @@ class TestSizes:
         assert parameter_count(DistilBertForSequenceClassification, same_size) + scalars == classifier
 
 
-def test_base_is_the_default_configuration():
-    ignored = {"architectures", "transformers_version"}
+def test_base_is_the_default_configuration_but_for_what_the_study_recommends():
+    ignored = {"architectures", "transformers_version", "scalars_per_head", "length_normalization", "beta_init"}
     base, default = read_config("base").to_dict(), InhibiDistilBertConfig().to_dict()
     assert {k: v for k, v in base.items() if k not in ignored} == {k: v for k, v in default.items() if k not in ignored}
 
@@ -65,16 +67,37 @@ def test_base_is_the_default_configuration():
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
-        ("base", {"n_layers": 6, "dim": 768, "n_heads": 12, "hidden_dim": 3072, "length_normalization": "none"}),
-        ("small", {"n_layers": 6, "dim": 384, "n_heads": 12, "hidden_dim": 1536, "length_normalization": "sqrt"}),
-        ("tiny", {"n_layers": 3, "dim": 128, "n_heads": 4, "hidden_dim": 512, "length_normalization": "sqrt"}),
+        ("base", {"n_layers": 6, "dim": 768, "n_heads": 12, "hidden_dim": 3072, "beta_init": 1.5}),
+        ("small", {"n_layers": 6, "dim": 384, "n_heads": 12, "hidden_dim": 1536, "beta_init": 1.5}),
+        ("tiny", {"n_layers": 3, "dim": 128, "n_heads": 4, "hidden_dim": 512, "beta_init": 2.5}),
     ],
 )
 def test_published_sizes(size, expected):
     config = read_config(size)
     assert {name: getattr(config, name) for name in expected} == expected
-    assert config.scalars_per_head == (size != "base")
-    assert config.beta_init == (0.5 if size == "tiny" else 1.0)
+
+
+RECOMMENDED = {"scalars_per_head": True, "length_normalization": "mean", "beta_init": 1.5}
+
+
+def test_whatever_makes_a_new_student_makes_what_the_study_recommends(tmp_path):
+    """The sizes, the recipes that copy a teacher, and `convert` say one thing."""
+    tiny = {"vocab_size": 7, "n_layers": 1, "n_heads": 1, "dim": 2, "hidden_dim": 2}
+    DistilBertModel(DistilBertConfig(**tiny)).save_pretrained(tmp_path)
+    made = {size: read_config(size) for size in PARAMETERS}
+    made["convert"] = student_from(tmp_path)[0].config
+    found = {maker: {name: getattr(config, name) for name in RECOMMENDED} for maker, config in made.items()}
+    for recipe in ("distill", "study", "study-gpu"):
+        config = read_recipe(recipe, []).student.config
+        found[recipe] = {name: config[name] for name in RECOMMENDED}
+    assert found == dict.fromkeys(found, RECOMMENDED) | {"tiny": RECOMMENDED | {"beta_init": 2.5}}
+
+
+@pytest.mark.parametrize("recipe", ["authors", "study-authors"])
+def test_the_authors_recipes_keep_the_published_form(recipe):
+    config = read_recipe(recipe, []).student.config
+    published = {"scalars_per_head": False, "length_normalization": "none", "beta_init": 1.0}
+    assert {name: config[name] for name in published} == published
 
 
 @pytest.mark.parametrize("task", ["sentiment", "sst2", "imdb", "rotten_tomatoes"])

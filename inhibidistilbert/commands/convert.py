@@ -22,12 +22,21 @@ def convert(
     layers: Annotated[
         str | None, typer.Option(help="The source's layers to keep, from 0 and in this order: 0,2,4.", show_default="all")
     ] = None,
-    scalars_per_head: Annotated[bool, typer.Option(help="alpha, beta and gamma per head, not per layer.")] = False,
+    scalars_per_head: Annotated[
+        bool | None, typer.Option(help="alpha, beta and gamma per head, not per layer.", show_default="per head")
+    ] = None,
     length_normalization: Annotated[
-        str, typer.Option(metavar="none|sqrt|mean", help="What divides the sum over the keys.")
-    ] = "none",
+        str | None,
+        typer.Option(
+            metavar="none|sqrt|mean",
+            help="Divide the sum over the n visible keys by 1, √n or n. Only n carries over to texts of another length.",
+            show_default="mean",
+        ),
+    ] = None,
     alpha_init: Annotated[float | None, typer.Option(help="Initial shift of the scores.", show_default="0.5")] = None,
-    beta_init: Annotated[float | None, typer.Option(help="Initial scale of the output.", show_default="1.0")] = None,
+    beta_init: Annotated[
+        float | None, typer.Option(help="Initial scale of the output.", show_default="fits the normalisation: 1.5 for mean")
+    ] = None,
     gamma_init: Annotated[float | None, typer.Option(help="Initial scale of the scores.", show_default="1.0")] = None,
     head: Annotated[bool, typer.Option(help="Keep the source's head where the student has the same one.")] = True,
     dtype: Annotated[
@@ -42,7 +51,8 @@ def convert(
     Embeddings, projections, feed-forward layers and matching heads are copied; alpha, beta and gamma are new. Runs no
     code from the source.
 
-    A checkpoint in the format of the inhibitor's authors keeps its own alpha, beta and gamma.
+    A checkpoint in the format of the inhibitor's authors keeps its own alpha, beta and gamma, one a
+    layer, and its sums, which are not divided.
     """
     options = StudentOptions(
         layers=None if layers is None else parse_layers(layers),

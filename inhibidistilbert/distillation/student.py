@@ -9,10 +9,10 @@ import transformers
 from torch import nn
 from transformers import DistilBertConfig, PreTrainedConfig, PreTrainedModel
 
-from ..conversion import StudentOptions, student_from
+from ..conversion import StudentOptions, fitting_beta_init, student_from
 from ..errors import UserError, reason
 from ..modeling import modeling_inhibidistilbert
-from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
+from ..modeling.configuration_inhibidistilbert import LENGTH_NORMALIZATIONS, InhibiDistilBertConfig
 from ..modeling.modeling_inhibidistilbert import SCALARS
 from ..quiet import quiet_transformers
 from .recipe import Student
@@ -89,6 +89,8 @@ def _new(student: Student, kind: Any, teacher: PreTrainedModel | None, fields: d
         raise UserError(f"--teacher: a new student of size {student.source!r} needs one, for its vocabulary.")
     words = word_embeddings(teacher).weight
     size = _carried(size_config(student.source), student.attention)
+    if fields.get("length_normalization") in LENGTH_NORMALIZATIONS:
+        size["beta_init"] = fitting_beta_init(fields["length_normalization"], size["beta_init"])
     vocabulary = {"vocab_size": len(words), "pad_token_id": teacher.config.pad_token_id}
     config = _make_config(_CONFIGS[student.attention], {**size, **vocabulary, **fields})
     model: PreTrainedModel = kind(config)

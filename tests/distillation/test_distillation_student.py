@@ -193,5 +193,16 @@ def test_a_source_is_fine_tuned_as_what_it_is(tmp_path):
     assert student.classifier.weight.shape[0] == 4
 
 
+@pytest.mark.parametrize(("fields", "beta"), [({}, 2.5), ({"length_normalization": "sqrt"}, 0.5), ({"beta_init": 3.0}, 3.0)])
+def test_a_sizes_beta_fits_the_normalization_that_is_asked_for(fields, beta):
+    student = build(
+        Student(source="tiny", config=fields), "ForSequenceClassification", softmax_teacher(), None, num_labels=2
+    )
+    assert (student.config.length_normalization, student.config.beta_init) == (
+        fields.get("length_normalization", "mean"),
+        beta,
+    )
+
+
 def test_the_sizes_are_known():
     assert size_config("tiny").max_position_embeddings == 512

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib.font_manager  # noqa: F401 - looks for fonts by a subprocess, which a test replaces
 import pytest
 from typer.testing import CliRunner
 
