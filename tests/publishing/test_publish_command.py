@@ -26,6 +26,8 @@ CHECKS = [
     "weights",
     "auto_map",
     "remote code",
+    "known sources",
+    "choices",
     "tokenizer",
     "labels",
     "private paths",
@@ -234,7 +236,7 @@ class TestVerify:
         code, out, err = run("--verify", f"{REPO_ID}@{good.id}", "--json")
         report = json.loads(out)
         assert (code, err, report["commit"]) == (0, "", good.id)
-        assert report["checks"][-1] == {"name": "loading from the Hub", "passed": True, "problems": []}
+        assert report["checks"][-1] == {"name": "loading as data", "passed": True, "problems": []}
         code, out, err = run("--verify", REPO_ID)
         assert code == 1
         assert damaged in out
@@ -256,7 +258,7 @@ def test_kernel(hub, run):
     assert (code, err) == (0, "")
     report = json.loads(out)
     assert report["revision"] == "v0"
-    assert [check["name"] for check in report["checks"]] == ["remote", "variants", "secrets", "card", "loading"]
+    assert [check["name"] for check in report["checks"]] == ["remote", "variants", "known sources", "secrets", "card", "loading"]
     assert all(check["passed"] for check in report["checks"] + report["verified"])
     head = hub.repository("someone/inhibitor", "kernels").head("v0")
     assert not [name for name in head.files if name.endswith(".pyc")]
