@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -217,23 +217,21 @@ def plain_tokenizer_config(fields: dict[str, Any], model_type: Any = None) -> di
 
 
 def _plain_tokens(fields: dict[str, Any], file: str = _SPECIAL_TOKENS) -> dict[str, Any]:
-    """The fields that are tokens or lists of them."""
+    """The fields that are tokens, or lists of them or objects by id or name."""
     plain = {}
     for name, value in fields.items():
         if name.endswith("_token") or name in _TOKEN_LISTS:
-            if not _is_tokens(value):
+            tokens = [value] if name not in _TOKEN_LISTS else value.values() if isinstance(value, dict) else value or []
+            if not isinstance(tokens, Iterable) or not all(map(_is_token, tokens)):
                 raise ForeignFieldError(f"{file}: {name} must be tokens, got {value!r}")
             plain[name] = value
     return plain
 
 
-def _is_tokens(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(map(_is_tokens, value))
-    if isinstance(value, dict) and not value.keys() <= _TOKEN_FIELDS:  # by id, or by the name of an attribute
-        return all(isinstance(token, str | dict) and _is_tokens(token) for token in value.values())
+def _is_token(value: Any) -> bool:
     if isinstance(value, dict):
-        return all(isinstance(part, str | bool | int | None) for part in value.values())
+        plain = all(isinstance(part, str | bool | int | None) for part in value.values())
+        return plain and value.keys() <= _TOKEN_FIELDS
     return value is None or isinstance(value, str)
 
 
