@@ -21,7 +21,7 @@ ONLY ?= *
 ENCODER ?= .cache/data/minilm
 TEXTS ?= .cache/data/study/unlabelled.txt
 
-.PHONY: demo test test-full test-lowest test-sharding data study-data study check checkpoint-sources kernel-repository
+.PHONY: demo test test-full test-lowest test-sharding data study-data study check checkpoint-sources kernel-repository release-sources
 .PHONY: benchmark-model results-index evaluate gpu
 
 demo: $(INSTALLED) ## classify real sentences, in process and from an exported folder
@@ -60,6 +60,9 @@ study: $(INSTALLED) ## the rows that the distillation study lacks; ONLY='sarcasm
 
 checkpoint-sources: $(INSTALLED) ## renew the source files inside the shipped checkpoint after a change to them
 	$(BIN)/python -c "from inhibidistilbert.modeling.remote_code import write_remote_code as w; w('$(CHECKPOINT)')"
+
+release-sources: $(INSTALLED) ## add this version's source files to those that `publish --verify` knows
+	$(BIN)/python -m inhibidistilbert.publishing.known_sources
 
 benchmark-model: $(INSTALLED) ## a model of DistilBERT-base's size beside its peers on this CPU, 17 minutes: benchmarks/results/model_cpu.*
 	$(BIN)/inhibidistilbert benchmark model base --device cpu --dtype float32 --dtype int8 --max-tokens 4096 --samples 100 --seconds 10 --output benchmarks/results

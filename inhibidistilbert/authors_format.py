@@ -21,6 +21,7 @@ CLASS_PREFIX = "iDistilBert"
 _INHIBITOR = {"distance_metric": "manhattan_distance", "activation_function": "relu"}
 # Their name of a configuration field: the name it has here.
 _SWITCHES = {"signed_inhibitor": "signed", "center": "centered"}
+FIELDS = (*_INHIBITOR, *_SWITCHES)
 
 _PADDING_COUNTS = (
     "The source's code averages scores over padding too, the student over real tokens only: outputs agree without padding."

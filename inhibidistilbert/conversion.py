@@ -24,6 +24,7 @@ from transformers.utils import has_file
 
 from . import authors_format
 from .errors import UserError, reason
+from .foreign import load_pretrained, plain_config, read_config
 from .modeling import modeling_inhibidistilbert
 from .modeling.configuration_inhibidistilbert import LENGTH_NORMALIZATIONS, InhibiDistilBertConfig
 from .modeling.modeling_inhibidistilbert import InhibiDistilBertPreTrainedModel
@@ -335,14 +336,14 @@ def _read_config(source: str) -> transformers.PreTrainedConfig:
             f"SOURCE {source!r}: the folder has no config.json; give a folder written by save_pretrained, or a Hub id."
         )
     try:
-        raw, _ = transformers.PreTrainedConfig.get_config_dict(source)
+        raw = read_config(source)
     except (OSError, ValueError) as error:
         kind = "cannot be read" if folder.is_dir() else "is not a folder, and could not be read from the Hub as a model id"
         raise UserError(f"SOURCE {source!r} {kind}: {reason(error)}") from error
     _check_supported(source, raw)
     config_class = transformers.BertConfig if raw["model_type"] == "bert" else transformers.DistilBertConfig
     try:
-        config = config_class.from_dict(raw)
+        config = config_class.from_dict(plain_config(raw))
     except (StrictDataclassError, ValueError) as error:
         raise UserError(f"SOURCE {source!r}: its config.json is not valid: {reason(error)}") from error
     if config.hidden_size % config.num_attention_heads:
@@ -403,8 +404,8 @@ def _load_source(
     with quiet_transformers():
         try:
             # Mismatched shapes are let through here to be named below.
-            loaded: Any = source_class.from_pretrained(
-                source, config=config, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
+            loaded = load_pretrained(
+                source_class, source, config=config, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
             )
         except _LOADING_ERRORS as error:
             raise UserError(f"SOURCE {source!r}: the checkpoint does not load: {reason(error)}") from error
@@ -483,8 +484,8 @@ def _load_tokenizer(source: str, positions: int) -> transformers.PreTrainedToken
     with quiet_transformers():
         try:
             # Passed here and not set afterwards, because save_pretrained writes what the tokenizer was made with.
-            return transformers.AutoTokenizer.from_pretrained(
-                source, model_max_length=positions, model_input_names=MODEL_INPUTS, trust_remote_code=False
+            return load_pretrained(
+                transformers.AutoTokenizer, source, model_max_length=positions, model_input_names=MODEL_INPUTS
             )
         except Exception as error:  # the tokenizers library raises nothing more special for damaged files
             raise UserError(f"SOURCE {source!r}: its tokenizer cannot be read: {reason(error)}") from error

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 import tempfile
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .clean_process import clean_environment
 from .prediction import TextClassifier, default_checkpoint
 from .quiet import quiet_transformers
 
@@ -73,21 +73,14 @@ def predict_elsewhere(folder: Path, sentences: Sequence[str]) -> list[Answer]:
         RuntimeError: when that process fails; the message is its last words.
     """
     with tempfile.TemporaryDirectory() as empty:
-        environment = {
-            **os.environ,
-            "HF_HUB_OFFLINE": "1",
-            "HF_HOME": empty,
-            "HF_MODULES_CACHE": str(Path(empty, "modules")),
-            "PYTHONSAFEPATH": "1",
-        }
         child = subprocess.run(
-            [sys.executable, "-c", BLOCK_PACKAGE + CLASSIFY, str(folder.resolve())],
+            [sys.executable, "-I", "-c", BLOCK_PACKAGE + CLASSIFY, str(folder.resolve())],
             input=json.dumps(list(sentences)),
             capture_output=True,
             encoding="utf-8",
             errors="replace",
             cwd=empty,
-            env=environment,
+            env=clean_environment(Path(empty)),
             timeout=CHILD_SECONDS,
         )
     if child.returncode:

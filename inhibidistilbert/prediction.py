@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .errors import UserError, reason
+from .foreign import load_pretrained
 from .modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from .modeling.modeling_inhibidistilbert import InhibiDistilBertForSequenceClassification
 from .quiet import quiet_transformers
@@ -263,9 +264,9 @@ def load_model(folder: Path) -> InhibiDistilBertForSequenceClassification:
         UserError: damaged files, weights missing or of another shape, scalars that are not finite.
     """
     try:
-        model, report = InhibiDistilBertForSequenceClassification.from_pretrained(
+        model, report = load_pretrained(
+            InhibiDistilBertForSequenceClassification,
             folder,
-            local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # They are refused below, by name.
@@ -288,6 +289,6 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         UserError: damaged files.
     """
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return load_pretrained(AutoTokenizer, folder)
     except Exception as error:  # The tokenizers library raises bare exceptions.
         raise UserError(f"the tokenizer in {str(folder)!r} cannot be loaded: {reason(error)}") from error

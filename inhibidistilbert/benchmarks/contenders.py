@@ -10,9 +10,17 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, DistilBertConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    DistilBertConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ..errors import UserError, reason
+from ..foreign import load_pretrained
 from ..modeling import modeling_inhibidistilbert
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from ..quantization import quantize
@@ -67,14 +75,14 @@ class Subject:
                 f"{config.model_type!r}; give it with --against."
             )
         architecture = (config.architectures or ["InhibiDistilBertModel"])[0]
-        if not hasattr(modeling_inhibidistilbert, architecture):
+        if _class_of(modeling_inhibidistilbert, architecture, config) is None:
             raise UserError(f"CHECKPOINT {source!r} has the architecture {architecture!r}, which is not known here.")
         return cls(source, config, architecture, weights=source)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Raises `UserError` where there is none."""
         try:
-            return AutoTokenizer.from_pretrained(self.source, local_files_only=True, trust_remote_code=False)
+            return load_pretrained(AutoTokenizer, self.source)
         except Exception as error:  # the tokenizers library raises bare exceptions
             raise UserError(f"CHECKPOINT {self.source!r} has no tokenizer, which --text-file needs.") from error
 
@@ -152,22 +160,31 @@ def _build_peer(subject: Subject, name: str) -> nn.Module:
         return subject.build(AUTHORS)
     config = _read_config(name, "--against")
     architecture = (config.architectures or [""])[0]
-    model_class = getattr(transformers, architecture, None) or getattr(modeling_inhibidistilbert, architecture, None)
+    modules = (transformers, modeling_inhibidistilbert)
+    model_class = next(filter(None, (_class_of(module, architecture, config) for module in modules)), None)
     if model_class is None:
         raise UserError(f"--against {name!r} has the architecture {architecture!r}, which is not known here.")
     return _from_pretrained(model_class, name, "--against")
 
 
+def _class_of(module: Any, name: Any, config: PreTrainedConfig) -> Any:
+    """The model class of that name for this configuration; None where the module has none."""
+    found = getattr(module, name, None) if isinstance(name, str) else None
+    if isinstance(found, type) and issubclass(found, PreTrainedModel) and found.config_class is type(config):
+        return found
+    return None
+
+
 def _read_config(source: str, argument: str) -> Any:
     try:
-        return AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+        return load_pretrained(AutoConfig, source)
     except Exception as error:  # the libraries raise nothing more special for damaged files
         raise UserError(f"{argument} {source!r} does not load: {reason(error)}") from error
 
 
 def _from_pretrained(model_class: Any, source: str, argument: str, **options: Any) -> nn.Module:
     try:
-        return model_class.from_pretrained(source, local_files_only=True, dtype=torch.float32, **options)
+        return load_pretrained(model_class, source, dtype=torch.float32, **options)
     except Exception as error:  # the libraries raise nothing more special for damaged files
         raise UserError(f"{argument} {source!r} does not load: {reason(error)}") from error
 

@@ -62,7 +62,9 @@ def evaluate(
             metavar="DIR", help="For results, trained models, predictions.", show_default="the checkpoint's folder"
         ),
     ] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the checkpoints.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option(help="Run code that comes with the checkpoints, and follow what they name; else data alone.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as one JSON object.")] = False,
 ) -> None:
     """Evaluate classifiers and regressions, and compare several on the same texts.

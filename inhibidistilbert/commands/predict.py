@@ -43,7 +43,7 @@ def predict(
     model: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="A checkpoint folder; no code in it is run. Left out: the sentiment model shipped."
+            metavar="DIR", help="A checkpoint folder; only data in it is read. Left out: the sentiment model shipped."
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line: text, label, score.")] = False,

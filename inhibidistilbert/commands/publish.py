@@ -38,6 +38,12 @@ def publish(
     verify: Annotated[
         str | None, typer.Option(metavar="ORG/NAME[@REV]", help="Check what is on the Hub already; send nothing.")
     ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code", help="With --verify: run the code found there, without token and home; no sandbox."
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show the plan; send nothing.")] = False,
     private: Annotated[
         bool, typer.Option("--private/--public", help="Of a new repository; that of an existing one is never changed.")
@@ -61,13 +67,18 @@ def publish(
     and a card rendered from the configuration and the files of results. Licence, base model, data, limits and terms come
     from the folder's README.md.
 
+    --verify looks at data alone: source files are compared with those of known releases, weights are loaded by this
+    package's own classes, and compared with those in CHECKPOINT_DIR where one is given.
+
     Exit code 1: a check failed, or the Hub refused. The same command again sends what is missing.
     """
     report = Report(as_json)
     try:
         if verify is not None:
-            look(report, verify, checkpoint_dir, kernel)
+            look(report, verify, checkpoint_dir, kernel, trust_remote_code)
             return
+        if trust_remote_code:
+            raise UserError("--trust-remote-code goes with --verify: what is published has this package's own code.")
         check_arguments(checkpoint_dir, repo_id, kernel, may_ask=dry_run or yes or (sys.stdin.isatty() and not as_json))
         branch = revision or (kernel_branch() if kernel else "main")
         repo_type = "kernel" if kernel else "model"
@@ -159,23 +170,31 @@ def verify_sent(report: "Report", api: HfApi, candidate: Candidate, target: Targ
     stop_unless_passed(checks, f"It is on the Hub, at {published.commit}.")
 
 
-def look(report: "Report", verify: str, reference: Path | None, kernel: bool) -> None:
-    """`--verify`: download, check and load what is there."""
+def look(report: "Report", verify: str, reference: Path | None, kernel: bool, run_code: bool) -> None:
+    """`--verify`: download and check what is there; run its code where that was asked for."""
     repo_id, _, revision = verify.partition("@")
     check_repo_id("--verify", repo_id)
     api, repo_type = HfApi(), "kernel" if kernel else "model"
     with telling("Nothing was verified."):
         commit = api.repo_info(repo_id, revision=revision or None, repo_type=repo_type).sha or revision
         if kernel:
-            checks = verify_kernel(api, repo_id, commit)
-            report.show_usage(kernel_usage(repo_id, commit))
+            seen = verify_kernel(api, repo_id, commit, run_code)
         else:
-            checks, candidate = verify_model(api, repo_id, commit, reference)
-            report.show_usage(usage(candidate.architecture, repo_id, commit))
+            seen = verify_model(api, repo_id, commit, reference, run_code)
     report.note("commit", commit, f"{repo_id} at {commit}")
-    report.show_checks(checks)
-    stop_unless_passed(checks, "Nothing was changed.")
+    report.show_checks(seen.checks)
+    if run_code:
+        lines = [printable(f"foreign code: {name} {what}") for name, what in seen.foreign]
+        report.note("foreign_code", dict(seen.foreign), "\n".join(lines or ["its code is this package's own"]))
+    stop_unless_passed(seen.checks, "Nothing was changed.")
+    # Only now: whoever follows these lines runs the code.
+    report.show_usage(kernel_usage(repo_id, commit) if kernel else usage(seen.architecture, repo_id, commit))
     report.finish()
+
+
+def printable(text: str) -> str:
+    """On one line, without the control characters that a stranger's file names and messages may hold."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 class Report:
@@ -228,7 +247,7 @@ class Report:
         for check in checks:
             self._console.print(f"{'[green]passed[/green]' if check.passed else '[red]FAILED[/red]'}  {check.name}")
             for problem in check.problems:
-                self._console.print(escape(f"        {problem.file}: {problem.what}; {problem.remedy}."))
+                self._console.print(escape(printable(f"        {problem.file}: {problem.what}; {problem.remedy}.")))
 
     def show_published(self, published: Published, target: Target, candidate: Candidate) -> None:
         self.note("commit", published.commit, f"{'sent' if published.sent else 'nothing to send'}: {published.commit}")

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import has_file
 
 from ..errors import UserError, reason
+from ..foreign import load_pretrained
 from .arguments import training_arguments
 from .recipe import Align, Pretrain, Recipe, Stage, Task
 from .sizes import published_sizes
@@ -118,7 +119,7 @@ def _check_stage(prepared: Prepared, stage: Stage) -> None:
     source = prepared.recipe.teacher_of(stage)
     if source and needs_teacher(stage):
         try:
-            config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=prepared.trust_remote_code)
+            config = load_pretrained(transformers.AutoConfig, source, trust_remote_code=prepared.trust_remote_code)
         except Exception as error:
             raise UserError(f"--teacher: {source!r} does not load: {reason(error)}") from error
         check_lengths(prepared, stage, config.max_position_embeddings, f"the teacher {source!r}")

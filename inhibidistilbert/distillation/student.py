@@ -11,6 +11,7 @@ from transformers import DistilBertConfig, PreTrainedConfig, PreTrainedModel
 
 from ..conversion import StudentOptions, fitting_beta_init, student_from
 from ..errors import UserError, reason
+from ..foreign import load_pretrained, read_config
 from ..modeling import modeling_inhibidistilbert
 from ..modeling.configuration_inhibidistilbert import LENGTH_NORMALIZATIONS, InhibiDistilBertConfig
 from ..modeling.modeling_inhibidistilbert import SCALARS
@@ -122,7 +123,7 @@ def _source(student: Student, teacher_source: str | None) -> str:
 def _load(student: Student, kind: Any, source: str, fields: dict[str, Any]) -> PreTrainedModel | None:
     """A folder of the student's own kind as it is; None for one to copy from."""
     try:
-        raw, _ = PreTrainedConfig.get_config_dict(source)
+        raw = read_config(source)
     except Exception as error:
         raise UserError(f"{_ARGUMENT}: {source!r} does not load: {reason(error)}") from error
     if student.attention == "softmax" and raw.get("model_type") == "inhibidistilbert":
@@ -138,7 +139,7 @@ def _pretrained(kind: Any, source: str, fields: dict[str, Any]) -> PreTrainedMod
     with quiet_transformers():
         try:
             # A head for another number of classes is replaced by a new one.
-            return kind.from_pretrained(source, dtype=torch.float32, ignore_mismatched_sizes=True, **fields)
+            return load_pretrained(kind, source, dtype=torch.float32, ignore_mismatched_sizes=True, **fields)
         except Exception as error:  # the libraries raise nothing more special for damaged files
             raise UserError(f"{_ARGUMENT}: {source!r} does not load: {reason(error)}") from error
 

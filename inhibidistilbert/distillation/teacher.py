@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..conversion import MODEL_INPUTS
 from ..errors import UserError, reason
+from ..foreign import load_pretrained
 from ..quiet import quiet_transformers
 
 
@@ -79,8 +80,8 @@ def load_teacher(source: str, head: str, trust_remote_code: bool, argument: str)
     kind = getattr(transformers, f"AutoModel{head.removeprefix('Model')}")
     with quiet_transformers():
         try:
-            model, info = kind.from_pretrained(
-                source, output_loading_info=True, dtype=torch.float32, trust_remote_code=trust_remote_code
+            model, info = load_pretrained(
+                kind, source, output_loading_info=True, dtype=torch.float32, trust_remote_code=trust_remote_code
             )
         except Exception as error:  # the libraries raise nothing more special for damaged files
             raise UserError(f"{argument}: {source!r} does not load: {reason(error)}") from error
@@ -98,8 +99,12 @@ def load_tokenizer(source: str, trust_remote_code: bool, argument: str) -> PreTr
     """The tokenizer in a folder, without segments, which students do not have. Raises a UserError where there is none."""
     with quiet_transformers():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                source, model_input_names=MODEL_INPUTS, padding_side="right", trust_remote_code=trust_remote_code
+            tokenizer = load_pretrained(
+                AutoTokenizer,
+                source,
+                model_input_names=MODEL_INPUTS,
+                padding_side="right",
+                trust_remote_code=trust_remote_code,
             )
         except Exception as error:  # the libraries raise nothing more special for damaged files
             raise UserError(f"{argument}: the tokenizer of {source!r} does not load: {reason(error)}") from error

@@ -7,6 +7,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from ..conversion import MODEL_INPUTS
 from ..errors import UserError, reason
+from ..foreign import load_pretrained
 from ..quiet import quiet_transformers
 
 
@@ -22,12 +23,17 @@ def load_checkpoint(
             where one is needed.
     """
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    new_head = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
+    new_head: dict[str, Any] = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
     with quiet_transformers():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source, model_input_names=MODEL_INPUTS, **options)
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                source, output_loading_info=True, dtype=torch.float32, **options, **new_head
+            tokenizer = load_pretrained(AutoTokenizer, source, model_input_names=MODEL_INPUTS, **options)
+            model, info = load_pretrained(
+                AutoModelForSequenceClassification,
+                source,
+                output_loading_info=True,
+                dtype=torch.float32,
+                **options,
+                **new_head,
             )
         except Exception as error:  # the libraries raise nothing more special for damaged files
             raise UserError(f"CHECKPOINT {source!r} does not load as a sequence classifier: {reason(error)}") from error

@@ -15,10 +15,12 @@ from transformers import AutoTokenizer
 from transformers.dynamic_module_utils import get_relative_imports
 
 from ..errors import UserError, reason
-from ..modeling.remote_code import AUTO_MAP, source_files
+from ..foreign import choices, load_pretrained
+from ..modeling.remote_code import AUTO_MAP
 from ..quiet import quiet_transformers
 from .assemble import Candidate, allowed_names
 from .card import CARD, EVAL_RESULTS, read_card, safetensors_header, section, template_text
+from .known_sources import differences, releases
 from .measurements import RESULT_FILES, read_json
 from .secrets import find_secrets
 from .tasks import PIPELINE_TAGS
@@ -26,6 +28,8 @@ from .tasks import PIPELINE_TAGS
 _TEXT = (".json", ".md", ".py", ".yaml", ".txt", "LICENSE", ".toml")
 _RELATIONS = ("finetune", "adapter", "merge", "quantized")
 _SAVE_AGAIN = "save model and tokenizer again with save_pretrained"
+READ_IT = "read it; --verify with --trust-remote-code runs it all the same, without token and home"
+KNOWN_SOURCES = "known sources"
 PLACEHOLDER = re.compile(r"\{\{|\{%|\[More Information Needed\]|<organi[sz]ation>|\bTODO\b|\bTBD\b|\bFIXME\b")
 _PRIVATE_PATH = re.compile(
     r"(?<![\w./:-])(?:/(?:home|root|Users|mnt|tmp|data|work|scratch|var|opt|srv)/[^\s\"']*"
@@ -58,15 +62,24 @@ Check = Callable[[Candidate], Iterator[Problem]]
 
 def run_checks(candidate: Candidate, checks: dict[str, Check], last: dict[str, Check] | None = None) -> list[CheckResult]:
     """Every check, in order; then those of `last`, which run the code in the folder, once all others have passed."""
-    results = [CheckResult(name, tuple(check(candidate))) for name, check in checks.items()]
+    results = [_result(name, check, candidate) for name, check in checks.items()]
     if last and all(result.passed for result in results):
-        results += [CheckResult(name, tuple(check(candidate))) for name, check in last.items()]
+        results += [_result(name, check, candidate) for name, check in last.items()]
     return results
+
+
+def _result(name: str, check: Check, candidate: Candidate) -> CheckResult:
+    """What a check finds. Files of another form than it reads, such as a list in place of an object, fail it."""
+    try:
+        return CheckResult(name, tuple(check(candidate)))
+    except (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
+        what = f"its files are of another form: {type(error).__name__}: {reason(error)}"
+        return CheckResult(name, (Problem(name, what, _SAVE_AGAIN),))
 
 
 def check_files(candidate: Candidate) -> Iterator[Problem]:
     """Only files of known names; weights as safetensors, all shards of them."""
-    names, allowed = candidate.files, allowed_names()
+    names, allowed = candidate.files, allowed_names().union(*releases("model").values())
     for name in names:
         if not any(fnmatch.fnmatch(name, pattern) for pattern in (*allowed, f"{EVAL_RESULTS}/*.yaml")):
             yield Problem(name, "is not a file of a published checkpoint", "remove it")
@@ -98,7 +111,8 @@ def check_weights(candidate: Candidate) -> Iterator[Problem]:
             yield Problem(file.name, f"cannot be read: {reason(error)}", _SAVE_AGAIN)
             return
     prefix = "" if any(name.startswith("transformer.") for name in names) else "distilbert."
-    layers = int(candidate.config.get("n_layers", 0))
+    # More layers than tensors lack some anyway.
+    layers = min(int(candidate.config.get("n_layers", 0)), len(names) + 1)
     wanted = {f"{prefix}transformer.layer.{i}.attention.{s}" for i in range(layers) for s in ("alpha", "beta", "gamma")}
     if names and (missing := sorted(wanted - names)):
         yield Problem("model.safetensors", f"lacks {len(missing)} scalars of the attention, first {missing[0]}", _SAVE_AGAIN)
@@ -118,10 +132,10 @@ def check_auto_map(candidate: Candidate) -> Iterator[Problem]:
 
 
 def check_remote_code(candidate: Candidate) -> Iterator[Problem]:
-    """Every module that `auto_map` or another source file names is there, and no source file is a stranger."""
+    """Every module that `auto_map` or another source file names is there."""
     names = candidate.files
     references = [str(reference) for reference in (candidate.config.get("auto_map") or {}).values()]
-    wanted = {f"{reference.partition('.')[0]}.py" for reference in references} | {file.name for file in source_files()}
+    wanted = {f"{reference.partition('.')[0]}.py" for reference in references}
     checked: set[str] = set()
     while wanted:
         name = wanted.pop()
@@ -132,6 +146,18 @@ def check_remote_code(candidate: Candidate) -> Iterator[Problem]:
             wanted |= {f"{module}.py" for module in get_relative_imports(names[name])} - checked
 
 
+def check_known_sources(candidate: Candidate) -> Iterator[Problem]:
+    """Every source file is, by its content, that of this version or of a release. None is imported."""
+    for name, what in differences(candidate.files, "model"):
+        yield Problem(name, what, READ_IT)
+
+
+def check_choices(candidate: Candidate) -> Iterator[Problem]:
+    """No field of the configuration or the tokenizer chooses other code, another repository or another file."""
+    for name, what in choices(candidate.folder):
+        yield Problem(name, what, f"take it out of the file, or {_SAVE_AGAIN} of this package")
+
+
 def check_tokenizer(candidate: Candidate) -> Iterator[Problem]:
     """The tokenizer loads and fits the vocabulary, the positions and the inputs of the model."""
     if not {"tokenizer.json", "vocab.txt"} & candidate.files.keys():
@@ -139,7 +165,7 @@ def check_tokenizer(candidate: Candidate) -> Iterator[Problem]:
         return
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(candidate.folder, local_files_only=True, trust_remote_code=False)
+            tokenizer = load_pretrained(AutoTokenizer, candidate.folder)
     except Exception as error:  # The tokenizers library raises bare exceptions.
         yield Problem("tokenizer.json", f"cannot be loaded: {reason(error)}", _SAVE_AGAIN)
         return
@@ -315,6 +341,8 @@ FILE_CHECKS: dict[str, Check] = {
     "weights": check_weights,
     "auto_map": check_auto_map,
     "remote code": check_remote_code,
+    KNOWN_SOURCES: check_known_sources,
+    "choices": check_choices,
     "tokenizer": check_tokenizer,
     "labels": check_labels,
     "private paths": check_paths,

@@ -2,24 +2,23 @@
 
 import base64
 import hashlib
-import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from ..errors import reason
+from ..clean_process import run_script
+from ..errors import UserError, reason
 from ..kernel_repository import KERNELS, KernelConfig, build_kernel_repository
 from ..kernels.inhibitor_attention import inhibitor_attention
 from . import kernel_stranger
 from .assemble import Candidate
 from .card import CARD
-from .checks import PLACEHOLDER, Check, Problem, check_secrets
-from .loading import TOLERANCE, clean_environment, relative_error
+from .checks import KNOWN_SOURCES, PLACEHOLDER, READ_IT, Check, Problem, check_secrets
+from .known_sources import differences
+from .loading import LOADING_ERRORS, TOLERANCE, read_outputs, relative_error
+from .measurements import read_json
 
 _NAME_IN_CARD = "<organisation>/inhibitor"
 _REBUILD = "build it again: `inhibidistilbert publish --kernel` does"
@@ -51,11 +50,21 @@ def check_variants(candidate: Candidate) -> Iterator[Problem]:
         if name not in candidate.files:
             yield Problem(name, "is missing", _REBUILD)
             continue
-        metadata = json.loads(candidate.files[name].read_text(encoding="utf-8"))
-        for source, digest in metadata["digest"]["files"].items():
+        try:
+            digests = read_json(candidate.files[name])["digest"]["files"].items()
+        except (UserError, LookupError, TypeError, AttributeError):
+            yield Problem(name, "does not hold the digests of its files", _REBUILD)
+            continue
+        for source, digest in digests:
             file = candidate.folder / f"build/torch-{backend}" / source
             if not file.is_file() or base64.b64encode(hashlib.sha256(file.read_bytes()).digest()).decode() != digest:
                 yield Problem(f"build/torch-{backend}/{source}", "is not the file that metadata.json was made for", _REBUILD)
+
+
+def check_known_kernel(candidate: Candidate) -> Iterator[Problem]:
+    """Every file but the card is, by its content, that of this version or of a release. None is imported."""
+    for name, what in differences(candidate.files, "kernel"):
+        yield Problem(name, what, READ_IT)
 
 
 def check_kernel_card(candidate: Candidate) -> Iterator[Problem]:
@@ -70,7 +79,7 @@ def check_kernel_loading(candidate: Candidate) -> Iterator[Problem]:
     name = "build/torch-cpu/__init__.py"
     try:
         theirs = _stranger_output(candidate.folder / "build" / "torch-cpu")
-    except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
+    except LOADING_ERRORS as error:
         yield Problem(name, f"does not load elsewhere: {reason(error)}", _REBUILD)
         return
     difference = relative_error(theirs, kernel_stranger.call(inhibitor_attention))
@@ -79,25 +88,19 @@ def check_kernel_loading(candidate: Candidate) -> Iterator[Problem]:
 
 
 def _stranger_output(variant: Path) -> Tensor:
-    """Raises `RuntimeError` with the last line that the interpreter wrote, when it failed."""
-    with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.run(
-            # -B: no bytecode in the folder that goes to the Hub.
-            [sys.executable, "-I", "-B", kernel_stranger.__file__, str(variant), "output.pt"],
-            cwd=folder,
-            env=clean_environment(Path(folder), online=False),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        if process.returncode != 0:
-            raise RuntimeError((process.stderr.strip() or "it wrote nothing").splitlines()[-1])
-        return torch.load(Path(folder, "output.pt"))
+    """The output of the kernel in `variant` in a clean process. Raises `ProcessError` when that failed."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, home = Path(temporary, "folder"), Path(temporary, "home")
+        folder.mkdir()
+        home.mkdir()
+        target = folder / "output.safetensors"
+        run_script(kernel_stranger.__file__, variant, target, folder=folder, home=home)
+        return read_outputs(target)["output"]
 
 
 KERNEL_CHECKS: dict[str, Check] = {
     "variants": check_variants,
+    KNOWN_SOURCES: check_known_kernel,
     "secrets": check_secrets,
     "card": check_kernel_card,
 }

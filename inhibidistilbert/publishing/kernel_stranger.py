@@ -1,6 +1,6 @@
 """What a stranger does with the kernel: run in an interpreter that cannot import the package it came from.
 
-`python -I kernel_stranger.py VARIANT OUTPUT.pt` imports the folder of a variant as the library `kernels` does, and
+`python -I kernel_stranger.py VARIANT OUTPUT.safetensors` imports the folder of a variant as the library `kernels` does, and
 writes the output of its operator.
 """
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 PACKAGE = "inhibidistilbert"
@@ -41,7 +42,7 @@ def main(variant: str, target: str) -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules["stranger_kernel"] = module
     spec.loader.exec_module(module)
-    torch.save(call(module.inhibitor_attention), target)
+    save_file({"output": call(module.inhibitor_attention).contiguous()}, target)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,20 @@
 """Loads a checkpoint as a stranger would, and compares what it computes with the maintainer's own model."""
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from huggingface_hub import constants, get_token
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from ..clean_process import ProcessError, run_script
 from ..errors import reason
+from ..foreign import load_pretrained
 from ..modeling import modeling_inhibidistilbert
 from ..quiet import quiet_transformers
 from . import stranger
@@ -26,43 +26,72 @@ IMPLEMENTATIONS = ("inhibitor", "eager")
 TEXTS = ("A quiet film, and a joy.", "It broke.", "The story of two old friends is slow, but it stays with you for days.")
 # Of the root mean square: equal up to the rounding of float32 sums.
 TOLERANCE = 1e-5
-_SECONDS = 600
+# Of a process or a model that does not do what it should.
+LOADING_ERRORS = (
+    ProcessError,
+    OSError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    SafetensorError,
+    StrictDataclassError,
+)
+_WEIGHTS = "model.safetensors"
+_REMEDY = "save model and tokenizer again with save_pretrained; is the folder whole?"
 
 
 def check_loading(candidate: Candidate) -> Iterator[Problem]:
     """The assembled folder loads offline, with empty caches and without this package, and computes the same."""
-    yield from loading_problems(candidate.source, candidate.architecture, str(candidate.folder))
+    with tempfile.TemporaryDirectory() as home:
+        yield from loading_problems(candidate.source, candidate.architecture, str(candidate.folder), None, Path(home))
 
 
-def loading_problems(reference: Path, architecture: str, source: str, revision: str | None = None) -> Iterator[Problem]:
-    """Load `source`, a folder or with `revision` a repository, and compare with this package's model of `reference`."""
+def loading_problems(reference: Path, architecture: str, source: str, revision: str | None, home: Path) -> Iterator[Problem]:
+    """Run the code of `source` in a clean process, and compare its model with this package's model of `reference`.
+
+    source: a folder, or with `revision` a repository that is in the cache of the Hub in `home`.
+    """
     head = auto_class(architecture)
-    remedy = "save model and tokenizer again with save_pretrained; is the folder whole?"
     try:
-        outputs = stranger_outputs(source, revision, architecture)
+        # Before the code runs, which may write to these folders.
         expected = own_outputs(reference, architecture)
-    except (LoadingError, subprocess.TimeoutExpired, OSError, ValueError, KeyError, RuntimeError) as error:
-        yield Problem("modeling_inhibidistilbert.py", f"the model does not load elsewhere: {reason(error)}", remedy)
+        outputs = stranger_outputs(source, revision, architecture, home)
+        differing = {name: (expected[name], outputs[f"{head}/{name}"]) for name in IMPLEMENTATIONS}
+    except LOADING_ERRORS as error:
+        yield Problem("modeling_inhibidistilbert.py", f"the model does not load elsewhere: {reason(error)}", _REMEDY)
         return
-    for implementation in IMPLEMENTATIONS:
-        ours, theirs = expected[implementation], outputs[f"{head}/{implementation}"]
-        difference = relative_error(theirs, ours)
+    yield from _differences("modeling_inhibidistilbert.py", differing)
+
+
+def data_problems(candidate: Candidate, reference: Path | None) -> Iterator[Problem]:
+    """Load the weights and the tokenizer of a folder with this package's classes: none of its code is run.
+
+    reference: a folder whose model it is to equal; without one, its outputs are to be finite.
+    """
+    try:
+        found = own_outputs(candidate.folder, candidate.architecture)
+        expected = found if reference is None else own_outputs(reference, candidate.architecture)
+    except LOADING_ERRORS as error:
+        yield Problem(_WEIGHTS, f"the model does not load: {reason(error)}", _REMEDY)
+        return
+    yield from _differences(_WEIGHTS, {name: (expected[name], found[name]) for name in IMPLEMENTATIONS})
+
+
+def _differences(file: str, outputs: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[Problem]:
+    """outputs: by implementation what is right, and what is there."""
+    for implementation, (expected, found) in outputs.items():
+        difference = relative_error(found, expected)
         if not difference <= TOLERANCE:
             what = f"with attn_implementation={implementation!r} outputs differ by {difference:.1e} of their size"
-            yield Problem("modeling_inhibidistilbert.py", what, remedy)
+            yield Problem(file, what, _REMEDY)
 
 
-class LoadingError(Exception):
-    """What the stranger's interpreter said last."""
-
-
-def stranger_outputs(source: str, revision: str | None, architecture: str) -> dict[str, Tensor]:
-    """The outputs of the model in `source` in a clean interpreter, by Auto class and implementation.
-
-    Without a revision it is offline and has no token.
+def stranger_outputs(source: str, revision: str | None, architecture: str, home: Path) -> dict[str, Tensor]:
+    """The outputs of the model in `source` in a clean process, by Auto class and implementation.
 
     Raises:
-        LoadingError: it does not load.
+        ProcessError: it does not load.
     """
     tag = PIPELINE_TAGS[architecture]
     request = {
@@ -76,51 +105,29 @@ def stranger_outputs(source: str, revision: str | None, architecture: str) -> di
     with tempfile.TemporaryDirectory() as folder:
         target, request_file = Path(folder, "outputs.safetensors"), Path(folder, "request.json")
         request_file.write_text(json.dumps(request), encoding="utf-8")
-        process = subprocess.run(
-            [sys.executable, "-I", stranger.__file__, str(request_file), str(target)],
-            cwd=folder,
-            env=clean_environment(Path(folder), online=revision is not None),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-        )
-        if process.returncode != 0:
-            lines = [line for line in process.stderr.splitlines() if line.strip()]
-            raise LoadingError(lines[-1] if lines else f"exit code {process.returncode}")
-        return load_file(target)
+        run_script(stranger.__file__, request_file, target, folder=Path(folder), home=home)
+        return read_outputs(target)
 
 
-def clean_environment(folder: Path, online: bool) -> dict[str, str]:
-    """This process's environment with empty caches; the token goes along only where files are to be fetched."""
-    prefixes = ("HF_", "HUGGING", "TRANSFORMERS_", "PYTHON")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
-    clean |= {
-        "HF_HOME": str(folder / "home"),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_ENDPOINT": constants.ENDPOINT,
-        # The same split of work over threads, hence the same rounding, as in this process.
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),
-    }
-    if not online:
-        return clean | {"HF_HUB_OFFLINE": "1"}
-    clean |= {"HF_HUB_DISABLE_XET": "1"} if constants.HF_HUB_DISABLE_XET else {}
-    return clean | ({"HF_TOKEN": token} if (token := get_token()) else {})
+def read_outputs(file: Path) -> dict[str, Tensor]:
+    """What a process wrote. Raises `ProcessError` where that is no regular file, such as a pipe without an end."""
+    if file.is_symlink() or not file.is_file():
+        raise ProcessError("it wrote no outputs")
+    return load_file(file)
 
 
 def own_outputs(folder: Path, architecture: str) -> dict[str, Tensor]:
     """The outputs of this package's model of the checkpoint in `folder`, by implementation."""
     model_class = getattr(modeling_inhibidistilbert, architecture)
     with quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = load_pretrained(AutoTokenizer, folder)
         outputs = {}
         for implementation in IMPLEMENTATIONS:
-            model, report = model_class.from_pretrained(
+            model, report = load_pretrained(
+                model_class,
                 folder,
                 attn_implementation=implementation,
                 dtype=torch.float32,
-                local_files_only=True,
                 use_safetensors=True,
                 output_loading_info=True,
             )

@@ -1,5 +1,6 @@
 """Each check passes a good folder and, of a spoilt one, names the file and the remedy."""
 
+import hashlib
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from publishable import TOKEN, assembled, edit_json, edit_weights, replace_in
 from inhibidistilbert.errors import UserError
 from inhibidistilbert.modeling.remote_code import source_files
 from inhibidistilbert.prediction import default_checkpoint
+from inhibidistilbert.publishing import known_sources
 from inhibidistilbert.publishing.checks import FILE_CHECKS, broken_table_lines, run_checks
 from inhibidistilbert.publishing.loading import check_loading
 
@@ -95,6 +97,20 @@ SPOILT = {
         set_config(label2id={"NEGATIVE": 1, "POSITIVE": 0}),
         ("labels", "config.json", "label2id is not the inverse"),
     ),
+    "a pipeline of its own": (
+        set_config(custom_pipelines={"x": {"impl": "x.X"}}),
+        ("choices", "config.json", "custom_pipelines"),
+    ),
+    "a kernel elsewhere": (set_config(attn_implementation="a/b"), ("choices", "config.json", "attn_implementation")),
+    "a tokenizer elsewhere": (
+        set_tokenizer(auto_map={"AutoTokenizer": ["a/b--c.D", None]}),
+        ("choices", "tokenizer_config.json", "a/b--c.D"),
+    ),
+    "generation elsewhere": (
+        write("generation_config.json", '{"custom_generate": "a/b"}'),
+        ("choices", "generation_config.json", "custom_generate"),
+    ),
+    "a list for an object": (set_config(auto_map=["x"]), ("auto_map", "auto_map", "are of another form")),
     "path in the configuration": (
         set_config(_name_or_path="/home/someone/runs/final"),
         ("private paths", "config.json", "/home/someone/runs/final"),
@@ -159,7 +175,60 @@ def test_spoilt_folder(how, checkpoint, tmp_path):
 @pytest.mark.parametrize("name", ["inhibitor_masks.py", "modeling_inhibidistilbert.py"])
 def test_missing_source_file(name, candidate):
     (candidate.folder / name).unlink()
-    assert name in {problem.file for problem in FILE_CHECKS["remote code"](candidate)}
+    for check in ("remote code", "known sources"):
+        assert name in {problem.file for problem in FILE_CHECKS[check](candidate)}
+
+
+class TestKnownSources:
+    """By content, and all of one version."""
+
+    @pytest.mark.parametrize(
+        "name", ["modeling_inhibidistilbert.py", "configuration_inhibidistilbert.py", "inhibitor_masks.py"]
+    )
+    def test_a_changed_file_is_named(self, name, candidate):
+        (candidate.folder / name).write_text((candidate.folder / name).read_text() + "\n")
+        (problem,) = FILE_CHECKS["known sources"](candidate)
+        assert (problem.file, problem.what) == (name, "differs from every known release")
+
+    @pytest.mark.parametrize("name", ["__init__.py", "json.py", "sub/inhibitor_masks.py"])
+    def test_a_file_more_is_named(self, name, candidate):
+        (candidate.folder / name).parent.mkdir(exist_ok=True)
+        (candidate.folder / name).write_text("")
+        (problem,) = FILE_CHECKS["known sources"](candidate)
+        assert (problem.file, problem.what) == (name, "differs from every known release")
+
+    def test_a_release_is_known_whole(self, candidate, tmp_path, monkeypatch):
+        """Of an older release, with other content and a file that there is no longer."""
+        table = tmp_path / "known.json"
+        table.write_text('{"model": {}, "kernel": {}}')
+        monkeypatch.setattr(known_sources, "TABLE", table)
+        masks, old = candidate.folder / "inhibitor_masks.py", candidate.folder / "inhibitor_old.py"
+        now = masks.read_text()
+        masks.write_text(now + "# older\n")
+        old.write_text("")
+        (candidate.folder / "inhibitor_torch.py").write_text("# older\n")
+        digests = {n: hashlib.sha256(f.read_bytes()).hexdigest() for n, f in candidate.files.items() if n.endswith(".py")}
+        assert len(list(FILE_CHECKS["known sources"](candidate))) == 3
+        table.write_text(json.dumps({"model": {"0.0.1": digests}, "kernel": {}}))
+        assert list(FILE_CHECKS["known sources"](candidate)) == []
+        assert list(FILE_CHECKS["files"](candidate)) == []
+        masks.write_text(now)
+        (problem,) = FILE_CHECKS["known sources"](candidate)
+        assert (problem.file, problem.what) == (masks.name, "is of another release than the files beside it")
+
+    def test_a_release_is_added_once(self, tmp_path, monkeypatch):
+        table = tmp_path / "known.json"
+        table.write_text('{"model": {}, "kernel": {}}')
+        monkeypatch.setattr(known_sources, "TABLE", table)
+        known_sources.main()
+        known_sources.main()
+        (release,) = known_sources.releases("model").values()
+        assert release == known_sources.sources("model")
+        (kernel,) = known_sources.releases("kernel").values()
+        assert {"build.toml", "build/torch-cpu/metadata.json"} <= kernel.keys()
+        table.write_text(table.read_text().replace(release["inhibitor_masks.py"], "0" * 64))
+        with pytest.raises(UserError, match="with other sources"):
+            known_sources.main()
 
 
 def test_stray_file(candidate):

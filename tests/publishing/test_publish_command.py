@@ -1,5 +1,7 @@
 """`inhibidistilbert publish`, end to end over HTTP: what it prints, what it sends, and what a stranger gets."""
 
+import base64
+import hashlib
 import json
 import os
 import subprocess
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from inhibidistilbert import InhibiDistilBertForSequenceClassification, cli
+from inhibidistilbert.publishing.kernel import assemble_kernel
 
 COMMAND = "from inhibidistilbert.cli import main; main()"
 CLASSIFIER = "AutoModelForSequenceClassification"
@@ -26,6 +29,8 @@ CHECKS = [
     "weights",
     "auto_map",
     "remote code",
+    "known sources",
+    "choices",
     "tokenizer",
     "labels",
     "private paths",
@@ -222,6 +227,17 @@ class TestPublish:
             torch.testing.assert_close(theirs, model_outputs(model, tokenizer))
 
 
+def spy(file: Path, witness: Path) -> Path:
+    """Three lines in `file` that write to `witness` what secrets they find."""
+    lines = [
+        "import os as _os, sys as _sys, json as _json, huggingface_hub as _hub",
+        "_seen = {'token': _hub.get_token(), 'stdin': _sys.stdin.read(), 'home': _os.path.expanduser('~')}",
+        f"open({str(witness)!r}, 'w').write(_json.dumps(_seen | dict(_os.environ)))",
+    ]
+    file.write_text("\n".join([*lines, file.read_text()]))
+    return witness
+
+
 class TestVerify:
     @pytest.mark.slow
     def test_good_and_damaged(self, checkpoint, hub, run):
@@ -234,13 +250,66 @@ class TestVerify:
         code, out, err = run("--verify", f"{REPO_ID}@{good.id}", "--json")
         report = json.loads(out)
         assert (code, err, report["commit"]) == (0, "", good.id)
-        assert report["checks"][-1] == {"name": "loading from the Hub", "passed": True, "problems": []}
+        assert report["checks"][-1] == {"name": "loading as data", "passed": True, "problems": []}
         code, out, err = run("--verify", REPO_ID)
         assert code == 1
         assert damaged in out
         assert "model.safetensors: classifier.weight is not finite" in out
         assert "failed checks: weights. Nothing was changed." in err
         assert len(hub.writes) == writes
+
+    def test_a_strangers_code_is_not_run(self, candidate, hub, run, tmp_path, monkeypatch):
+        """Three lines that write the token to a file: by default they are seen, and no process is started."""
+        witness = spy(candidate.folder / "modeling_inhibidistilbert.py", tmp_path / "witness")
+        hub.put(REPO_ID, {name: file.read_bytes() for name, file in candidate.files.items()})
+        monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: pytest.fail("a process was started"))
+        code, out, err = run("--verify", REPO_ID, "--json")
+        failed = [check for check in json.loads(out)["checks"] if not check["passed"]]
+        assert code == 1
+        assert [check["name"] for check in failed] == ["known sources"]
+        (problem,) = failed[0]["problems"]
+        assert problem["file"] == "modeling_inhibidistilbert.py"
+        assert problem["what"] == "differs from every known release"
+        assert "--trust-remote-code" in problem["remedy"]
+        assert "usage" not in json.loads(out)
+        assert err == "error: failed checks: known sources. Nothing was changed.\n"
+        assert not witness.exists()
+        assert not [name for name in sys.modules if name.startswith("transformers_modules")]
+
+    def test_with_trust_it_runs_without_token_and_home(self, candidate, hub, run, tmp_path, monkeypatch):
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", TOKEN)
+        witness = spy(candidate.folder / "modeling_inhibidistilbert.py", tmp_path / "witness")
+        hub.put(REPO_ID, {name: file.read_bytes() for name, file in candidate.files.items()})
+        code, out, err = run("--verify", REPO_ID, "--trust-remote-code", "--json")
+        report = json.loads(out)
+        assert (code, err) == (0, "")
+        assert report["checks"][-1] == {"name": "loading from the Hub", "passed": True, "problems": []}
+        assert report["foreign_code"] == {"modeling_inhibidistilbert.py": "differs from every known release"}
+        seen = json.loads(witness.read_text())
+        assert TOKEN not in witness.read_text()
+        assert (seen["token"], seen["stdin"]) == (None, "")
+        assert Path(seen["home"]) != Path.home()
+        assert not os.path.lexists(seen["home"])
+
+    def test_a_good_one_is_loaded_as_data(self, candidate, checkpoint, hub, run, monkeypatch):
+        hub.put(REPO_ID, {name: file.read_bytes() for name, file in candidate.files.items()})
+        monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: pytest.fail("a process was started"))
+        code, out, _ = run(checkpoint, "--verify", REPO_ID, "--json")
+        report = json.loads(out)
+        assert code == 0
+        assert report["checks"][-1] == {"name": "loading as data", "passed": True, "problems": []}
+        assert report["usage"][0] == "from transformers import pipeline"
+        edit_weights(checkpoint, lambda tensors: tensors["classifier.bias"].add_(1e-2))
+        code, out, _ = run(checkpoint, "--verify", REPO_ID)
+        assert code == 1
+        assert "model.safetensors: with attn_implementation='inhibitor' outputs differ" in out
+
+    def test_trust_goes_with_verify(self, checkpoint, hub, run):
+        code, _, err = run(checkpoint, "--repo-id", REPO_ID, "--trust-remote-code", "--dry-run")
+        assert (code, err) == (
+            2,
+            "error: --trust-remote-code goes with --verify: what is published has this package's own code.\n",
+        )
 
     def test_nothing_there(self, hub, run):
         code, _, err = run("--verify", "nobody/nothing")
@@ -256,7 +325,8 @@ def test_kernel(hub, run):
     assert (code, err) == (0, "")
     report = json.loads(out)
     assert report["revision"] == "v0"
-    assert [check["name"] for check in report["checks"]] == ["remote", "variants", "secrets", "card", "loading"]
+    names = ["remote", "variants", "known sources", "secrets", "card", "loading"]
+    assert [check["name"] for check in report["checks"]] == names
     assert all(check["passed"] for check in report["checks"] + report["verified"])
     head = hub.repository("someone/inhibitor", "kernels").head("v0")
     assert not [name for name in head.files if name.endswith(".pyc")]
@@ -268,3 +338,24 @@ def test_kernel(hub, run):
     code, out, _ = run("--kernel", "--verify", "someone/inhibitor@v0")
     assert code == 1
     assert f"{source}: is not the file that metadata.json was made for" in out
+
+
+def test_a_strangers_kernel(hub, run, tmp_path):
+    """Its metadata fits its code, so only the comparison tells; with trust it runs, without token."""
+    candidate = assemble_kernel(tmp_path / "kernel", "someone/inhibitor")
+    init = candidate.folder / "build/torch-cpu/__init__.py"
+    witness = spy(init, tmp_path / "witness")
+    digest = base64.b64encode(hashlib.sha256(init.read_bytes()).digest()).decode()
+    metadata = init.with_name("metadata.json")
+    edit_json(metadata, lambda content: content["digest"]["files"].update({"__init__.py": digest}))
+    hub.put("someone/inhibitor", {name: file.read_bytes() for name, file in candidate.files.items()}, kind="kernels")
+    code, out, err = run("--kernel", "--verify", "someone/inhibitor")
+    assert (code, err) == (1, "error: failed checks: known sources. Nothing was changed.\n")
+    for name in ("__init__.py", "metadata.json"):
+        assert f"build/torch-cpu/{name}: differs from every known release" in out
+    assert not witness.exists()
+    code, out, _ = run("--kernel", "--verify", "someone/inhibitor", "--trust-remote-code", "--json")
+    assert code == 0
+    assert [check["name"] for check in json.loads(out)["checks"]][-1] == "loading"
+    assert json.loads(witness.read_text())["token"] is None
+    assert TOKEN not in witness.read_text()

@@ -1,0 +1,91 @@
+"""Tells this package's own source files from others, by their content: those of this version and of its releases.
+
+`known_sources.json` holds the releases: `{"model": {"0.1.0": {"int8_linear.py": "<sha256>", …}}, "kernel": …}`.
+`python -m inhibidistilbert.publishing.known_sources`, called when a release is made, adds this version.
+"""
+
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from ..errors import UserError
+from ..kernel_repository import build_kernel_repository
+from ..modeling.remote_code import write_remote_code
+from .assemble import repository_files
+from .card import CARD
+
+TABLE = Path(__file__).with_name("known_sources.json")
+
+
+@cache
+def sources(kind: str) -> dict[str, str]:
+    """What this version writes into a repository of this kind, `"model"` or `"kernel"`: SHA-256 by name."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "sources")
+        if kind == "kernel":
+            build_kernel_repository(folder)
+        else:
+            folder.mkdir()
+            write_remote_code(folder)
+        return {name: _digest(file) for name, file in repository_files(folder).items() if name != CARD}
+
+
+def releases(kind: str) -> dict[str, dict[str, str]]:
+    """Of the releases in the table, by version."""
+    return json.loads(TABLE.read_text(encoding="utf-8"))[kind]
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def differences(files: Mapping[str, Path], kind: str) -> list[tuple[str, str]]:
+    """The files of code that are not those of one release or of this version, each with what is wrong with it.
+
+    Of a model these are all Python files, of a kernel all files but the card: its metadata says what is loaded. All must be
+    of the same version; they are compared with the one that they resemble most.
+    """
+    code = [name for name in files if name.endswith(".py") or (kind == "kernel" and name != CARD)]
+    there = {name: _digest(files[name]) for name in code}
+    versions = [sources(kind), *releases(kind).values()]
+    closest = max(versions, key=lambda known: len(there.items() & known.items()))
+    return list(_compare(there, closest, versions))
+
+
+def _compare(
+    there: Mapping[str, str], closest: Mapping[str, str], versions: Sequence[Mapping[str, str]]
+) -> Iterator[tuple[str, str]]:
+    for name in sorted(there.keys() | closest.keys()):
+        if there.get(name) == closest.get(name):
+            continue
+        if name not in there:
+            yield name, "is missing"
+        elif any(known.get(name) == there[name] for known in versions):
+            yield name, "is of another release than the files beside it"
+        else:
+            yield name, "differs from every known release"
+
+
+def main() -> None:
+    """Add this version to the table.
+
+    Raises:
+        UserError: it is there already with other sources: a release never changes.
+    """
+    table, release = json.loads(TABLE.read_text(encoding="utf-8")), version("inhibidistilbert")
+    for kind, known in table.items():
+        if known.setdefault(release, sources(kind)) != sources(kind):
+            raise UserError(f"{TABLE.name} has {release} with other sources; give the release another version.")
+    TABLE.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
