@@ -217,18 +217,17 @@ class Inputs:
             self._check(folder, record, now)
         PartialState().wait_for_everyone()  # with the look at the folder, before the first changes it
         if PartialState().is_main_process and not (folder / "result.json").is_file():
-            environments = [_environment(trust_remote_code)]
+            environment = _environment(trust_remote_code)
             if begun and record is not None:
-                former = record["environments"]
-                if former[-1] != environments[0]:
-                    logger.warning("Stage %s goes on with %s.", stage.name, _news(former[-1], environments[0]))
-                    environments = [*former, *environments]
-                else:
-                    environments = former
-            elif record is None or _difference(record["inputs"], now):
-                shutil.rmtree(folder / "labelled", ignore_errors=True)  # other texts, or by another teacher
+                if record["environments"][-1] != environment:
+                    logger.warning("Stage %s goes on with %s.", stage.name, _news(record["environments"][-1], environment))
+                    record["environments"].append(environment)
+            else:
+                if record is None or _difference(record["inputs"], now):
+                    shutil.rmtree(folder / "labelled", ignore_errors=True)  # other texts, or by another teacher
+                record = {"inputs": now, "environments": [environment]}
             folder.mkdir(exist_ok=True)
-            write(folder / RECORD, json.dumps({"inputs": now, "environments": environments}, indent=2))
+            write(folder / RECORD, json.dumps(record, indent=2))
         PartialState().wait_for_everyone()
 
     def recorded(self, stage: Stage) -> dict[str, Any]:
