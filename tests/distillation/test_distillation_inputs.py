@@ -152,19 +152,18 @@ def test_going_on_from_other_content_is_refused(copied, change):
     assert tree(copied) == before
 
 
-def test_put_back_the_old_content_is_gone_on_with(begun, copied):
-    replace(copied / "train.csv", b"film", b"plot")
-    with pytest.raises(UserError, match="--train-file"):
-        run_recipe(task(copied), copied / "out")
-    shutil.copyfile(begun / "train.csv", copied / "train.csv")
-    assert first_step(task(copied), copied / "out") == 8
-
-
 @pytest.fixture(scope="module")
 def resumed(begun, tmp_path_factory) -> tuple[Path, list[str]]:
-    """`begun`, finished under other names, with another file of tests, by other versions, and what was told of it."""
+    """`begun`, finished under other names, with another file of tests, by other versions, and what was told of it.
+
+    Before that it was refused with other content, which was then put back.
+    """
     folder, told = tmp_path_factory.mktemp("resumed") / "place", []
     shutil.copytree(begun, folder)
+    replace(folder / "train.csv", b"film", b"plot")
+    with pytest.raises(UserError, match="--train-file"):
+        run_recipe(task(folder), folder / "out")
+    shutil.copyfile(begun / "train.csv", folder / "train.csv")
     write_csv(folder / "test.csv", sentences(7, seed=7))
     edit_json(folder / "out.work/task/checkpoint-8" / PARTS_FILE, processes=2)
     edit_json(folder / "out.work/task/inputs.json", environments=[{"torch": "1.0", "processes": 2}])
@@ -239,11 +238,8 @@ def test_what_nothing_was_trained_on_is_made_anew(place, tmp_path):
     change_weights(tmp_path / "teacher")
     stopped(recipe, tmp_path / "out", "task", 5)
     assert datasets.load_from_disk(str(labelled)).to_list() != before
-    kept = (labelled / "state.json").stat()
     (record,) = json.loads((labelled.parent / "inputs.json").read_text())["inputs"]["--train-file (data.train_files)"]
     assert record["sha256"] == sha256_of(tmp_path / "train.csv")
-    assert first_step(recipe, tmp_path / "out") == 4
-    assert (labelled / "state.json").stat() == kept
 
 
 @pytest.mark.parametrize("name", ["train", "transfer", "eval", "test"])
