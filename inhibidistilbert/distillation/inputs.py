@@ -16,10 +16,8 @@ import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from transformers.utils import cached_file
-from transformers.utils.hub import extract_commit_hash
 
-from ..digests import sha256
+from ..digests import Content, change, content_of
 from ..errors import UserError
 from .recipe import Recipe, Stage, Task, build_recipe
 from .sizes import published_sizes
@@ -36,13 +34,6 @@ _SETTINGS = "trainer."  # files of the Trainer's settings
 _BEFORE = "the student of the stage before"
 RECORD = "inputs.json"
 MODULES = (torch, transformers, datasets, accelerate)
-# What of a model's folder decides what it computes: weights, configuration, tokenizer, code. Not what is told about it.
-_DECIDES = (".safetensors", ".bin", ".json", ".txt", ".model", ".py")
-_TOLD = ("distillation.json", "trainer_state.json", "training_args.bin")
-
-# By what a source is known again: `bytes` and `sha256` of a file; `files`, the same by name, of a folder; `commit` on the
-# Hub. Empty where nothing is found.
-Content = dict[str, Any]
 # By what they are for, and then in order: `{"path": as it was given, **content}`.
 Contents = dict[str, list[dict[str, Any]]]
 
@@ -74,30 +65,6 @@ def sources_of(recipe: Recipe, stage: Stage) -> dict[str, list[str]]:
     return {argument: given for argument, sources in found.items() if (given := [source for source in sources if source])}
 
 
-def content_of(source: str, model: bool) -> Content:
-    """What a file, or a model's folder or repository on the Hub, holds now. Of the Hub nothing but one file is read."""
-    path = Path(source)
-    try:
-        if path.is_file():
-            return {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        if model and path.is_dir():
-            files = {file.name: content_of(str(file), model=False) for file in sorted(path.iterdir()) if _decides(file)}
-            return {"files": files, **_commit(str(path / "config.json"))}
-        return _commit(cached_file(source, "config.json")) if model else {}
-    except Exception:  # whoever reads it says what is wrong
-        return {}
-
-
-def _decides(file: Path) -> bool:
-    told = file.name in _TOLD or file.name.endswith("_results.json")
-    return file.suffix in _DECIDES and file.is_file() and not told
-
-
-def _commit(file: str | None) -> Content:
-    commit = extract_commit_hash(file and os.path.abspath(file), None)
-    return {"commit": commit} if commit else {}
-
-
 def _contents_now(sources: Mapping[str, bool]) -> dict[str, Content]:
     """As one process of each host finds them. Raises a UserError, in every process, where hosts find different ones.
 
@@ -112,18 +79,6 @@ def _contents_now(sources: Mapping[str, bool]) -> dict[str, Content]:
     return seen[0]
 
 
-def _change(before: Content, now: Content) -> str | None:
-    """What differs, as the end of a sentence; None where nothing does, or nothing is known."""
-    known = before.keys() & now.keys() & {"sha256", "files", "commit"}
-    if not before or not now or (known and all(before[name] == now[name] for name in known)):
-        return None
-    if "files" in known:
-        files, others = before["files"], now["files"]
-        names = sorted(name for name in files.keys() | others.keys() if files.get(name) != others.get(name))
-        return f"{', '.join(names)} held something else"
-    return f"it was at commit {before['commit']}" if "commit" in before else "it held something else"
-
-
 def _difference(before: Contents, now: Contents) -> str | None:
     """The first source that is not what it was, named by its argument; None where there is none."""
     for argument in dict.fromkeys([*before, *now]):
@@ -132,9 +87,9 @@ def _difference(before: Contents, now: Contents) -> str | None:
             then, now_given = (", ".join(repr(entry["path"]) for entry in entries) or "none" for entries in (old, new))
             return f"{argument} is {now_given}, it was {then}"
         for former, latter in zip(old, new, strict=True):
-            if change := _change(_content(former), _content(latter)):
+            if what := change(_content(former), _content(latter)):
                 renamed = "" if former["path"] == latter["path"] else f" ({former['path']!r} then)"
-                return f"{argument}: {latter['path']!r} has changed, {change}{renamed}"
+                return f"{argument}: {latter['path']!r} has changed, {what}{renamed}"
     return None
 
 
@@ -167,12 +122,12 @@ class Inputs:
         content = _contents_now(_kinds([sources]))
         for name, given in sources.items():
             for source in given:
-                change = _change(self.content[source], content[source])
-                if change is None and not _is_model(name) and self.content[source] != content[source]:
-                    change = "it cannot be read"
-                if change:
+                what = change(self.content[source], content[source])
+                if what is None and not _is_model(name) and self.content[source] != content[source]:
+                    what = "it cannot be read"
+                if what:
                     raise UserError(
-                        f"{name}: {source!r} has changed during the run, {change}. What is stored was made from what "
+                        f"{name}: {source!r} has changed during the run, {what}. What is stored was made from what "
                         f"it held at first: put that back and give the same command again, or remove {str(self.work_dir)!r}."
                     )
 
@@ -255,7 +210,7 @@ def check_finished(log: Mapping[str, Any], inputs: Inputs, output_dir: Path) -> 
         data = log.get("data", {})
         given = sources_of(then, former)
         before = {name: [{"path": source, **data.get(source, {})} for source in sources] for name, sources in given.items()}
-        before |= log["stages"][stage.name].get("inputs", {})
+        before |= log.get("stages", {}).get(stage.name, {}).get("inputs", {})
         before.pop(_BEFORE, None)
         if difference := _difference(before, inputs.of(stage)):
             raise UserError(
@@ -271,9 +226,10 @@ def _begun(folder: Path) -> bool:
 
 def _read(folder: Path) -> dict[str, Any] | None:
     try:
-        return json.loads((folder / RECORD).read_text())
+        record = json.loads((folder / RECORD).read_text())
     except (OSError, ValueError):
         return None
+    return record if {"inputs", "environments"} <= record.keys() else None
 
 
 def _environment(trust_remote_code: bool) -> dict[str, Any]:

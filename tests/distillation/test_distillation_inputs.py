@@ -25,8 +25,6 @@ from inhibidistilbert.distillation.tasks import Classification
 from inhibidistilbert.distillation.trainer import StageTrainer
 from inhibidistilbert.errors import UserError
 
-HUB_COMMIT = "0123456789" * 4
-
 
 @pytest.fixture(scope="module")
 def place(toy, tmp_path_factory) -> Path:
@@ -338,26 +336,6 @@ def test_without_a_whole_checkpoint_nothing_begins_anew(copied):
     with pytest.raises(UserError, match=rf"no checkpoint in '{folder}' is whole \(checkpoint-8 lacks optimizer\.pt; check"):
         run_recipe(task(copied), copied / "out")
     assert {checkpoint: tree(checkpoint) for checkpoint in folder.glob("checkpoint-*")} == before
-
-
-# Models on the Hub; other hosts
-
-
-def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):
-    """And a folder of that commit, in the cache of the Hub, is that model."""
-    snapshot = tmp_path / "models--org--name/snapshots" / HUB_COMMIT
-    write_distilbert(snapshot)
-    monkeypatch.setattr(inputs, "cached_file", lambda source, name: str(snapshot / name))
-    of_hub, local = inputs.content_of("org/name", model=True), inputs.content_of(str(snapshot), model=True)
-    assert of_hub == {"commit": HUB_COMMIT}
-    assert inputs._change(of_hub, local) is None
-    assert inputs._change(of_hub, {"commit": "f" * 40}) == f"it was at commit {HUB_COMMIT}"
-    assert inputs._change(of_hub, inputs.content_of(str(write_distilbert(tmp_path / "other")), model=True))
-
-
-def test_a_data_file_is_never_looked_for_on_the_hub(monkeypatch):
-    monkeypatch.setattr(inputs, "cached_file", lambda *_: pytest.fail("asked the Hub"))
-    assert inputs.content_of("missing.csv", model=False) == {}
 
 
 def test_hosts_must_find_the_same_files(toy, monkeypatch):
