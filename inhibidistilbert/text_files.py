@@ -1,10 +1,12 @@
 """Reads local files of texts: CSV, TSV, JSON, JSON lines, parquet and plain text."""
 
 import glob
+import shutil
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset, load_dataset
 
+from .digests import sha256
 from .errors import UserError, reason
 
 _LOADERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
@@ -16,13 +18,21 @@ def load_file(path: Path, argument: str) -> Dataset:
     argument: what the file was given as, for the errors.
 
     Raises:
-        UserError: a file that is missing, empty, of an unknown kind, or not readable as its kind.
+        UserError: a file that is missing, empty, of an unknown kind, or not readable as its kind; one that changes while it
+            is read.
     """
     loader, options = _loader(path, argument)
+    # By itself the cache of `datasets` knows a file by its name and time alone.
+    digest = sha256(path)
     try:
-        return load_dataset(loader, data_files=_literal(path), split="train", **options)
+        rows = load_dataset(loader, digest, data_files=_literal(path), split="train", **options)
     except Exception as error:
         raise _unreadable(path, argument, loader, error) from error
+    if sha256(path) != digest:
+        for cached in rows.cache_files:
+            shutil.rmtree(Path(cached["filename"]).parent, ignore_errors=True)
+        raise UserError(f"{argument}: {str(path)!r} has changed while it was read: give the same command again.")
+    return rows
 
 
 def stream_file(path: Path, argument: str) -> IterableDataset:

@@ -1,10 +1,12 @@
 """Local files of texts, by their ending."""
 
 import json
+import os
 
 import pytest
 from datasets import Dataset
 
+from inhibidistilbert import text_files
 from inhibidistilbert.errors import UserError
 from inhibidistilbert.text_files import load_file, stream_file
 
@@ -59,3 +61,29 @@ def test_a_stream_without_rows_is_refused_too(tmp_path):
     file.write_text("text,label\n")
     with pytest.raises(UserError, match=r"--text-file: '.*header\.csv' is empty: it holds no rows"):
         stream_file(file, "--text-file")
+
+
+def test_other_content_of_the_same_size_and_time_is_read(tmp_path):
+    file = tmp_path / "a.csv"
+    for text in ("one", "two"):
+        file.write_text(f"text\n{text}\n")
+        os.utime(file, (1e9, 1e9))
+        assert load_file(file, "--data").to_list() == [{"text": text}]
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused_and_not_kept(tmp_path, monkeypatch):
+    file, load = tmp_path / "a.csv", text_files.load_dataset
+    file.write_text("text\none\n")
+
+    def change_and_load(*args, **kwargs):
+        file.write_text("text\ntwo\n")
+        os.utime(file, (1e9, 1e9))
+        return load(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(text_files, "load_dataset", change_and_load)
+        with pytest.raises(UserError, match=r"--data: '.*a\.csv' has changed while it was read"):
+            load_file(file, "--data")
+    file.write_text("text\none\n")
+    os.utime(file, (1e9, 1e9))
+    assert load_file(file, "--data").to_list() == [{"text": "one"}]

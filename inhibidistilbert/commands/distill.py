@@ -75,7 +75,8 @@ def distill(
 
     A recipe says in which stages: align (each layer on the teacher's hidden states), pretrain (end to end, on unlabelled
     text), task (from a fine-tuned teacher). Options change the recipe; what is not given is the recipe's. Progress lies in
-    OUTPUT_DIR.work, and the same command goes on from there; OUTPUT_DIR appears when everything is finished.
+    OUTPUT_DIR.work, and the same command goes on from there, where files and models hold what they held; OUTPUT_DIR appears
+    when everything is finished.
     """
     from accelerate import PartialState
 

@@ -30,6 +30,7 @@ _MANAGED = {
     "train_sampling_strategy": "nothing: texts of similar length come together",
     "remove_unused_columns": "nothing",
     "resume_from_checkpoint": "nothing: the same command goes on by itself",
+    "save_only_model": "nothing: the same command goes on from whole checkpoints",
     "label_names": "data.label_column",
 }
 

@@ -1,11 +1,16 @@
 """Checkpoints of a running training that are whole or not there, whenever it is killed."""
 
+import json
+import logging
 import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Trainer
@@ -14,14 +19,59 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..errors import UserError, reason
 
-STATE_FILE = "trainer_state.json"  # written last into a checkpoint
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "trainer_state.json"
+PARTS_FILE = "parts.json"  # of a checkpoint: the sizes of its files, and how many processes have written them
 _UNFINISHED = "unfinished"
+_NAME = re.compile(r"checkpoint-\d+")
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The last whole checkpoint of a training: of those in their place one with the Trainer's state; None without any."""
-    whole = [file.parent for file in folder.glob(f"checkpoint-*/{STATE_FILE}") if file.stat().st_size]
-    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
+    """The last checkpoint of a training that is whole; None where there is none yet. Of others a line says what they lack.
+
+    Raises:
+        UserError: none is whole: nothing is trained anew, and no checkpoint replaced, without a word.
+    """
+    found = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)}
+    broken: list[str] = []
+    for _, checkpoint in sorted(found.items(), reverse=True):
+        lack = _lack(checkpoint)
+        if lack is None:
+            _tell(checkpoint, broken)
+            return str(checkpoint)
+        broken.append(f"{checkpoint.name} lacks {lack}")
+    if broken:
+        raise UserError(
+            f"OUTPUT_DIR: no checkpoint in {str(folder)!r} is whole ({'; '.join(broken)}): put back what is missing, or "
+            f"remove {str(folder)!r} to begin this stage again."
+        )
+    return None
+
+
+def _lack(checkpoint: Path) -> str | None:
+    """What is missing of a checkpoint; None where it is whole."""
+    try:
+        parts = json.loads((checkpoint / PARTS_FILE).read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return PARTS_FILE
+    there = _sizes(checkpoint)
+    return next((name for name, size in parts.items() if there.get(name) != size), None)
+
+
+def _sizes(checkpoint: Path) -> dict[str, int]:
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != PARTS_FILE)
+    return {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
+
+
+def _tell(checkpoint: Path, broken: list[str]) -> None:
+    if not PartialState().is_main_process:
+        return
+    if broken:
+        logger.warning("%s: going on from %s instead.", "; ".join(broken), checkpoint)
+    then, now = json.loads((checkpoint / PARTS_FILE).read_text())["processes"], PartialState().num_processes
+    if then != now:
+        logger.warning("%s is of %d processes, this run has %d: dropout draws other numbers.", checkpoint, then, now)
 
 
 def check_space(folder: Path, model: torch.nn.Module, checkpoints: int) -> None:
@@ -46,8 +96,12 @@ def check_space(folder: Path, model: torch.nn.Module, checkpoints: int) -> None:
 
 
 class CheckpointTrainer(Trainer):
-    """A Trainer whose checkpoints are written under another name and renamed when they are whole."""
+    """A Trainer whose checkpoints are written under another name and renamed when they are whole.
 
+    check_texts: called before each is written, and raises a UserError where the texts are no more what they were.
+    """
+
+    check_texts: Callable[[], None] = staticmethod(lambda: None)
     _writing = False
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -58,6 +112,7 @@ class CheckpointTrainer(Trainer):
         folder = Path(super()._get_output_dir(trial))
         name = f"checkpoint-{self.state.global_step}"
         temporary = folder / _UNFINISHED
+        self.check_texts()
         self._refuse_bad_weights(name)
         if self.args.should_save:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -81,6 +136,8 @@ class CheckpointTrainer(Trainer):
 
     def _place(self, written: Path, place: Path) -> None:
         """A whole checkpoint under its own name; then those that are too many are removed."""
+        parts = {"files": _sizes(written), "processes": self.args.world_size}
+        (written / PARTS_FILE).write_text(json.dumps(parts, indent=2))
         shutil.rmtree(place, ignore_errors=True)  # one that was not whole
         written.rename(place)
         written.parent.rmdir()

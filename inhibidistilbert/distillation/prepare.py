@@ -13,15 +13,12 @@ from transformers.utils import has_file
 from ..errors import UserError, reason
 from ..foreign import load_pretrained
 from .arguments import training_arguments
+from .inputs import EVAL, TEST, TEXTS, TRAIN, TRANSFER, Inputs
 from .recipe import Align, Pretrain, Recipe, Stage, Task
 from .sizes import published_sizes
 from .tasks import KINDS, TaskKind
 from .teacher import check_same_tokenizer, load_tokenizer
 from .text_stream import open_texts
-
-# Files as errors name them: the option, and the recipe's key.
-TRAIN, TRANSFER = "--train-file (data.train_files)", "--transfer-file (data.transfer_files)"
-EVAL, TEST = "--eval-file (data.eval_file)", "--test-file (data.test_files)"
 
 
 @dataclass
@@ -31,6 +28,7 @@ class Prepared:
     recipe: Recipe
     work_dir: Path
     trust_remote_code: bool
+    inputs: Inputs
     tokenizer: PreTrainedTokenizerBase
     task: TaskKind
     train: Dataset | None = None
@@ -51,9 +49,9 @@ def data_files(recipe: Recipe) -> list[str]:
     return files
 
 
-def prepare(recipe: Recipe, work_dir: Path, trust_remote_code: bool) -> Prepared:
+def prepare(recipe: Recipe, work_dir: Path, trust_remote_code: bool, inputs: Inputs) -> Prepared:
     tokenizer = _tokenizer(recipe, trust_remote_code)
-    prepared = Prepared(recipe, work_dir, trust_remote_code, tokenizer, KINDS[recipe.data.kind](recipe.data))
+    prepared = Prepared(recipe, work_dir, trust_remote_code, inputs, tokenizer, KINDS[recipe.data.kind](recipe.data))
     data = recipe.data
     for stage in recipe.stages:
         training_arguments(recipe, stage, prepared.folder(stage))
@@ -70,6 +68,8 @@ def prepare(recipe: Recipe, work_dir: Path, trust_remote_code: bool) -> Prepared
         else:
             prepared.texts = open_texts(data.text_files, data.text_column)
         _check_stage(prepared, stage)
+    for stage in recipe.stages:
+        inputs.check_unchanged(stage, (TRAIN, TRANSFER, EVAL, TEST, TEXTS))  # while they were read
     return prepared
 
 

@@ -5,22 +5,21 @@ import platform
 from pathlib import Path
 from typing import Any
 
-import accelerate
 import datasets
 import torch
-import transformers
 from accelerate import PartialState
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from ..errors import UserError, reason
 from ..quiet import quiet_transformers
+from .inputs import MODULES, Inputs, check_finished
 from .prepare import Prepared, data_files, prepare, test_max_length
 from .recipe import Recipe, Stage, Task
 from .stages import check_models, run_stage, teacher_of
 from .student import student_class
 from .tasks import Collator
 from .trainer import StageTrainer, scores
-from .work_folder import changes, check_free, check_shared, claim, describe, finish, finished_log, plain
+from .work_folder import changes, check_free, check_shared, claim, finish, finished_log, plain
 
 # Of a disk or a folder, not of this program.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -30,20 +29,24 @@ def run_recipe(recipe: Recipe, output_dir: Path, trust_remote_code: bool = False
     """Train all stages of `recipe` and write the student to `output_dir`, which appears when everything is finished.
 
     The work lies in `OUTPUT_DIR.work`: given the same recipe again, finished stages are taken from there and the others go
-    on at their last checkpoint. An `output_dir` that this recipe has made already is left as it is.
+    on at their last checkpoint. An `output_dir` that this recipe has made already is left as it is. Both only where the
+    files and models hold what they held then; under other names they may.
 
     Returns the log that is also written as `distillation.json`.
 
     Raises:
         UserError: bad input, before any training; a full disk or a loss that is not finite, with the checkpoints intact.
     """
-    done = finished_log(output_dir)
-    if done is not None and not changes(done.get("recipe"), recipe):
-        return done
     # Not told that there is no accelerator it would take each process for the only one.
     state = PartialState(cpu=not torch.accelerator.is_available())
     work_dir = output_dir.with_name(output_dir.name + ".work")
+    inputs = Inputs.look(recipe, work_dir)
+    done = finished_log(output_dir)
+    if done is not None and not changes(done.get("recipe"), recipe):
+        check_finished(done, inputs, output_dir)
+        return done
     check_free(output_dir, work_dir, recipe)
+    inputs.check_work()
     state.wait_for_everyone()  # with the look at the folders, before the first changes them
     if state.is_main_process:
         claim(work_dir, recipe)
@@ -53,7 +56,7 @@ def run_recipe(recipe: Recipe, output_dir: Path, trust_remote_code: bool = False
     check_shared(work_dir)
     set_seed(recipe.seed)
     try:
-        return _run(prepare(recipe, work_dir, trust_remote_code), output_dir)
+        return _run(prepare(recipe, work_dir, trust_remote_code, inputs), output_dir)
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
@@ -64,19 +67,19 @@ def run_recipe(recipe: Recipe, output_dir: Path, trust_remote_code: bool = False
 
 
 def _run(prepared: Prepared, output_dir: Path) -> dict[str, Any]:
-    recipe, state = prepared.recipe, PartialState()
+    recipe, state, inputs = prepared.recipe, PartialState(), prepared.inputs
     check_models(prepared)
     results: dict[str, Any] = {}
-    source: str | None = None
+    before: Stage | None = None
     for stage in recipe.stages:
-        results[stage.name] = run_stage(prepared, stage, source)
-        source = str(prepared.folder(stage) / "model")
+        results[stage.name] = run_stage(prepared, stage, before) | inputs.recorded(stage)
+        before = stage
     log = {
         "recipe": plain(recipe),
         "stages": results,
-        "tests": _tests(prepared, recipe.stages[-1], str(source)),
-        "data": {path: describe(Path(path)) for path in data_files(recipe)},
-        "versions": {module.__name__: module.__version__ for module in (torch, transformers, datasets, accelerate)},
+        "tests": _tests(prepared, recipe.stages[-1]),
+        "data": {path: inputs.content[path] for path in data_files(recipe)},
+        "versions": {module.__name__: module.__version__ for module in MODULES},
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {state.num_processes} processes",
     }
     if state.is_main_process:
@@ -85,14 +88,15 @@ def _run(prepared: Prepared, output_dir: Path) -> dict[str, Any]:
     return log
 
 
-def _tests(prepared: Prepared, stage: Stage, student: str) -> dict[str, dict[str, dict[str, float]]]:
+def _tests(prepared: Prepared, stage: Stage) -> dict[str, dict[str, dict[str, float]]]:
     """Scores of teacher and student, as stored, on each test file."""
     if not isinstance(stage, Task) or not prepared.tests:
         return {}
     models: dict[str, PreTrainedModel | None] = {"teacher": teacher_of(prepared, stage) if stage.soft_weight else None}
+    prepared.inputs.check_models(stage)
     kind = student_class(prepared.recipe.student.attention, prepared.task.head)
     with quiet_transformers():
-        models["student"] = kind.from_pretrained(student, dtype=torch.float32)
+        models["student"] = kind.from_pretrained(str(prepared.folder(stage) / "model"), dtype=torch.float32)
     arguments = TrainingArguments(
         output_dir=str(prepared.work_dir / "test"),
         per_device_eval_batch_size=32,

@@ -22,6 +22,7 @@ from .checkpoints import check_space, last_checkpoint
 from .curves import FILE as CURVES
 from .curves import CurveWriter
 from .fake_quantization import fake_quantize
+from .inputs import TEXTS
 from .networks import Learner, Teacher, layer_map
 from .objectives import (
     AlignObjective,
@@ -46,16 +47,24 @@ from .work_folder import write
 _CALIBRATION_TEXTS = 256  # whose targets' variance is the unit of an alignment's loss
 
 
-def run_stage(prepared: Prepared, stage: Stage, source: str | None) -> dict[str, Any]:
-    """Train one stage, or go on with it; its result, and the student in the folder `model`."""
+def run_stage(prepared: Prepared, stage: Stage, before: Stage | None) -> dict[str, Any]:
+    """Train one stage, or go on with it; its result, and the student in the folder `model`.
+
+    before: the stage whose student it trains; None for the recipe's.
+    """
     folder, recipe = prepared.folder(stage), prepared.recipe
     record = folder / "result.json"
     if not record.is_file():
         set_seed(recipe.seed)
         teacher_model = teacher_of(prepared, stage)
-        student = recipe.student if source is None else dataclasses.replace(recipe.student, source=source, fresh=[])
+        student = recipe.student
+        if before is not None:
+            student = dataclasses.replace(student, source=str(prepared.folder(before) / "model"), fresh=[])
         model = _student(prepared, stage, student, teacher_model)
         _start_from_teacher(prepared, stage, model, teacher_model)
+        _check_models(prepared, stage, model, teacher_model)
+        prepared.inputs.check_models(stage)
+        prepared.inputs.bind(stage, before, prepared.trust_remote_code)
         result, weights = _train(prepared, stage, model, teacher_model)
         is_last = stage is recipe.stages[-1]
         if PartialState().is_main_process:
@@ -64,6 +73,8 @@ def run_stage(prepared: Prepared, stage: Stage, source: str | None) -> dict[str,
             save_model(model, prepared.tokenizer, folder / "model", dtype, weights)
             write(record, json.dumps(result))
         PartialState().wait_for_everyone()
+    else:
+        prepared.inputs.bind(stage, before, prepared.trust_remote_code)
     if PartialState().is_main_process:
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint, ignore_errors=True)
@@ -119,7 +130,6 @@ def _train(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Train `model`, from the last checkpoint if there is one; what it came to, and its whole weights."""
     recipe, folder = prepared.recipe, prepared.folder(stage)
-    _check_models(prepared, stage, model, teacher_model)
     arguments = training_arguments(recipe, stage, folder)
     if stage.fake_quantization and recipe.student.attention == "inhibitor":
         fake_quantize(model)
@@ -152,6 +162,8 @@ def _train(
         task=prepared.task if isinstance(stage, Task) else None,
         masking=masking,
         scalar_learning_rate=stage.scalar_learning_rate,
+        # They are read all the time; the files of a task were read at once.
+        check_texts=lambda: prepared.inputs.check_unchanged(stage, (TEXTS,)),
         model=learner,
         args=arguments,
         data_collator=collator,
@@ -163,6 +175,7 @@ def _train(
         trainer.remove_callback(transformers.ProgressCallback)
         trainer.add_callback(TermProgress)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    trainer.check_texts()
     history = [record for record in trainer.state.log_history if "loss" in record]
     last: dict[str, Any] = history[-1] if history else {}
     alignment = [1 - value for name, value in sorted(last.items(), key=_layer_number) if name.startswith("unexplained_")]

@@ -1,7 +1,7 @@
 """Runs the distillation study, `make study`: one `inhibidistilbert distill` a row, from where the last run stopped.
 
-Rows that stand in the results are skipped, models that an earlier run has finished are used again, and an unfinished one
-goes on where it stopped. Several may run at once and share the work.
+Rows that stand in the results are skipped, models that an earlier run has finished are used again where recipe and files
+are still the same, and an unfinished one goes on where it stopped. Several may run at once and share the work.
 
 Written beside each other, whenever a row is finished:
 
@@ -48,6 +48,7 @@ class Results:
         self.csv = folder / f"distillation_{recipe}.csv"
         self.machine = self.csv.with_suffix(".json")
         self.markdown = self.csv.with_suffix(".md")
+        self.made: set[Path] = set()  # what this process has run, or seen that it is what its command makes
         folder.mkdir(parents=True, exist_ok=True)
 
     def lock(self) -> FileLock:
@@ -65,7 +66,18 @@ class Results:
         return [row | {"seed": int(row["seed"]), "value": float(row["value"])} for row in rows]
 
     def has(self, run: Run) -> bool:
-        return any((row["task"], row["model"], row["seed"]) == (run.task.name, run.model, run.seed) for row in self.rows())
+        """Raises `UserError` where another command has made the rows."""
+        command = shlex.join(run.command.line)
+        rows = [
+            row for row in self.rows() if (row["task"], row["model"], row["seed"]) == (run.task.name, run.model, run.seed)
+        ]
+        for row in rows:
+            if row["command"] != command:
+                raise UserError(
+                    f"{self.csv}: the rows of {run.name} are of another command, {row['command']!r}, not of {command!r}: "
+                    "delete them, and the models that they concern."
+                )
+        return bool(rows)
 
     def add(self, rows: list[Row]) -> None:
         """Those of these rows that do not stand yet."""
@@ -96,7 +108,7 @@ def _finished(command: Command) -> bool:
 
 
 def execute(command: Command, results: Results) -> None:
-    """Run those that `command` needs, then itself, each unless it is finished.
+    """Run those that `command` needs, then itself; what is finished says whether it is what the command would make.
 
     Raises:
         UserError: a command failed; it has said why.
@@ -106,16 +118,20 @@ def execute(command: Command, results: Results) -> None:
     command.output.parent.mkdir(parents=True, exist_ok=True)
     # Another study may be at this very command: wait for it and use its model.
     with FileLock(command.output.with_name(f".{command.output.name}.lock")):
-        if _finished(command):
+        if command.output in results.made:
             return
-        line = shlex.join(command.line)
+        # A finished one is run too: it sees whether it was made by the same recipe, from the same files and models.
+        finished, line = _finished(command), shlex.join(command.line)
         print(f"$ {line}", flush=True)
         start = time.monotonic()
         # The same interpreter, whatever is first on the path.
-        code = subprocess.run([sys.executable, "-m", "inhibidistilbert", *command.line[1:]]).returncode
+        output = subprocess.DEVNULL if finished else None
+        code = subprocess.run([sys.executable, "-m", "inhibidistilbert", *command.line[1:]], stdout=output).returncode
         if code or not _finished(command):
             raise UserError(f"exit code {code}: {line}")
-        results.add_command(command, time.monotonic() - start)
+        results.made.add(command.output)
+        if not finished:
+            results.add_command(command, time.monotonic() - start)
 
 
 def rows_of(run: Run, settings: Settings) -> list[Row]:

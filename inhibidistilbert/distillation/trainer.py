@@ -36,6 +36,7 @@ class StageTrainer(CheckpointTrainer):
         task: scores evaluations; None for stages without labels.
         scalar_learning_rate: of alpha, beta and gamma; None for that of the other parameters.
         masking: masks tokens for an MLM objective.
+        check_texts: see `CheckpointTrainer`.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class StageTrainer(CheckpointTrainer):
         task: TaskKind | None = None,
         scalar_learning_rate: float | None = None,
         masking: "Masking | None" = None,
+        check_texts: Callable[[], None] | None = None,
         **kwargs: Any,
     ):
         super().__init__(compute_metrics=task.score if task else None, **kwargs)
@@ -54,6 +56,8 @@ class StageTrainer(CheckpointTrainer):
         self.task = task
         self.scalar_learning_rate = scalar_learning_rate
         self.masking = masking
+        if check_texts is not None:
+            self.check_texts = check_texts
         # The loss is divided by the counts of the whole step here, so the Trainer must not divide it again.
         self.model_accepts_loss_kwargs = True
         self._watched: dict[str, Tensor] = {}

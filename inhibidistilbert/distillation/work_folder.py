@@ -1,7 +1,6 @@
 """The folders of a distillation: where the work of a running one lies, and what a finished one says of itself."""
 
 import contextlib
-import hashlib
 import json
 import shutil
 import uuid
@@ -15,8 +14,10 @@ from ..errors import UserError, reason
 from .curves import FILE as CURVES
 from .curves import draw_curves, read_curves
 from .recipe import Recipe, build_recipe
+from .sizes import published_sizes
 
 LOG = "distillation.json"
+_FILES = ("text_files", "train_files", "transfer_files", "eval_file", "test_files")
 
 
 def finished_log(folder: Path) -> dict[str, Any] | None:
@@ -77,13 +78,27 @@ def check_shared(work_dir: Path) -> None:
 
 
 def changes(recorded: Any, recipe: Recipe) -> str:
-    """How a recipe differs from a recorded one, which may lack settings that are newer than it; empty where it does not."""
+    """How a recipe differs from a recorded one, which may lack settings that are newer than it; empty where it does not.
+
+    The names of files and models may differ: what they hold is compared by `inputs.py`.
+    """
     # One that is no recipe any more tells by the names of its settings what is different.
     with contextlib.suppress(UserError, TypeError, AttributeError):
         recorded = plain(build_recipe(recorded))
     before, now = _flat(recorded), _flat(plain(recipe))
+    before, now = _without_names(before), _without_names(now)
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     return ", ".join(f"{name} {now.get(name)!r} (was {before.get(name)!r})" for name in names)
+
+
+def _without_names(flat: dict[str, Any]) -> dict[str, Any]:
+    """Flat settings without the names of files and models."""
+    names = {"teacher", *(f"data.{name}" for name in _FILES)}
+    kept = {name: value for name, value in flat.items() if name not in names and not name.endswith(".teacher")}
+    for name, source in kept.items():
+        if name.endswith(".teacher_base") or (name == "student.source" and source not in ("teacher", *published_sizes())):
+            kept[name] = source and "a model"
+    return kept
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
@@ -104,12 +119,6 @@ def write(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
     temporary.replace(path)
-
-
-def describe(path: Path) -> dict[str, Any]:
-    """By which a file can be known again."""
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def finish(work_dir: Path, stages: list[str], output_dir: Path, log: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..benchmarks import machine
 from ..benchmarks.results import prepare_output, replacing, write_text
+from ..digests import change, content_of
 from ..errors import UserError, reason
 from ..quiet import quiet_transformers
 from .loading import Split
@@ -39,7 +40,15 @@ class OutputFolder:
         self.folder = options.output or (checkpoint if checkpoint.is_dir() else None)
         if options.fine_tune and self.folder is not None and self.folder.exists():
             raise UserError(f"--output {str(self.folder)!r} exists already: give another name or remove it.")
+        # Of a trained model the folder is new.
+        self.model = {} if options.fine_tune else content_of(options.checkpoints[0], model=True)
         if self.folder is not None:
+            file = self.folder / EVAL_RESULTS
+            if what := change(former(file).get("model", {}), self.model):
+                raise UserError(
+                    f"--output: {str(file)!r} is of another model than {options.checkpoints[0]!r} is now, {what}: move "
+                    "the file away, or give another --output."
+                )
             existing = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
             try:
                 with tempfile.TemporaryFile(dir=existing):
@@ -101,13 +110,15 @@ class OutputFolder:
                 self._write(self.work / f"seed-{seed}" / EVAL_RESULTS, header | {"seed": str(seed)}, own)
 
     def _write(self, path: Path, header: dict[str, str], rows: list[dict[str, Any]]) -> None:
-        former = [] if self.options.fine_tune or self.folder is None else former_rows(self.folder / EVAL_RESULTS)
+        kept = [] if self.options.fine_tune or self.folder is None else former(self.folder / EVAL_RESULTS)["results"]
         new = {_key(row) for row in rows}
         content = {
-            "results": [*(row for row in former if _key(row) not in new), *rows],
+            "results": [*(row for row in kept if _key(row) not in new), *rows],
             "machine": header,
             "date": header["date"],
         }
+        if self.model:
+            content["model"] = self.model
         write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
@@ -115,12 +126,13 @@ def _key(row: dict[str, Any]) -> tuple:
     return tuple(row.get(name) for name in ("dataset", "config", "split", "metric"))
 
 
-def former_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of a file of results; none where there is no file. Raises `UserError` for one of another form."""
+def former(file: Path) -> dict[str, Any]:
+    """A file of results; one without rows where there is none. Raises `UserError` for one of another form."""
     if not file.is_file():
-        return []
+        return {"results": []}
     try:
-        return list(json.loads(file.read_text(encoding="utf-8"))["results"])
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return {**content, "results": list(content["results"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{str(file)!r} is not of its form ({reason(error)}): mend or remove it.") from error
 

@@ -529,6 +529,7 @@ def test_tests_beyond_the_teachers_positions_are_refused(toy, finished, tmp_path
     [
         ("learning_rat", 1, "is no field of transformers.TrainingArguments"),
         ("learning_rate", 1, r"is set by <stage>\.learning_rate"),
+        ("save_only_model", True, "is set by nothing: the same command goes on from whole checkpoints"),
         ("gradient_accumulation_steps", 5, r"task\.batch_size must be a multiple of 5.*got 32"),
         ("eval_strategy", "sometimes", "trainer: .*sometimes"),
         ("report_to", "slates", "trainer: slates is not supported, only .*wandb"),

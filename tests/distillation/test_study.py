@@ -153,7 +153,7 @@ def workplace(tmp_path, monkeypatch):
             "stages": {value(line, "--stage"): {"eval": {metric: 0.5}, "alignment": [0.75, 0.85]}},
             "tests": {"student": dict.fromkeys(tests, scores)},
         }
-        output.mkdir()
+        output.mkdir(exist_ok=True)
         (output / "distillation.json").write_text(json.dumps(log))
         return subprocess.CompletedProcess(command, 0)
 
@@ -201,6 +201,42 @@ def test_what_is_finished_is_not_run_again(workplace, capsys):
     study.study(SETTINGS, workplace.results, "*/inhibitor/0")
     assert len(workplace.calls) == calls
     assert workplace.results.csv.read_bytes() == before
+
+
+def test_what_another_process_has_finished_must_be_what_the_command_makes(workplace, tmp_path, capsys):
+    """The command itself says so, by its recipe and the content of its files."""
+    study.study(SETTINGS, workplace.results, "sarcasm/teacher/0")
+    again = Results(tmp_path / "others", "study")
+    workplace.failing = {"sarcasm-teacher-0"}
+    assert study.study(SETTINGS, again, "sarcasm/softmax/0") == ["sarcasm/softmax/0"]
+    assert "exit code 2: inhibidistilbert distill work/sarcasm-teacher-0" in capsys.readouterr().err
+    assert again.rows() == []
+    workplace.failing.clear()
+    assert study.study(SETTINGS, again, "sarcasm/softmax/0") == []
+    # What was trained before is no command of this study.
+    (record,) = json.loads(again.machine.read_text())["results"]
+    assert shlex.split(record["command"])[2] == str(Path("work/sarcasm-softmax-0"))
+
+
+def test_rows_of_another_command_do_not_stand(workplace):
+    study.study(SETTINGS, workplace.results, "sarcasm/teacher/0")
+    other = dataclasses.replace(SETTINGS, encoder="another")
+    with pytest.raises(UserError, match=r"rows of sarcasm/teacher/0 are of another command, .*encoder.*, not of .*another"):
+        study.study(other, workplace.results, "sarcasm/teacher/0")
+    assert workplace.calls == ["sarcasm-teacher-0"]
+
+
+def test_the_rows_that_are_published_are_of_the_commands_of_the_plan():
+    settings = Settings(
+        "study",
+        "study-authors",
+        ".cache/data/minilm",
+        ".cache/data/study/unlabelled.txt",
+        Path(".cache/data/study"),
+        Path("runs/study"),
+    )
+    results = Results(Path(__file__).parents[2] / "benchmarks/results", "study")
+    assert all(results.has(run) for run in plan(settings))
 
 
 def test_alignment_has_one_row_however_many_tasks_build_on_it(workplace):

@@ -456,6 +456,23 @@ def test_results_that_cannot_be_read_are_not_replaced(tmp_path, bad):
     bad("MODEL", "--task", "imdb", "--data", "DATA", parts=["eval_results.json", "mend or remove it"])
 
 
+def test_results_of_another_model_are_not_added_to(evaluate, tmp_path, bad):
+    """Neither where it was trained on in its folder, nor where another is evaluated into the same output."""
+    arguments = ("--task", "imdb", "--data", tmp_path / "good.csv")
+    evaluate(tmp_path / "model", *arguments)
+    evaluate(tmp_path / "model", *arguments, "--output", tmp_path / "out")
+    before = results(tmp_path / "model")
+    write_checkpoint(tmp_path / "model", 2, seed=1)
+    for output in ((), ("--output", tmp_path / "out")):
+        bad(
+            "MODEL",
+            *arguments,
+            *output,
+            parts=["eval_results.json", "of another model", "model.safetensors held", "move the"],
+        )
+    assert results(tmp_path / "model") == before
+
+
 def test_files_by_split(tmp_path):
     task = find_task("imdb")
     file = write(tmp_path / "a=b.csv", sentiment(3, 0))

@@ -1,0 +1,78 @@
+"""The contents of files and models, by SHA-256: what was made of them is known to fit."""
+
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
+
+# By what a source is known again: `bytes` and `sha256` of a file; `files`, the same by name, of a folder; `commit` on the
+# Hub. Empty where nothing is found.
+Content = dict[str, Any]
+
+# What of a model's folder decides what it computes: weights, configuration, tokenizer, code. Not what is told about it.
+_DECIDES = (".safetensors", ".bin", ".json", ".txt", ".model", ".jinja", ".py")
+_TOLD = ("distillation.json", "trainer_state.json", "training_args.bin")
+_SETTLED = 2.0  # seconds: coarser than the clock of any file system
+_known: dict[str, tuple[tuple[int, ...], str]] = {}
+
+
+def sha256(path: Path) -> str:
+    """Of the bytes that are in the file now, as hexadecimal digits.
+
+    A file is not read again while it is the same one, of the same size and times. Of these a program can set back the time
+    of the last write, but not that of the last change.
+    """
+    name, before = os.path.realpath(path), _state(path)
+    if name in _known and _known[name][0] == before:
+        return _known[name][1]
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    # A second change right after the first may have its time: a file that was just written is read again.
+    if _state(path) == before and time.time() - max(before[-2:]) / 1e9 > _SETTLED:
+        _known[name] = before, digest
+    return digest
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def content_of(source: str, model: bool) -> Content:
+    """What a file, or a model's folder or repository on the Hub, holds now. Of the Hub nothing but one file is read."""
+    path = Path(source)
+    try:
+        if path.is_file():
+            return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        if model and path.is_dir():
+            files = {file.name: content_of(str(file), model=False) for file in sorted(path.iterdir()) if _decides(file)}
+            return {"files": files, **_commit(str(path / "config.json"))}
+        return _commit(cached_file(source, "config.json")) if model else {}
+    except Exception:  # whoever reads it says what is wrong
+        return {}
+
+
+def _decides(file: Path) -> bool:
+    told = file.name in _TOLD or file.name.endswith("_results.json")
+    return file.suffix in _DECIDES and file.is_file() and not told
+
+
+def _commit(file: str | None) -> Content:
+    commit = extract_commit_hash(file and os.path.abspath(file), None)
+    return {"commit": commit} if commit else {}
+
+
+def change(before: Content, now: Content) -> str | None:
+    """What differs, as the end of a sentence; None where nothing does, or nothing is known."""
+    known = before.keys() & now.keys() & {"sha256", "files", "commit"}
+    if not before or not now or (known and all(before[name] == now[name] for name in known)):
+        return None
+    if "files" in known:
+        files, others = before["files"], now["files"]
+        names = sorted(name for name in files.keys() | others.keys() if files.get(name) != others.get(name))
+        return f"{', '.join(names)} held something else"
+    return f"it was at commit {before['commit']}" if "commit" in before else "it held something else"
