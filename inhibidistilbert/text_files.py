@@ -136,9 +136,9 @@ def _rows(path: Path, argument: str, columns: Mapping[str, Declared]) -> Iterato
             yield row
     except BadColumn as error:
         option = columns[error.column].option and f" ({columns[error.column].option})"
-        # A file without a header has texts for names.
-        names = " ".join(", ".join(error.names).split())[:300]
-        raise UserError(f"{argument}: {str(path)!r} {error}{option}; it has {names}.") from error
+        # A blank may be all that is wrong with a name; without a header they are texts.
+        names = [name if name.isprintable() and name and name == name.strip() else repr(name) for name in error.names]
+        raise UserError(f"{argument}: {str(path)!r} {error}{option}; it has {', '.join(names)[:300]}.") from error
     except UserError:
         raise
     except Exception as error:  # pyarrow raises many kinds

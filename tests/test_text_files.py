@@ -223,6 +223,12 @@ def test_what_is_no_integer_is_refused(read, written):
             read(name, content, label=CLASS)
 
 
+@pytest.mark.parametrize("value", ["true", "1.5", "1e0", "[1]", "{}", "NaN"])
+def test_a_value_of_json_that_is_no_integer_is_refused(read, value):
+    with pytest.raises(UserError, match=r"must hold classes in 'label', but line 1 has .*, which is not an integer"):
+        read("a.jsonl", f'{{"label": {value}}}', label=CLASS)
+
+
 def test_integers_of_parquet(read):
     for column in (pa.array([1], pa.uint8()), pa.array([1.0]), pa.array(["1"])):
         assert read("a.parquet", pa.table({"label": column}), label=CLASS) == [{"label": 1}]
@@ -265,7 +271,8 @@ def test_what_is_no_number_is_refused(read, written):
         ("a.jsonl", '{"a": 1}\n{"b": 2}', "has no column 'text' (--text-column); it has a, b"),
         ("a.csv", "sentence;label\na;1\n", "has no column 'text' (--text-column); it has sentence;label"),
         ("a.tsv", '"text"\na\n', "has no column 'text' (--text-column); it has \"text\""),
-        ("a.csv", '"no\nheader",1\n', "has no column 'text' (--text-column); it has no header, 1"),
+        ("a.csv", '"no\nheader",1\n', "has no column 'text' (--text-column); it has 'no\\nheader', 1"),
+        ("a.csv", "label, text,\n1,a,\n", "has no column 'text' (--text-column); it has label, ' text', ''"),
         ("a.csv", "text,x,text\na,b,c\n", "has more than one column 'text' (--text-column); it has text, x, text"),
         ("a.parquet", pa.table([["a"], ["b"]], ["text", "text"]), "has more than one column 'text'"),
         ("a.parquet", "PAR1", "could not be read as parquet"),

@@ -75,9 +75,7 @@ def predict(
             "--stride N reads them whole."
         )
     if file and file.suffix.lower() in READERS.keys() - {".txt"}:
-        note(
-            f"{name} is read as plain text, one text a line: header, quotes and other columns are part of the texts."
-        )
+        note(f"{name} is read as plain text, one text a line: header, quotes and other columns are part of the texts.")
     if texts.skipped:
         note(f"blank lines skipped: {texts.skipped}.")
 
