@@ -70,7 +70,8 @@ def _text_rows(stream: BinaryIO, wanted: Collection[str], required: Collection[s
 
 def _tsv_rows(stream: BinaryIO, wanted: Collection[str], required: Collection[str]) -> Iterator[Row]:
     lines = enumerate(read_lines(stream), 1)
-    return _table_rows(((number, line.split("\t")) for number, line in lines), wanted, required)
+    # A blank line is a text in a file of one column; of several it cannot be a row.
+    return _table_rows(((number, line.split("\t")) for number, line in lines), wanted, required, blank=[""])
 
 
 def _csv_rows(stream: BinaryIO, wanted: Collection[str], required: Collection[str]) -> Iterator[Row]:
@@ -91,15 +92,18 @@ def _csv_records(stream: BinaryIO) -> Iterator[tuple[int, list[str]]]:
         except csv.Error as error:
             # What follows the dash is advice for the caller of csv.
             raise Unreadable(f"line {first}: {str(error).partition(' - ')[0]}") from error
-        # No field at all; an empty text is written as "".
+        # A blank line has no field; an empty text is written as "".
         if record:
             yield first, record
 
 
 def _table_rows(
-    records: Iterable[tuple[int, list[str]]], wanted: Collection[str], required: Collection[str]
+    records: Iterable[tuple[int, list[str]]],
+    wanted: Collection[str],
+    required: Collection[str],
+    blank: list[str] | None = None,
 ) -> Iterator[Row]:
-    """Records below a header."""
+    """Records below a header. blank: the fields of what is no row where it has not as many as the header."""
     records = iter(records)
     _, header = next(records, (1, []))
     if not header:
@@ -108,8 +112,7 @@ def _table_rows(
     places = [(name, place) for place, name in enumerate(header) if name in wanted]
     for number, fields in records:
         if len(fields) != len(header):
-            # A blank line cannot be a row of several columns.
-            if fields == [""]:
+            if fields == blank:
                 continue
             raise Unreadable(f"line {number} has {_count(fields)}, but the header has {_count(header)}")
         yield f"line {number}", {name: fields[place] for name, place in places}

@@ -277,6 +277,7 @@ def test_what_is_no_number_is_refused(read, written):
         ("a.parquet", pa.table([["a"], ["b"]], ["text", "text"]), "has more than one column 'text'"),
         ("a.parquet", "PAR1", "could not be read as parquet"),
         ("a.csv", 'text,label\na,1\n"b,1\nc,1\n', "could not be read as csv: line 3: unexpected end of data"),
+        ("a.csv", 'text,label\n""\n', "could not be read as csv: line 2 has 1 field, but the header has 2 fields"),
         ("a.csv", 'text,label\n"a"b,1\n', "could not be read as csv: line 2: ',' expected after '\"'"),
         ("a.csv", "text,label\ra,1\r", "could not be read as csv: line 1: new-line character seen in unquoted field."),
         ("a.txt", b"a\ncaf\xe9\n", "could not be read as text: byte 4 of line 2 is 0xe9, which is not utf-8"),
