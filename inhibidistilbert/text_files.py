@@ -60,7 +60,7 @@ def load_file(path: Path, argument: str, columns: Mapping[str, Declared]) -> Dat
                 _write(file, _features(columns), _rows(path, argument, columns))
                 if _key(path, columns) != key:
                     file.unlink()
-                    raise UserError(f"{argument}: {str(path)!r} was changed while it was read; try again.")
+                    raise UserError(f"{argument}: {str(path)!r} has changed while it was read: give the same command again.")
         return Dataset.from_file(str(file))
     except OSError as error:
         raise UserError(f"{argument}: {str(path)!r} cannot be kept in the cache of datasets: {reason(error)}") from error

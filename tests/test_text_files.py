@@ -332,7 +332,7 @@ def test_a_file_that_changes_meanwhile_is_not_kept(tmp_path, cache, monkeypatch)
         return whole(path, *columns)
 
     monkeypatch.setattr(text_files, "read_rows", read_rows)
-    with pytest.raises(UserError, match="was changed while it was read"):
+    with pytest.raises(UserError, match="has changed while it was read: give the same command again"):
         load_file(file, "--data", {"text": TEXT})
     assert not list(cache.rglob("*.arrow"))
 
