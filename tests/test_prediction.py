@@ -205,6 +205,26 @@ def test_lines_of_a_file_or_stdin(run, checkpoint, tmp_path, source, ending):
     assert [record["text"] for record in result.records] == [*SHORT_TEXTS, "caf\u00e9 plot"]
 
 
+def test_a_line_ends_at_a_line_feed_alone(run, checkpoint, tmp_path):
+    lines = ["a\x0cb", "\u2028good\x85film", "bad\rplot", '"film', "007", "dull\r"]
+    file = tmp_path / "texts.txt"
+    file.write_bytes("\n".join(lines[:-1]).encode() + b"\r\n" + lines[-1].encode() + b"\r\n")
+    result = run("--file", file, "--model", checkpoint, "--json")
+    assert (result.code, result.err) == (0, "")
+    assert [record["text"] for record in result.records] == lines
+
+
+def test_a_table_is_read_as_lines_and_this_is_told(run, checkpoint, tmp_path):
+    file = tmp_path / "texts.tsv"
+    file.write_text('"good\nfilm"\n')
+    result = run("--file", file, "--model", checkpoint, "--json")
+    assert [record["text"] for record in result.records] == ['"good', 'film"']
+    assert result.err == (
+        f"note: --file {str(file)!r} is read as plain text, one text a line: header, quotes and other columns are part of "
+        "the texts.\n"
+    )
+
+
 def test_blank_lines_are_skipped_and_counted(run, checkpoint):
     result = run("--model", checkpoint, "--json", stdin=b"\ngood\n  \t\n\nbad\n")
     assert [record["text"] for record in result.records] == ["good", "bad"]

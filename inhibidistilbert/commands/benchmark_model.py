@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UserError
+from ..text_rows import NotUtf8, read_lines
 from .output import JsonOption, OutputOption, check_positive, new_table, print_table, progress_bar
 
 
@@ -133,8 +134,9 @@ def model(
 def read_texts(file: Path) -> list[str]:
     """The lines of a text file that are not blank. Raises `UserError` where there is none."""
     try:
-        texts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        with file.open("rb") as stream:
+            texts = [line for line in read_lines(stream) if line.strip()]
+    except (OSError, NotUtf8) as error:
         raise UserError(f"--text-file {str(file)!r} cannot be read as UTF-8 text: {error}.") from error
     if not texts:
         raise UserError(f"--text-file {str(file)!r} holds no text; give one a line.")

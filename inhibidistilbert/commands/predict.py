@@ -15,8 +15,10 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.progress import track
 
+from .. import text_rows
 from ..errors import UserError
 from ..prediction import Prediction, TextClassifier, default_checkpoint
+from ..text_rows import READERS, NotUtf8
 
 # With fewer batches than this the work is done before a bar could be read.
 BATCHES_WORTH_A_BAR = 16
@@ -72,6 +74,8 @@ def predict(
             f"texts cut to the model's {classifier.max_tokens} positions: {long} (the longest has {longest} tokens); "
             "--stride N reads them whole."
         )
+    if file and file.suffix.lower() in READERS.keys() - {".txt"}:
+        note(f"{name} is read as plain text, one text a line: header, quotes and other columns are part of the texts.")
     if texts.skipped:
         note(f"blank lines skipped: {texts.skipped}.")
 
@@ -109,14 +113,11 @@ def read_file(file: Path) -> Iterator[str]:
 
 
 def read_lines(stream: BinaryIO, name: str) -> Iterator[str]:
-    """The lines of `stream` without their ends, decoded one by one so that a bad one can be named."""
-    for number, line in enumerate(stream, 1):
-        try:
-            yield line.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{name} must be UTF-8, but byte {error.start + 1} of line {number} is 0x{line[error.start]:02x}."
-            ) from error
+    """The lines of `stream` without their ends; one that is not UTF-8 is refused, by the name of the stream."""
+    try:
+        yield from text_rows.read_lines(stream)
+    except NotUtf8 as error:
+        raise UserError(f"{name} must be UTF-8, but {error}.") from error
 
 
 def progress_bar(batches: Sequence[list[int]]) -> Iterable[list[int]]:

@@ -9,8 +9,8 @@ from typing import Any
 from datasets import Dataset, List, Value, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import UserError, reason
-from ..text_files import load_file
+from ..errors import UserError
+from ..text_files import Declared, load_file
 
 NO_LABEL = -100  # as in transformers; numbers that are missing are NaN
 _TEXT, _WORDS = Value("string"), List(Value("string"))
@@ -91,24 +91,16 @@ def read_columns(files: Sequence[str | Path], argument: str, columns: Sequence[C
     """
     parts = []
     for path in map(Path, files):
-        part = load_file(path, argument)
         # A plain text file has lines and no header.
         lines = {"text": "text"} if path.suffix.lower() == ".txt" else {}
         names = {column.standard: lines.get(column.standard, column.name) for column in columns}
-        for column in columns:
-            if names[column.standard] not in part.column_names:
-                raise UserError(
-                    f"{argument}: {str(path)!r} has no column {names[column.standard]!r} ({column.option}); "
-                    f"it has {', '.join(part.column_names)}."
-                )
-        part = part.select_columns(list(names.values()))
+        declared = {names[column.standard]: Declared(column.feature, column.wanted, column.option) for column in columns}
+        if len(declared) < len(columns):
+            raise UserError(f"{argument}: {' and '.join(column.option for column in columns)} must name different columns.")
+        part = load_file(path, argument, declared)
         part = part.rename_columns({name: standard for standard, name in names.items() if name != standard})
         for column in columns:
             where = f"{argument}: {str(path)!r}"
-            try:
-                part = part.cast_column(column.standard, column.feature)
-            except Exception as error:
-                raise UserError(f"{where} must hold {column.wanted} in {column.name!r}: {reason(error)}") from error
             if drop_empty:
                 part = part.filter(column.fits, input_columns=column.standard)
                 if not len(part):

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import IterableDataset, interleave_datasets
+from datasets import IterableDataset, Value, interleave_datasets
 from torch.utils.data import IterableDataset as TorchIterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
-from ..text_files import stream_file
+from ..text_files import Declared, stream_file
 
 ARGUMENT = "--text-file (data.text_files)"
 SHUFFLED_TEXTS = 10_000  # that are in memory to draw from
@@ -28,12 +28,8 @@ def open_texts(files: Sequence[str], text_column: str) -> list[IterableDataset]:
         raise UserError(f"{ARGUMENT}: at least one file of texts is needed.")
     streams = []
     for path in map(Path, files):
-        stream = stream_file(path, ARGUMENT)
         column = "text" if path.suffix.lower() == ".txt" else text_column
-        first = next(iter(stream))
-        if column not in first:
-            raise UserError(f"{ARGUMENT}: {str(path)!r} has no column {column!r}; it has {', '.join(first)}.")
-        stream = stream.select_columns([column])
+        stream = stream_file(path, ARGUMENT, {column: Declared(Value("string"), "texts", "--text-column")})
         if column != "text":
             stream = stream.rename_column(column, "text")
         if not any(_is_text(row["text"]) for row in itertools.islice(stream, SHUFFLED_TEXTS)):

@@ -8,7 +8,7 @@ from pathlib import Path
 from datasets import Dataset, Value, load_dataset
 
 from ..errors import UserError, reason
-from ..text_files import load_file
+from ..text_files import Declared, load_file
 from .tasks import DEFAULT_LABEL, Task
 
 UNLABELLED = -1  # GLUE's label of its test splits
@@ -77,7 +77,8 @@ def load_split(task: Task, name: str, data: Mapping[str, Path]) -> Split:
         if name not in data:
             raise UserError(f"--data has no split {name!r} for task {task.name}; it has {', '.join(data)}.")
         where = f"--data {str(data[name])!r}"
-        return Split(name, _rows(task, load_file(data[name], "--data"), where), data[name].stem, published=False)
+        rows = load_file(data[name], "--data", _columns(task))
+        return Split(name, _rows(task, rows, where), data[name].stem, published=False)
     if task.dataset is None:
         raise UserError(f"--task {task.name} needs --data: it has no data set of its own.")
     where = f"--task {task.name}: split {name!r} of {task.dataset}"
@@ -96,6 +97,15 @@ def _revision(dataset: Dataset) -> str | None:
     return None
 
 
+def _columns(task: Task) -> dict[str, Declared]:
+    """What a local file's columns hold: the texts; the labels and `idx` where it has them."""
+    texts = {name: Declared(Value("string"), "texts") for name in task.text_columns}
+    kind, wanted = ("float64", "numbers") if task.regression else ("int64", "classes, integers from 0,")
+    label = Declared(Value(kind), wanted, required=not _may_lack_labels(task))
+    index = Declared(Value("string"), "names of rows", required=False)
+    return {"idx": index} | texts | {task.label_column: label}
+
+
 def _rows(task: Task, dataset: Dataset, where: str) -> Dataset:
     """The columns of `Split.rows`."""
     for column in task.text_columns:
@@ -105,7 +115,11 @@ def _rows(task: Task, dataset: Dataset, where: str) -> Dataset:
         raise UserError(f"{where} is empty.")
     names = dict(zip(task.text_columns, ("text", "text_pair"), strict=False))
     labels = _labels(task, dataset, where)
-    index = dataset["idx"][:] if "idx" in dataset.column_names else range(len(dataset))
+    index = dataset["idx"][:] if "idx" in dataset.column_names else [None]
+    if all(name is None for name in index):
+        index = range(len(dataset))
+    elif None in index:
+        raise UserError(f"{where} has rows without a name in 'idx', the first is row {index.index(None)}.")
     rows = dataset.select_columns(list(names)).rename_columns({old: new for old, new in names.items() if old != new})
     for old, column in names.items():
         try:
@@ -118,11 +132,15 @@ def _rows(task: Task, dataset: Dataset, where: str) -> Dataset:
     return rows if labels is None else rows.add_column("label", labels)
 
 
+def _may_lack_labels(task: Task) -> bool:
+    # Not where the column was named: it is misspelt.
+    return task.label_column == DEFAULT_LABEL and bool(task.submissions or task.dataset is None)
+
+
 def _labels(task: Task, dataset: Dataset, where: str) -> list[float] | list[int] | None:
     """The labels, None for an unlabelled split: without the column, or with no row labelled."""
     if task.label_column not in dataset.column_names:
-        # Not where the column was named: it is misspelt.
-        if task.label_column == DEFAULT_LABEL and (task.submissions or task.dataset is None):
+        if _may_lack_labels(task):
             return None
         raise UserError(f"{where} has no column {task.label_column!r}; it has {', '.join(dataset.column_names)}.")
     kind = "float64" if task.regression else "int64"

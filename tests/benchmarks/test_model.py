@@ -20,6 +20,7 @@ from inhibidistilbert.benchmarks.cpu import Refused
 from inhibidistilbert.benchmarks.memory import peak_memory
 from inhibidistilbert.benchmarks.model import Protocol, compare, run
 from inhibidistilbert.benchmarks.timing import interleave
+from inhibidistilbert.commands.benchmark_model import read_texts
 from inhibidistilbert.errors import UserError
 
 CPU = torch.device("cpu")
@@ -410,6 +411,12 @@ def test_bad_arguments_write_nothing(command, tmp_path, arguments, message):
     assert err.startswith(f"error: {message}")
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_line_of_a_text_file_is_a_text(tmp_path):
+    file = tmp_path / "texts.txt"
+    file.write_bytes("\ufeffa\x0cb\u2028c\r\n\n \nd\re".encode())
+    assert read_texts(file) == ["a\x0cb\u2028c", "d\re"]
 
 
 @pytest.mark.parametrize(("content", "part"), [(None, "cannot be read"), ("\n \n", "holds no text"), ("\xff", "UTF-8")])

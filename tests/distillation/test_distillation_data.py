@@ -12,6 +12,7 @@ from transformers import DistilBertTokenizer
 from inhibidistilbert.distillation.data import NO_LABEL, tokenize
 from inhibidistilbert.distillation.recipe import Data
 from inhibidistilbert.distillation.tasks import Classification
+from inhibidistilbert.distillation.text_stream import open_texts
 from inhibidistilbert.errors import UserError
 
 ROWS = [{"text": "a good film, so funny", "label": 1}, {"text": "a “dull” plot", "label": 0}]
@@ -87,12 +88,35 @@ def test_words_for_nothing_are_texts(tmp_path):
     assert [row["text"] for row in labelled(path)] == ["NA", "null", "5"]
 
 
+def test_quotation_marks_of_a_tsv_are_part_of_the_texts(tmp_path):
+    path = written(tmp_path / "sst2.tsv", 'sentence\tlabel\n"good\t1\nbad" film\t0\n"\t1\n"dull"\t0\n')
+    rows = [{"text": '"good', "label": 1}, {"text": 'bad" film', "label": 0}, {"text": '"', "label": 1}]
+    assert labelled(path, text_column="sentence") == [*rows, {"text": '"dull"', "label": 0}]
+
+
+def test_files_agree_whichever_is_first(tmp_path):
+    paths = [
+        written(tmp_path / "numbers.csv", "text,label\n007,1\n1.50,1.0\n"),
+        written(tmp_path / "dates.jsonl", '{"label": 0, "text": "2020-01-01"}\n'),
+        written(tmp_path / "words.csv", "label,text\n1,FALSE\n"),
+    ]
+    rows = [[("007", 1), ("1.50", 1)], [("2020-01-01", 0)], [("FALSE", 1)]]
+    for order in ((0, 1, 2), (2, 1, 0)):
+        wanted = [{"text": text, "label": label} for place in order for text, label in rows[place]]
+        assert labelled(*(paths[place] for place in order)) == wanted
+
+
+def test_one_column_cannot_be_both(tmp_path):
+    path = written(tmp_path / "a.csv", "text,label\n1,1\n")
+    refusal(lambda: labelled(path, label_column="text"), "--text-column and --label-column must name different columns")
+
+
 def test_a_changed_file_is_read_anew(tmp_path):
     path = tmp_path / "reviews.csv"
     for version in range(3):
         written(path, f"text,label\nversion {version},0\n")
-        # As of another second each, whatever the file system's clock resolves.
-        os.utime(path, (version, version))
+        # Neither the size nor the time tells them apart.
+        os.utime(path, (1, 1))
         assert labelled(path) == [{"text": f"version {version}", "label": 0}]
 
 
@@ -110,6 +134,9 @@ def test_a_changed_file_is_read_anew(tmp_path):
         pytest.param("a.csv", "text,label\na,good\n", ["integer classes in 'label'", "'good'"], id="word-label"),
         pytest.param("a.csv", "text,label\na,0.5\nb,1\n", ["integer classes in 'label'", "0.5"], id="fraction-label"),
         pytest.param("a.csv", "text,label\na,\nb,1\n", ["integer classes in 'label'"], id="blank-label"),
+        pytest.param("a.csv", "text,label\na,01\n", ["integer classes in 'label'", "line 2 has '01'"], id="leading-zero"),
+        pytest.param("a.csv", "text,label\na,TRUE\n", ["integer classes in 'label'", "line 2 has 'TRUE'"], id="truth-label"),
+        pytest.param("a.tsv", "text\tlabel\na\t1\t\n", ["line 2 has 3 fields", "header has 2"], id="trailing-tab"),
         pytest.param("a.csv", "text,label\na,-1\n", ["class index >= 0 in 'label'"], id="negative-label"),
         pytest.param("a.jsonl", '{"text": "a", "label": null}\n', ["class index >= 0 in 'label'"], id="null-label"),
         pytest.param("a.csv", "text,label\n,1\n", ["without a text in 'text'"], id="blank-text"),
@@ -167,6 +194,36 @@ def test_transfer_files_may_differ_in_form(tmp_path):
 def test_transfer_texts_that_cannot_be_read_are_refused(tmp_path, name, content, parts):
     path = written(tmp_path / name, content)
     refusal(lambda: read_transfer([path], "text"), "--transfer-file", repr(str(path)), *parts)
+
+
+# Texts as a stream
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "texts"),
+    [
+        ("a.tsv", 'text\tlabel\n"good\t1\n007\t0\n\t1\nbad"\t0\n', ['"good', "007", "", 'bad"']),
+        ("a.jsonl", '{"label": 1}\n{"text": "2020-01-01"}\n{"text": 1.50}\n', [None, "2020-01-01", "1.50"]),
+        ("a.txt", "a\x0cb\u2028c\n\nd\re\r\n", ["a\x0cb\u2028c", "", "d\re"]),
+    ],
+)
+def test_streams_hold_the_texts_as_they_stand(tmp_path, name, content, texts):
+    (stream,) = open_texts([str(written(tmp_path / name, content))], "text")
+    assert [row["text"] for row in stream] == texts
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        ("a.csv", "words\na\n", ["no column 'text' (--text-column)", "words"]),
+        ("a.jsonl", '{"words": "a"}\n', ["no column 'text' (--text-column)", "words"]),
+        ("a.csv", "text\n \n", ["holds no text in 'text'"]),
+        ("a.jsonl", '{"text": ["a"]}\n', ["texts in 'text'", "line 1"]),
+    ],
+)
+def test_streams_without_texts_are_refused(tmp_path, name, content, parts):
+    path = written(tmp_path / name, content)
+    refusal(lambda: open_texts([str(path)], "text"), "--text-file", repr(str(path)), *parts)
 
 
 # Token ids

@@ -406,8 +406,10 @@ def test_bad_arguments_are_one_error_and_nothing_written(bad, arguments, parts):
         ("text,label\ngood,yes\nbad,no\n", ["classes, integers from 0", "'label'"]),
         ("text,label\ngood,1\nbad,-1\n", ["rows without a label in 'label'", "row 1"]),
         ("text,label\n,1\nbad,0\n", ["rows without a text in 'text'"]),
+        ("text,label\ngood,01\nbad,0\n", ["classes, integers from 0, in 'label'", "line 2 has '01'"]),
+        ("text,label\ngood,1\nbad\n", ["line 3 has 1 field, but the header has 2"]),
     ],
-    ids=["empty", "large-label", "negative-label", "words", "some-labels", "no-text"],
+    ids=["empty", "large-label", "negative-label", "words", "some-labels", "no-text", "leading-zero", "short-row"],
 )
 def test_bad_rows_are_one_error_and_nothing_written(bad, tmp_path, content, parts):
     (tmp_path / "bad.csv").write_text(content)
@@ -471,6 +473,19 @@ def test_results_of_another_model_are_not_added_to(evaluate, tmp_path, bad):
             parts=["eval_results.json", "of another model", "model.safetensors held", "move the"],
         )
     assert results(tmp_path / "model") == before
+
+
+def test_some_rows_have_no_name(tmp_path, bad):
+    (tmp_path / "rows.jsonl").write_text('{"idx": 0, "text": "a", "label": 1}\n{"text": "b", "label": 1}\n')
+    bad("MODEL", "--task", "imdb", "--data", tmp_path / "rows.jsonl", parts=["without a name in 'idx'", "row 1"])
+
+
+def test_a_file_in_glues_form(tmp_path):
+    file = tmp_path / "dev.tsv"
+    file.write_text('idx\tsentence\tlabel\n007\t"Good\t1\n1.0\t2020-01-01\t0\n-\t"\t1\nNA\tbad" film\t0\n')
+    rows = load_split(find_task("sst2"), "validation", {"validation": file}).rows
+    assert rows["text"][:] == ['"Good', "2020-01-01", '"', 'bad" film']
+    assert (rows["label"][:], rows["idx"][:]) == ([1, 0, 1, 0], ["007", "1.0", "-", "NA"])
 
 
 def test_files_by_split(tmp_path):
