@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .errors import UserError, reason
 from .foreign import load_pretrained
+from .heads import MULTI_LABEL, REGRESSION, THRESHOLD, class_names, describe_problem, has_its_outputs, problem_of
 from .modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from .modeling.modeling_inhibidistilbert import InhibiDistilBertForSequenceClassification
 from .quiet import quiet_transformers
@@ -42,12 +43,17 @@ class Prediction:
         label: name of the label with the highest score.
         score: its probability; for a regression model the value itself.
         tokens: length of the whole text in tokens, special tokens included.
+        labels: of a multi-label model, the names of all labels from its threshold on, the likeliest first; may be empty.
+            None for other models.
+        scores: of a multi-label model, the probability of each label by its name, in the model's order. None for others.
     """
 
     text: str
     label: str
     score: float
     tokens: int
+    labels: list[str] | None = None
+    scores: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,18 +74,23 @@ class TextClassifier:
         batch_size: windows a forward pass.
         stride: None cuts texts longer than `max_tokens`; a number averages the probabilities of windows of `max_tokens`
             that overlap by so many tokens.
+        threshold: the probability from which on a multi-label model's label is given; None means 0.5, and for other models
+            there is none.
 
     Raises:
-        UserError: `batch_size` or `stride` out of range, or a tokenizer that does not fit the model.
+        UserError: `batch_size`, `stride` or `threshold` out of range, a tokenizer that does not fit the model, or a head
+            whose outputs have no meaning here.
     """
 
     model: InhibiDistilBertForSequenceClassification
     tokenizer: PreTrainedTokenizerBase
     batch_size: int = 32
     stride: int | None = None
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         self.model.eval()
+        self._check_head()
         if self.batch_size < 1:
             raise UserError(f"batch size must be at least 1, got {self.batch_size}.")
         room = self.max_tokens - self.tokenizer.num_special_tokens_to_add()
@@ -96,9 +107,33 @@ class TextClassifier:
                 f"{self.model.config.vocab_size}: they do not belong together."
             )
 
+    def _check_head(self) -> None:
+        config, names = self.model.config, self.labels
+        if not has_its_outputs(config):
+            raise UserError(
+                f"the model in {self.model.name_or_path!r} is {describe_problem(config)}: predicting needs a single number, "
+                "two or more classes to choose from, or labels that are each there or not."
+            )
+        if self.multi_label and len(set(names)) < len(names):
+            raise UserError(f"the model in {self.model.name_or_path!r} has labels of the same name: {', '.join(names)}.")
+        if self.threshold is None:
+            return
+        if not self.multi_label:
+            raise UserError(
+                f"threshold is for multi-label models, but the one in {self.model.name_or_path!r} is "
+                f"{describe_problem(config)}."
+            )
+        if not 0 <= self.threshold <= 1:
+            raise UserError(f"threshold must be a probability from 0 to 1, got {self.threshold}.")
+
     @classmethod
     def from_folder(
-        cls, folder: Path, device: str = "auto", batch_size: int = 32, stride: int | None = None
+        cls,
+        folder: Path,
+        device: str = "auto",
+        batch_size: int = 32,
+        stride: int | None = None,
+        threshold: float | None = None,
     ) -> "TextClassifier":
         """Load a folder written by `save_pretrained` of model and tokenizer. No code in the folder is run.
 
@@ -110,7 +145,7 @@ class TextClassifier:
         with quiet_transformers():
             model, tokenizer = load_model(folder), load_tokenizer(folder)
         model.to(where)  # type: ignore[arg-type]  # transformers' wrapper of `to` loses its signature.
-        return cls(model, tokenizer, batch_size, stride)
+        return cls(model, tokenizer, batch_size, stride, threshold)
 
     @property
     def max_tokens(self) -> int:
@@ -120,7 +155,12 @@ class TextClassifier:
     @property
     def labels(self) -> list[str]:
         """Names of the labels, in the order of the model's outputs."""
-        return [str(name) for _, name in sorted((self.model.config.id2label or {}).items())]
+        return class_names(self.model.config)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether each label is there or not by itself, so that a text has any number of them."""
+        return problem_of(self.model.config) == MULTI_LABEL
 
     def predict(self, texts: Iterable[str], track: Track | None = None) -> Iterator[Prediction]:
         """Predictions in the order of `texts`, which are read `CHUNK_TEXTS` at a time.
@@ -139,14 +179,26 @@ class TextClassifier:
         lengths = self._text_lengths(windows, len(texts))
         if self.stride is None:
             windows = [window for i, window in enumerate(windows) if i == 0 or windows[i - 1].owner != window.owner]
-        values, labels = self._text_scores(windows, len(texts), track).max(-1)
-        if not values.isfinite().all():
+        scores = self._text_scores(windows, len(texts), track)
+        if not scores.isfinite().all():
             raise UserError(f"the model in {self.model.name_or_path!r} gives scores that are not finite: it is damaged.")
         names = self.labels
-        return [
+        values, labels = scores.max(-1)
+        found = [
             Prediction(text, names[label], score, length)
             for text, label, score, length in zip(texts, labels.tolist(), values.tolist(), lengths, strict=True)
         ]
+        if not self.multi_label:
+            return found
+        named = (dict(zip(names, row, strict=True)) for row in scores.tolist())
+        return [
+            replace(prediction, labels=self._given(row), scores=row) for prediction, row in zip(found, named, strict=True)
+        ]
+
+    def _given(self, scores: dict[str, float]) -> list[str]:
+        """The labels from the threshold on, the likeliest first."""
+        threshold = THRESHOLD if self.threshold is None else self.threshold
+        return sorted((name for name, score in scores.items() if score >= threshold), key=lambda name: -scores[name])
 
     def _windows(self, texts: list[str]) -> list[Window]:
         """The windows of all texts, those of a text together and in order. Without a stride they do not overlap."""
@@ -198,14 +250,11 @@ class TextClassifier:
 
 
 def to_scores(logits: Tensor, config: InhibiDistilBertConfig) -> Tensor:
-    """Probabilities `(B, labels)` as the problem type asks; the logits themselves for regression.
-
-    Without a problem type one label means regression and several a single one of them, as in transformers' losses.
-    """
-    problem = config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
-    if problem == "regression":
+    """Probabilities `(B, labels)` as the problem type asks (see `problem_of`); the logits themselves for regression."""
+    problem = problem_of(config)
+    if problem == REGRESSION:
         return logits
-    return logits.sigmoid() if problem == "multi_label_classification" else logits.softmax(-1)
+    return logits.sigmoid() if problem == MULTI_LABEL else logits.softmax(-1)
 
 
 def find_device(name: str) -> torch.device:

@@ -1,6 +1,7 @@
 """Reads the declared columns of local files of texts: CSV, TSV, JSON, JSON lines, parquet and plain text."""
 
 import hashlib
+import inspect
 import itertools
 import math
 import re
@@ -30,12 +31,14 @@ class Declared:
 
     feature: the type. wanted: what its rows hold, for errors. option: names the column, for errors.
     required: the file must have it; otherwise rows have None where it lacks it.
+    convert: from a value as it stands in the file to one of the type, where the type does not say how; raises `Misfit`.
     """
 
     feature: Any
     wanted: str
     option: str = ""
     required: bool = True
+    convert: Callable[[Any], Any] | None = None
 
 
 def load_file(path: Path, argument: str, columns: Mapping[str, Declared]) -> Dataset:
@@ -98,7 +101,8 @@ def _key(path: Path, columns: Mapping[str, Declared]) -> str:
     kind, _ = READERS[path.suffix.lower()]
     declared = {name: (column.feature, column.required) for name, column in columns.items()}
     digest = hashlib.sha256(repr((kind, declared)).encode())
-    for part in (path, Path(__file__), Path(text_rows.__file__)):
+    converters = [inspect.getfile(column.convert) for column in columns.values() if column.convert]
+    for part in map(Path, (path, __file__, text_rows.__file__, *converters)):
         digest.update(sha256(part).encode())
     return digest.hexdigest()
 
@@ -121,7 +125,7 @@ def _rows(path: Path, argument: str, columns: Mapping[str, Declared]) -> Iterato
     Raises:
         UserError: as `load_file`.
     """
-    where, converters = None, {name: _converter(column.feature) for name, column in columns.items()}
+    where, converters = None, {name: column.convert or _converter(column.feature) for name, column in columns.items()}
     required = [name for name, column in columns.items() if column.required]
     try:
         for where, values in read_rows(path, columns, required):
@@ -129,7 +133,7 @@ def _rows(path: Path, argument: str, columns: Mapping[str, Declared]) -> Iterato
             for name, convert in converters.items():
                 try:
                     row[name] = convert(values.get(name))
-                except _Misfit as misfit:
+                except Misfit as misfit:
                     raise UserError(
                         f"{argument}: {str(path)!r} must hold {columns[name].wanted} in {name!r}, but {where} has {misfit}."
                     ) from misfit
@@ -155,7 +159,7 @@ def _unreadable(path: Path, argument: str, error: Exception) -> UserError:
     return UserError(f"{argument}: {str(path)!r} could not be read as {kind}: {why.removesuffix('.')}.")
 
 
-class _Misfit(ValueError):
+class Misfit(ValueError):
     """A value of another type than its column's. The message shows the value and says what would be right."""
 
     def __init__(self, value: Any, right: str):
@@ -164,7 +168,7 @@ class _Misfit(ValueError):
 
 
 def _converter(feature: Any) -> Callable[[Any], Any]:
-    """A function from a value as it stands in a file to one of the type, or `_Misfit`; None stays."""
+    """A function from a value as it stands in a file to one of the type, or `Misfit`; None stays."""
     if isinstance(feature, Mapping):
         parts = {name: _converter(part) for name, part in feature.items()}
         return _optional(lambda value: {name: part(value.get(name)) for name, part in parts.items()}, dict, "an object")
@@ -185,7 +189,7 @@ def _optional(convert: Callable[[Any], Any], of: type = object, right: str = "")
         if value is None:
             return None
         if not isinstance(value, of):
-            raise _Misfit(value, right)
+            raise Misfit(value, right)
         return convert(value)
 
     return converted
@@ -197,17 +201,17 @@ def _text(value: Any) -> str:
         try:
             return value.decode()
         except UnicodeDecodeError:
-            raise _Misfit(value, "a text in UTF-8") from None
+            raise Misfit(value, "a text in UTF-8") from None
     if isinstance(value, str):
         # JSON can escape half a surrogate pair.
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise _Misfit(value, "a text in Unicode") from None
+            raise Misfit(value, "a text in Unicode") from None
         return str(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    raise _Misfit(value, "a text")
+    raise Misfit(value, "a text")
 
 
 def _integer(value: Any) -> int:
@@ -215,7 +219,7 @@ def _integer(value: Any) -> int:
     found = None if isinstance(value, bool) else _literal(_INTEGER, value)
     number = int(found[1]) if found and len(found[1]) <= 20 else 2**63
     if not -(2**63) <= number < 2**63:
-        raise _Misfit(value, "an integer such as 0 or 12")
+        raise Misfit(value, "an integer such as 0 or 12")
     return number
 
 
@@ -226,7 +230,7 @@ def _number(value: Any) -> float:
             return math.nan
         if (found := _literal(_NUMBER, value)) and math.isfinite(number := float(found[0])):
             return number
-    raise _Misfit(value, "a number such as 0.5")
+    raise Misfit(value, "a number such as 0.5")
 
 
 def _literal(pattern: re.Pattern, value: Any) -> re.Match | None:

@@ -159,6 +159,49 @@ def test_multi_label_gives_the_highest_sigmoid(tmp_path):
     assert answer.label == names[scores.argmax().item()]
 
 
+MOODS = {0: "FUNNY", 1: "DARK", 2: "LONG"}
+
+
+@pytest.fixture(scope="module")
+def multi_label(tmp_path_factory):
+    """A model that gives every text FUNNY with 0.95, DARK with 0.05 and LONG with 0.88."""
+    folder = tmp_path_factory.mktemp("moods")
+    write_tiny_checkpoint(folder, problem_type="multi_label_classification", id2label=MOODS)
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.weight"].zero_()
+    weights["classifier.bias"] = torch.tensor([0.95, 0.05, 0.88]).logit()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("threshold", "labels"),
+    [(None, ["FUNNY", "LONG"]), (0.9, ["FUNNY"]), (0.96, []), (0, ["FUNNY", "LONG", "DARK"])],
+)
+def test_multi_label_gives_all_labels_from_the_threshold_on(run, multi_label, threshold, labels):
+    (answer,) = TextClassifier.from_folder(multi_label, threshold=threshold).predict(["good"])
+    assert (answer.label, answer.score) == ("FUNNY", pytest.approx(0.95))
+    assert answer.labels == labels
+    assert answer.scores == pytest.approx({"FUNNY": 0.95, "DARK": 0.05, "LONG": 0.88})
+    options = [] if threshold is None else ["--threshold", threshold]
+    (record,) = run("good", "--model", multi_label, "--json", *options).records
+    scores = {"scores": answer.scores, "score": answer.score}
+    assert record == {"text": "good", "label": "FUNNY", "labels": labels, **scores}
+    shown = ", ".join(f"{label} {answer.scores[label]:.4f}" for label in labels) or "no label (likeliest: FUNNY 0.9500)"
+    assert run("good", "--model", multi_label, *options).out == f"{shown}  good\n"
+
+
+def test_windows_average_the_probabilities_of_each_label(tmp_path):
+    folder = write_tiny_checkpoint(tmp_path, problem_type="multi_label_classification", id2label=MOODS)
+    classifier = TextClassifier.from_folder(folder, stride=0)
+    first, *words, last = token_ids(classifier, LONG_TEXT)
+    windows = [torch.tensor([[first, *words[start : start + 14], last]]) for start in range(0, 42, 14)]
+    with torch.inference_mode():
+        expected = torch.cat([classifier.model(window).logits.sigmoid() for window in windows]).mean(0)
+    (answer,) = classifier.predict([LONG_TEXT])
+    assert list(answer.scores.values()) == pytest.approx(expected.tolist(), abs=1e-5)
+
+
 @pytest.mark.parametrize("problem_type", ["regression", None])
 def test_one_label_gives_the_value_itself(tmp_path, problem_type):
     folder = write_tiny_checkpoint(tmp_path, problem_type=problem_type, id2label={0: "GRADE"})
@@ -431,6 +474,26 @@ def edit_weights(folder: Path, name: str, value: float):
     weights = load_file(folder / "model.safetensors")
     weights[name] = torch.full_like(weights[name], value)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_several_numbers_are_not_one_label(run, tmp_path):
+    folder = write_tiny_checkpoint(tmp_path, problem_type="regression")
+    assert_refused(run("good", "--model", folder), str(folder), "a regression (problem_type 'regression', 2 outputs)")
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.5, "nan"])
+def test_a_threshold_that_is_no_probability(run, multi_label, threshold):
+    assert_refused(run("good", "--model", multi_label, "--threshold", threshold), "threshold", "from 0 to 1", str(threshold))
+
+
+def test_a_threshold_for_a_model_that_gives_one_class(run, checkpoint):
+    assert_refused(run("good", "--model", checkpoint, "--threshold", 0.5), "threshold is for multi-label", "one class")
+
+
+def test_labels_of_the_same_name(run, tmp_path):
+    names = {0: "FUNNY", 1: "FUNNY", 2: "LONG"}
+    folder = write_tiny_checkpoint(tmp_path, problem_type="multi_label_classification", id2label=names)
+    assert_refused(run("good", "--model", folder), "labels of the same name", "FUNNY, FUNNY, LONG")
 
 
 def test_scalars_that_are_not_finite(run, copy):

@@ -39,7 +39,7 @@ def distill(
         list[Path] | None, typer.Option(help="Labelled texts to test teacher and student on at the end. Repeatable.")
     ] = None,
     text_column: Annotated[str | None, typer.Option(help="Column that holds the text.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column that holds the class index.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the labels: a class index, number or list.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="Names of the classes, in order. Repeatable.")] = None,
     fine_tune_teacher: Annotated[
         bool, typer.Option("--fine-tune-teacher", help="First fine-tune the teacher on the labelled texts.")
@@ -131,7 +131,7 @@ def distill(
     # The Trainer prints to stdout, which --json keeps for the one object.
     with contextlib.redirect_stdout(sys.stderr):
         if fine_tune_teacher:
-            tuning = {f"task__{name}": value for name, value in of_teacher.items()}
+            tuning = {f"task__{name}": value for name, value in of_teacher.items()} | {"data__kind": settings.data.kind}
             run_recipe(read_recipe("finetune", student__source=teacher, **shared, **tuning), tuned, trust_remote_code)
         log = run_recipe(settings, output_dir, trust_remote_code)
     if not PartialState().is_main_process:

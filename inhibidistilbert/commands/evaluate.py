@@ -23,8 +23,8 @@ def evaluate(
     task: Annotated[
         str,
         typer.Option(
-            help="cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, imdb, rotten_tomatoes; classification or regression "
-            "for files of your own."
+            help="cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, imdb, rotten_tomatoes; classification, regression or "
+            "multi-label-classification for files of your own."
         ),
     ],
     data: Annotated[

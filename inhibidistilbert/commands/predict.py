@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import typer
 from rich.cells import cell_len, set_cell_size
@@ -48,7 +48,14 @@ def predict(
             metavar="DIR", help="A checkpoint folder; only data in it is read. Left out: the sentiment model shipped."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line: text, label, score.")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="One JSON object a line: text, label, score; labels, scores of multi-label models."),
+    ] = False,
+    threshold: Annotated[
+        float | None,
+        typer.Option(metavar="P", help="Multi-label models: give labels of probability P or more.", show_default="0.5"),
+    ] = None,
     stride: Annotated[
         int | None,
         typer.Option(metavar="N", help="Read long texts whole, in windows that overlap by N tokens; average their scores."),
@@ -58,7 +65,8 @@ def predict(
 ) -> None:
     """Label texts: those given, those of --file, or those on standard input, one a line.
 
-    Blank lines are skipped. Texts longer than the model's positions are cut, unless --stride is given.
+    A multi-label model gives every label of a probability from --threshold on, or says that there is none. Blank lines are
+    skipped. Texts longer than the model's positions are cut, unless --stride is given.
     """
     name, source = open_texts(text, file)
     texts = NonBlank(source)
@@ -67,7 +75,7 @@ def predict(
     first = next(remaining, None)
     if first is None:
         raise UserError(f"{name} holds no text (blank lines: {texts.skipped}); give at least one text, one a line.")
-    classifier = TextClassifier.from_folder(model or default_checkpoint(), device, batch_size, stride)
+    classifier = TextClassifier.from_folder(model or default_checkpoint(), device, batch_size, stride, threshold)
     long, longest = print_predictions(classifier.predict(chain([first], remaining), progress_bar), classifier, as_json)
     if long and stride is None:
         note(
@@ -143,14 +151,29 @@ def print_predictions(predictions: Iterable[Prediction], classifier: TextClassif
 
 
 def json_line(prediction: Prediction) -> str:
-    """`{"text": …, "label": …, "score": …}` in ASCII, so that nothing in a text can break the line."""
-    return json.dumps({"text": prediction.text, "label": prediction.label, "score": prediction.score})
+    """`{"text": …, "label": …, "score": …}` in ASCII, so that nothing in a text can break the line.
+
+    A multi-label model's has `"labels": [name, …]`, those from the threshold on, and `"scores": {name: …}` of all as well;
+    `label` and `score` are those of the likeliest, wherever the threshold is.
+    """
+    fields: dict[str, Any] = {"text": prediction.text, "label": prediction.label, "score": prediction.score}
+    if prediction.scores is not None:
+        fields |= {"labels": prediction.labels, "scores": prediction.scores}
+    return json.dumps(fields)
 
 
 def human_line(prediction: Prediction, label_width: int, line_width: int | None) -> str:
-    """Label, score and text in columns; a text on one line, without control characters, cut to the terminal's width."""
+    """Label, score and text in columns; a text on one line, without control characters, cut to the terminal's width.
+
+    Of a multi-label model all labels that are given, with their scores; where there is none, that, and the likeliest.
+    """
     text = "".join(c for c in " ".join(prediction.text.split()) if c.isprintable())
-    line = f"{set_cell_size(prediction.label, label_width)}  {prediction.score:7.4f}  {text}"
+    if prediction.scores is None:
+        line = f"{set_cell_size(prediction.label, label_width)}  {prediction.score:7.4f}  {text}"
+    elif prediction.labels:
+        line = f"{', '.join(f'{name} {prediction.scores[name]:.4f}' for name in prediction.labels)}  {text}"
+    else:
+        line = f"no label (likeliest: {prediction.label} {prediction.score:.4f})  {text}"
     if line_width and cell_len(line) > line_width:
         return set_cell_size(line, line_width - 1) + "…"
     return line

@@ -26,7 +26,7 @@ from ..publishing.errors import PublishError
 from ..publishing.kernel import KERNEL_CHECKS, assemble_kernel, check_kernel_loading, kernel_branch, kernel_usage
 from ..publishing.loading import check_loading
 from ..publishing.plan import Plan, Target, make_plan
-from ..publishing.tasks import usage
+from ..publishing.tasks import is_multi_label, usage
 from ..publishing.upload import Published, send, telling
 from ..publishing.verify import sent_completely, verify_kernel, verify_model
 
@@ -188,7 +188,9 @@ def look(report: "Report", verify: str, reference: Path | None, kernel: bool, ru
         report.note("foreign_code", dict(seen.foreign), "\n".join(lines or ["its code is this package's own"]))
     stop_unless_passed(seen.checks, "Nothing was changed.")
     # Only now: whoever follows these lines runs the code.
-    report.show_usage(kernel_usage(repo_id, commit) if kernel else usage(seen.architecture, repo_id, commit))
+    report.show_usage(
+        kernel_usage(repo_id, commit) if kernel else usage(seen.architecture, repo_id, commit, seen.multi_label)
+    )
     report.finish()
 
 
@@ -257,7 +259,8 @@ class Report:
         if target.repo_type == "kernel":
             lines = kernel_usage(target.repo_id, target.tag or published.commit)
         else:
-            lines = usage(candidate.architecture, target.repo_id, target.tag or published.commit)
+            commit, multi_label = target.tag or published.commit, is_multi_label(candidate.config)
+            lines = usage(candidate.architecture, target.repo_id, commit, multi_label)
         self.show_usage(lines)
 
     def show_usage(self, lines: Sequence[str]) -> None:

@@ -51,6 +51,18 @@ def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     return temperature**2 * divergence.sum(-1)
 
 
+def soft_labels(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T² times the mean over labels of KL(σ(teacher / T), σ(student / T)), in float32: `(…, C)` -> `(…)`.
+
+    Each label is a distribution of its own, over being there or not. The divergence is the binary cross-entropy from the
+    teacher's probabilities less their own entropy, so that agreeing costs nothing.
+    """
+    student, teacher = student.float() / temperature, teacher.float() / temperature
+    there, missing = F.logsigmoid(teacher), F.logsigmoid(-teacher)
+    divergence = there.exp() * (there - F.logsigmoid(student)) + missing.exp() * (missing - F.logsigmoid(-student))
+    return temperature**2 * divergence.mean(-1)
+
+
 def _tokens(batch: Batch) -> dict[str, Tensor]:
     return {"tokens": batch["attention_mask"].sum()}
 

@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import transformers
@@ -12,11 +13,12 @@ from transformers.utils import has_file
 
 from ..errors import UserError, reason
 from ..foreign import load_pretrained
+from ..heads import class_names
 from .arguments import training_arguments
 from .inputs import EVAL, TEST, TEXTS, TRAIN, TRANSFER, Inputs
 from .recipe import Align, Pretrain, Recipe, Stage, Task
 from .sizes import published_sizes
-from .tasks import KINDS, TaskKind
+from .tasks import KINDS, Classification, TaskKind, kind_of
 from .teacher import check_same_tokenizer, load_tokenizer
 from .text_stream import open_texts
 
@@ -51,7 +53,7 @@ def data_files(recipe: Recipe) -> list[str]:
 
 def prepare(recipe: Recipe, work_dir: Path, trust_remote_code: bool, inputs: Inputs) -> Prepared:
     tokenizer = _tokenizer(recipe, trust_remote_code)
-    prepared = Prepared(recipe, work_dir, trust_remote_code, inputs, tokenizer, KINDS[recipe.data.kind](recipe.data))
+    prepared = Prepared(recipe, work_dir, trust_remote_code, inputs, tokenizer, _task(recipe, trust_remote_code))
     data = recipe.data
     for stage in recipe.stages:
         training_arguments(recipe, stage, prepared.folder(stage))
@@ -71,6 +73,26 @@ def prepare(recipe: Recipe, work_dir: Path, trust_remote_code: bool, inputs: Inp
     for stage in recipe.stages:
         inputs.check_unchanged(stage, (TRAIN, TRANSFER, EVAL, TEST, TEXTS))  # while they were read
     return prepared
+
+
+def _task(recipe: Recipe, trust_remote_code: bool) -> TaskKind:
+    """The kind of task: the recipe's, or that of the first teacher whose answers are learned; all such teachers fit it."""
+    answering = [stage for stage in recipe.stages if isinstance(stage, Task) and stage.soft_weight]
+    configs = {source: _config(source, trust_remote_code) for stage in answering if (source := recipe.teacher_of(stage))}
+    first = next(iter(configs.values()), None)
+    kind = recipe.data.kind or (kind_of(first) if first else Classification.name)
+    task = KINDS[kind](recipe.data, recipe.data.labels or (class_names(first) if first else []))
+    for source, config in configs.items():
+        task.check_teacher(config, f"--teacher: {source!r}")
+    return task
+
+
+def _config(source: str, trust_remote_code: bool) -> Any:
+    """A teacher's configuration."""
+    try:
+        return load_pretrained(transformers.AutoConfig, source, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise UserError(f"--teacher: {source!r} does not load: {reason(error)}") from error
 
 
 def _tokenizer(recipe: Recipe, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -118,10 +140,7 @@ def _check_stage(prepared: Prepared, stage: Stage) -> None:
     """What can be known without weights: positions, masks, labels' range."""
     source = prepared.recipe.teacher_of(stage)
     if source and needs_teacher(stage):
-        try:
-            config = load_pretrained(transformers.AutoConfig, source, trust_remote_code=prepared.trust_remote_code)
-        except Exception as error:
-            raise UserError(f"--teacher: {source!r} does not load: {reason(error)}") from error
+        config = _config(source, prepared.trust_remote_code)
         check_lengths(prepared, stage, config.max_position_embeddings, f"the teacher {source!r}")
         if isinstance(stage, Task) and stage.soft_weight:
             check_labels(prepared, config.num_labels)

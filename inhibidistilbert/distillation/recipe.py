@@ -49,14 +49,19 @@ class Data:
 
     text_files: unlabelled, for alignment and pretraining; read as a stream.
     train_files, eval_file, test_files: labelled; transfer_files: unlabelled, for the teacher to label.
-    label_column: class index, number, or for token classification a list of class indices, one for each word of the list
-        in `text_column`. Question answering has SQuAD's columns: `question`, `context`, `answers`.
+    kind: of the task; None for that of the teacher whose answers are learned, and without one for classification.
+    label_column: class index; number; for multi-label classification a list of labels (see `label_lists`); for token
+        classification a list of class indices, one for each word of the list in `text_column`. Question answering has
+        SQuAD's columns: `question`, `context`, `answers`.
     labels: names of the classes, in order.
     test_max_length: tokens of a test text at most; None for the stage's `max_length`.
     """
 
     text_files: list[str] = field(default_factory=list)
-    kind: Literal["classification", "regression", "token-classification", "question-answering"] = "classification"
+    kind: (
+        Literal["classification", "multi-label-classification", "regression", "token-classification", "question-answering"]
+        | None
+    ) = None
     train_files: list[str] = field(default_factory=list)
     transfer_files: list[str] = field(default_factory=list)
     eval_file: str | None = None
@@ -171,7 +176,7 @@ class Pretrain(Stage):
 class Task(Stage):
     """From a fine-tuned teacher, or from the labels alone where no weight asks for one.
 
-    soft_weight: of the teacher's answers, at `temperature` for classes, as squared error for numbers.
+    soft_weight: of the teacher's answers, at `temperature` for classes and labels, as squared error for numbers.
     hard_weight: of the labels. hidden_weight, hidden_layer_weights: see `Pretrain`.
     position_offsets: move each text to a random place of the position table, so that all of it is trained.
     teacher_base: the encoder that the teacher was fine-tuned from. What fine-tuning changed in it is added to the student

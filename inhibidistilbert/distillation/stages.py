@@ -119,9 +119,8 @@ def _labels(prepared: Prepared, stage: Stage, teacher: PreTrainedModel | None) -
     else:
         labels = {"num_labels": max(prepared.task.num_labels(dataset) for dataset in labelled_sets(prepared).values())}
     check_labels(prepared, len(labels["id2label"]) if "id2label" in labels else labels["num_labels"])
-    kinds = {"classification": "single_label_classification", "regression": "regression"}
-    if prepared.recipe.data.kind in kinds:
-        labels["problem_type"] = kinds[prepared.recipe.data.kind]
+    if prepared.task.problem_type is not None:
+        labels["problem_type"] = prepared.task.problem_type
     return labels
 
 
@@ -264,7 +263,7 @@ def _dataset(prepared: Prepared, stage: Stage, teacher: PreTrainedModel | None) 
         blocks = isinstance(stage, Pretrain) and stage.blocks
         return TextStream(prepared.texts, prepared.tokenizer, stage.max_length, stage.batch_size, recipe.seed, blocks)
     # Without hidden states to learn from, the teacher answers each text once, for all epochs.
-    fixed_size = recipe.data.kind in ("classification", "regression")
+    fixed_size = prepared.task.head == "ForSequenceClassification"
     once = fixed_size and bool(stage.soft_weight) and not stage.hidden_weight
     folder = prepared.folder(stage) / "labelled"
     # Every process meets here whether the folder is there or not: a late one would else go by, and the others wait for it.

@@ -1,17 +1,31 @@
 """The kinds of tasks: for each the head, the columns, the losses, what is predicted and how it is scored."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, List, Value
+from scipy.special import expit
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from ..errors import UserError
 from ..evaluation import metrics
+from ..heads import (
+    MULTI_LABEL,
+    REGRESSION,
+    SINGLE_LABEL,
+    class_names,
+    describe_problem,
+    fits_problem,
+    is_renaming,
+    other_head,
+    problem_of,
+)
+from ..label_lists import multi_hot, read_label_lists
 from .data import (
     NO_LABEL,
     Column,
@@ -24,7 +38,7 @@ from .data import (
     tokenize,
     word_column,
 )
-from .objectives import soft_targets
+from .objectives import soft_labels, soft_targets
 from .recipe import Data
 
 Batch = Mapping[str, Tensor]
@@ -34,15 +48,39 @@ LONGEST_ANSWER = 30  # tokens, as in the SQuAD scripts of BERT
 class TaskKind:
     """One kind of task. Logits are those of `logits`, always one tensor; labels the batch's `labels`.
 
-    head: the suffix of the model's class. no_label: what stands for the label of a text that has none.
+    name: in recipes. head: the suffix of the model's class. problem_type: of its configuration, None where the class says
+    it all. no_label: what stands for the label of a text that has none. names: of the classes, as far as they are known.
     """
 
+    name: ClassVar[str]
+    problem_type: ClassVar[str | None] = None
     head: ClassVar[str]
     no_label: ClassVar[Any] = NO_LABEL
     metrics: ClassVar[Sequence[type]]
 
-    def __init__(self, data: Data):
+    def __init__(self, data: Data, names: Sequence[str] = ()):
         self.data = data
+        self.names = list(names)
+
+    def check_teacher(self, config: Any, argument: str) -> None:
+        """Raises a UserError for a teacher whose answers are of another kind, or whose classes have one another's names."""
+        wanted = f"data.kind {self.name!r} needs "
+        other = other_head(config, self.head)
+        if other:
+            raise UserError(f"{argument} holds a {other}, but {wanted}a model …{self.head}.")
+        # Without a problem type one number is told by the number of outputs, see `Regression`.
+        says_nothing = config.problem_type is None and self.problem_type == REGRESSION
+        if self.problem_type and not says_nothing and not fits_problem(config, self.problem_type):
+            raise UserError(
+                f"{argument} is {describe_problem(config)}, but {wanted}one of problem_type {self.problem_type!r}: set "
+                f"data.kind={kind_of(config)}, leave it out, or give another teacher."
+            )
+        names = class_names(config)
+        if self.problem_type != REGRESSION and len(names) == len(self.names) and not is_renaming(names, self.names):
+            raise UserError(
+                f"{argument} calls its classes {', '.join(names)}, in this order, but the student's are to be "
+                f"{', '.join(self.names)} (--label, data.labels): give the same order."
+            )
 
     def text_columns(self) -> list[Column]:
         pair = self.data.text_pair_column
@@ -101,6 +139,8 @@ class TaskKind:
 
 
 class Classification(TaskKind):
+    name = "classification"
+    problem_type = SINGLE_LABEL
     head = "ForSequenceClassification"
     metrics = (metrics.Accuracy, metrics.F1, metrics.MatthewsCorrelation)
 
@@ -116,9 +156,69 @@ class Classification(TaskKind):
         return values
 
 
+class MultiLabelClassification(TaskKind):
+    """Any number of labels a text, each there or not by itself; binary cross-entropies. Labels are 0 or 1 for each, or NaN.
+
+    In the files they are lists, see `label_lists`.
+    """
+
+    name = "multi-label-classification"
+    problem_type = MULTI_LABEL
+    head = "ForSequenceClassification"
+    metrics = (metrics.MicroF1, metrics.MacroF1, metrics.AveragePrecision)
+
+    def read(self, files: Sequence[str], argument: str) -> Dataset:
+        texts, labels = read_columns(files, argument, self.text_columns()), []
+        for path in files:
+            lists = read_label_lists(Path(path), argument, self.data.label_column, "--label-column") or []
+            labels += multi_hot(lists, self._names(), f"{argument}: {path!r}, column {self.data.label_column!r},")
+        return self._with_labels(texts, labels)
+
+    def read_unlabelled(self, files: Sequence[str], argument: str) -> Dataset:
+        texts = read_columns(files, argument, self.text_columns(), drop_empty=True)
+        return self._with_labels(texts, [[float("nan")] * len(self._names())] * len(texts))
+
+    def _names(self) -> list[str]:
+        if not self.names:
+            raise UserError(
+                f"--label (data.labels): data.kind {self.name!r} needs the names of all labels, in order, where there is no "
+                "teacher whose answers are learned."
+            )
+        return self.names
+
+    def _with_labels(self, texts: Dataset, labels: list) -> Dataset:
+        return texts.add_column("label", labels).cast_column("label", List(Value("float32")))
+
+    def num_labels(self, dataset: Dataset) -> int:
+        return len(self.names)
+
+    def check_labels(self, dataset: Dataset, argument: str, classes: int) -> None:
+        if classes != len(self.names):
+            raise UserError(f"{argument}: has {len(self.names)} labels, but the classifier has {classes}.")
+
+    def soft(self, student: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> tuple[Tensor, str]:
+        return soft_labels(student, teacher, temperature).sum(), "rows"
+
+    def hard(self, student: Tensor, batch: Batch) -> tuple[Tensor, str]:
+        """Of a row the mean over its labels, as in transformers' loss."""
+        labels = batch["labels"].float()
+        known = ~labels.isnan().any(-1)
+        losses = F.binary_cross_entropy_with_logits(student.float()[known], labels[known], reduction="none")
+        return losses.mean(-1).sum(), "rows"
+
+    def predict(self, logits: Tensor, batch: Batch) -> Tensor:
+        return logits
+
+    def score(self, prediction: EvalPrediction) -> dict[str, float]:
+        labels = np.asarray(prediction.label_ids).astype(np.int64)
+        return metrics.compute(self.metrics, expit(np.asarray(prediction.predictions)), labels)
+
+
 class Regression(TaskKind):
     """One number a text; squared errors."""
 
+    name = "regression"
+    problem_type = REGRESSION
     head = "ForSequenceClassification"
     no_label = float("nan")
     metrics = (metrics.Pearson, metrics.Spearman)
@@ -148,6 +248,7 @@ class Regression(TaskKind):
 class TokenClassification(TaskKind):
     """A class for each word, at its first token. Words come as lists."""
 
+    name = "token-classification"
     head = "ForTokenClassification"
     metrics = (metrics.TokenClassification,)
 
@@ -215,6 +316,7 @@ class QuestionAnswering(TaskKind):
     Logits are `(B, 2, L)`, those of the start and the end; labels `(B, 2)`.
     """
 
+    name = "question-answering"
     head = "ForQuestionAnswering"
     no_label: ClassVar[Any] = None
     metrics = (metrics.QuestionAnswering,)
@@ -313,11 +415,18 @@ def _padded(rows: Sequence[Sequence[Any]], length: int, filler: Any) -> Tensor:
 
 
 KINDS: dict[str, type[TaskKind]] = {
-    "classification": Classification,
-    "regression": Regression,
-    "token-classification": TokenClassification,
-    "question-answering": QuestionAnswering,
+    kind.name: kind
+    for kind in (Classification, MultiLabelClassification, Regression, TokenClassification, QuestionAnswering)
 }
+
+
+def kind_of(config: Any) -> str:
+    """The kind of task that a teacher was trained for: by its class, and of a sequence classifier by its problem type."""
+    architectures = " ".join(getattr(config, "architectures", None) or ())
+    for kind in KINDS.values():
+        if kind.head in architectures and kind.problem_type in (None, problem_of(config)):
+            return kind.name
+    return next(kind.name for kind in KINDS.values() if kind.problem_type == problem_of(config))
 
 
 class Collator:

@@ -85,8 +85,9 @@ def load_teacher(source: str, head: str, trust_remote_code: bool, argument: str)
             )
         except Exception as error:  # the libraries raise nothing more special for damaged files
             raise UserError(f"{argument}: {source!r} does not load: {reason(error)}") from error
-    # A pooler that is missing is not run for hidden states.
-    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
+    # A pooler that is missing is not run for hidden states; it is a part of BERT's sequence classifier.
+    unused = "" if head == "ForSequenceClassification" else "pooler"
+    missing = sorted(name for name in info["missing_keys"] if not unused or unused not in name)
     if missing:
         raise UserError(
             f"{argument}: {source!r} has no trained head {head.removeprefix('For')!r}, or lacks weights "

@@ -87,6 +87,9 @@ def changes(recorded: Any, recipe: Recipe) -> str:
         recorded = plain(build_recipe(recorded))
     before, now = _flat(recorded), _flat(plain(recipe))
     before, now = _without_names(before), _without_names(now)
+    # The default, before it was the teacher's kind: no other teacher fits the record.
+    if now["data.kind"] is None and before.get("data.kind") == "classification":
+        del now["data.kind"], before["data.kind"]
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     return ", ".join(f"{name} {now.get(name)!r} (was {before.get(name)!r})" for name in names)
 

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datasets import Dataset, Value, load_dataset
 
 from ..errors import UserError, reason
+from ..label_lists import multi_hot, names_in, read_label_lists
 from ..text_files import Declared, load_file
 from .tasks import DEFAULT_LABEL, Task
 
@@ -19,7 +20,8 @@ class Split:
     """Rows to train or evaluate on.
 
     Attributes:
-        rows: columns `text`, `text_pair` for pairs, `label` where they are labelled, and `idx`, the row's name in GLUE.
+        rows: columns `text`, `text_pair` for pairs, `label` where they are labelled, and `idx`, the row's name in GLUE. A
+            multi-label task's `label` is the list that the file has, until `with_labels` gives each label its place.
         source: Hub id, or the name of the file without its ending.
         revision: commit on the Hub.
     """
@@ -77,8 +79,8 @@ def load_split(task: Task, name: str, data: Mapping[str, Path]) -> Split:
         if name not in data:
             raise UserError(f"--data has no split {name!r} for task {task.name}; it has {', '.join(data)}.")
         where = f"--data {str(data[name])!r}"
-        rows = load_file(data[name], "--data", _columns(task))
-        return Split(name, _rows(task, rows, where), data[name].stem, published=False)
+        rows = _rows(task, load_file(data[name], "--data", _columns(task)), where)
+        return Split(name, _with_lists(task, rows, data[name]), data[name].stem, published=False)
     if task.dataset is None:
         raise UserError(f"--task {task.name} needs --data: it has no data set of its own.")
     where = f"--task {task.name}: split {name!r} of {task.dataset}"
@@ -103,7 +105,8 @@ def _columns(task: Task) -> dict[str, Declared]:
     kind, wanted = ("float64", "numbers") if task.regression else ("int64", "classes, integers from 0,")
     label = Declared(Value(kind), wanted, required=not _may_lack_labels(task))
     index = Declared(Value("string"), "names of rows", required=False)
-    return {"idx": index} | texts | {task.label_column: label}
+    # The labels of a multi-label task are lists, see `_with_lists`.
+    return {"idx": index} | texts | ({} if task.multi_label else {task.label_column: label})
 
 
 def _rows(task: Task, dataset: Dataset, where: str) -> Dataset:
@@ -139,6 +142,8 @@ def _may_lack_labels(task: Task) -> bool:
 
 def _labels(task: Task, dataset: Dataset, where: str) -> list[float] | list[int] | None:
     """The labels, None for an unlabelled split: without the column, or with no row labelled."""
+    if task.multi_label:
+        return None  # they are lists, see `_with_lists`
     if task.label_column not in dataset.column_names:
         if _may_lack_labels(task):
             return None
@@ -161,6 +166,31 @@ def _labels(task: Task, dataset: Dataset, where: str) -> list[float] | list[int]
             f"{where} has rows without a label in {task.label_column!r}, the first is row {missing.index(True)}."
         )
     return labels
+
+
+def _with_lists(task: Task, rows: Dataset, path: Path) -> Dataset:
+    """The rows of a multi-label task with the lists of its file, where they are labelled; others as they are."""
+    if not task.multi_label:
+        return rows
+    optional = task.label_column == DEFAULT_LABEL
+    lists = read_label_lists(path, "--data", task.label_column, "--label-column", optional)
+    return rows if lists is None else rows.add_column("label", lists)
+
+
+def label_names(task: Task, split: Split) -> list[str]:
+    """Names for the labels of a multi-label task that nothing else names, from one split; see `names_in`."""
+    return names_in(split.rows["label"][:], f"split {split.name!r} of {split.source!r}, column {task.label_column!r},")
+
+
+def with_labels(task: Task, split: Split) -> Split:
+    """A labelled split of a multi-label task with a 0 or 1 for each of the task's labels in place of the lists.
+
+    Raises:
+        UserError: see `multi_hot`.
+    """
+    where = f"split {split.name!r} of {split.source!r}, column {task.label_column!r},"
+    labels = multi_hot(split.rows["label"][:], task.labels, where)
+    return replace(split, rows=split.rows.remove_columns("label").add_column("label", labels))
 
 
 def check_classes(split: Split, classes: int, where: str) -> None:

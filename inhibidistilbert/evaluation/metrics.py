@@ -1,4 +1,4 @@
-"""Metrics of classification, regression, token classification and question answering, as `evaluate` metrics.
+"""Metrics of classification, also multi-label, regression, token classification and question answering, for `evaluate`.
 
 `evaluate.load` fetches a script from the Hub; these work without a network and give the same names and values as GLUE's
 (Wang et al. 2019, arXiv 1804.07461) and, for the tokens of answers, SQuAD's (Rajpurkar et al. 2016, arXiv 1606.05250).
@@ -16,12 +16,15 @@ from datasets import Features, List, Value
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
+from ..heads import THRESHOLD
+
 _Rows = Sequence[Any] | np.ndarray
 
 IGNORED = -100  # the label of a token that does not count, as in transformers
 
 _CLASSES = {"predictions": Value("int64"), "references": Value("int64")}
 _NUMBERS = {"predictions": Value("float64"), "references": Value("float64")}
+_LABELS = {"predictions": List(Value("float64")), "references": List(Value("int64"))}
 _TOKENS = {"predictions": List(Value("int64")), "references": List(Value("int64"))}
 _SPANS = {"predictions": List(Value("int64"), length=2), "references": List(Value("int64"), length=2)}
 
@@ -91,6 +94,52 @@ class RocAuc(_Metric):
         if len(set(references)) < 2:
             return {"roc_auc": float("nan")}
         return {"roc_auc": float(sklearn_metrics.roc_auc_score(references, predictions))}
+
+
+class MicroF1(_Metric):
+    """F1 of all pairs of a text and a label, each pair a decision: `f1_micro`; 0 where no label is given or predicted.
+
+    predictions: a probability for each label, which is predicted from `THRESHOLD` on. references: 0 or 1 for each label.
+    """
+
+    columns = _LABELS
+
+    def _compute(self, predictions: _Rows, references: _Rows) -> dict[str, float]:
+        chosen, labels = np.asarray(predictions) >= THRESHOLD, np.asarray(references)
+        return {"f1_micro": float(sklearn_metrics.f1_score(labels.ravel(), chosen.ravel(), zero_division=0))}
+
+
+class MacroF1(_Metric):
+    """The mean over the labels of each one's F1: `f1_macro`; 0 for a label that is neither given nor predicted.
+
+    predictions, references: as those of `MicroF1`.
+    """
+
+    columns = _LABELS
+
+    def _compute(self, predictions: _Rows, references: _Rows) -> dict[str, float]:
+        chosen, labels = np.asarray(predictions) >= THRESHOLD, np.asarray(references)
+        # scikit-learn takes a table of one label for two classes, whose mean would be another.
+        average = "macro" if labels.shape[1] > 1 else "binary"
+        return {"f1_macro": float(sklearn_metrics.f1_score(labels, chosen, average=average, zero_division=0))}
+
+
+class AveragePrecision(_Metric):
+    """The mean over the labels of each one's average precision, wherever the threshold lies: `average_precision`.
+
+    A label that no text has is left out of the mean, for there is nothing to find; NaN where that is every label.
+    predictions, references: as those of `MicroF1`.
+    """
+
+    columns = _LABELS
+
+    def _compute(self, predictions: _Rows, references: _Rows) -> dict[str, float]:
+        scores, labels = np.asarray(predictions), np.asarray(references)
+        found = labels.any(axis=0)
+        if not found.any():
+            return {"average_precision": float("nan")}
+        precision = sklearn_metrics.average_precision_score(labels[:, found], scores[:, found], average="macro")
+        return {"average_precision": float(precision)}
 
 
 class Pearson(_Metric):

@@ -9,16 +9,29 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from datasets import List, Value
+from scipy.special import expit
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..errors import UserError
+from ..heads import (
+    MULTI_LABEL,
+    SINGLE_LABEL,
+    THRESHOLD,
+    class_names,
+    describe_problem,
+    fits_problem,
+    output_order,
+    problem_of,
+)
+from ..label_lists import SEPARATOR
 from ..prediction import find_device
-from .checkpoint import load_checkpoint
+from .checkpoint import load_checkpoint, load_config
 from .fine_tuning import Recipe, fine_tune
-from .loading import Split, check_classes, load_split, parse_data
+from .loading import Split, check_classes, label_names, load_split, parse_data, with_labels
 from .results import OutputFolder
 from .scoring import Difference, Scored, Track, compare, encode, logits
-from .tasks import STSB_RANGE, Task, find_task
+from .tasks import OWN_FILES, STSB_RANGE, Task, find_task
 
 SHORTEST = 4  # tokens: [CLS], one of each text, [SEP]
 
@@ -94,24 +107,32 @@ class SplitResult:
 
 @dataclass
 class _Models:
-    """Loads a checkpoint for the task, once for each seed."""
+    """Loads a checkpoint for the task, once for each seed.
+
+    names: of the classes, in the data's order; empty where nothing tells them.
+    """
 
     options: Evaluation
     task: Task
     classes: int | None
     train: Split | None
+    names: Sequence[str] = ()
 
     def load(self, checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Raises `UserError`: it does not load, or has another number of labels than the task."""
+        """Raises `UserError`: it does not load, or is another kind of model, or has other labels than the task."""
         wanted = self.classes if self.options.fine_tune else None
-        model, tokenizer = load_checkpoint(checkpoint, wanted, self.options.trust_remote_code)
+        model, tokenizer = load_checkpoint(checkpoint, wanted, self.options.trust_remote_code, self.task.problem_type)
         config = model.config
+        # Of a model that does not say what it is, another number of labels tells more.
+        if config.problem_type or self.classes in (None, config.num_labels):
+            _check_problem(checkpoint, config, self.task)
         if self.classes is not None and config.num_labels != self.classes:
             names = f" ({', '.join(self.task.labels)})" if self.task.labels else ""
             raise UserError(
                 f"CHECKPOINT {checkpoint!r} has {config.num_labels} labels, but task {self.task.name} has "
                 f"{self.classes}{names}; give another checkpoint, or --fine-tune."
             )
+        self.order(checkpoint, model)
         if self.options.fine_tune:
             if getattr(config, "int8_weights", False):
                 raise UserError(f"CHECKPOINT {checkpoint!r} has int8 weights, which cannot be trained.")
@@ -123,8 +144,23 @@ class _Models:
             )
         return model, tokenizer
 
+    def order(self, checkpoint: str, model: PreTrainedModel) -> list[int]:
+        """The model's output for each class; see `output_order`. Raises a UserError for names that are not the task's."""
+        names = class_names(model.config)
+        if self.options.fine_tune or self.task.regression:
+            return list(range(len(names)))
+        order = output_order(names, self.names)
+        if order is None:
+            whose = f"task {self.task.name}" if self.task.labels else repr(self.options.checkpoints[0])
+            raise UserError(
+                f"CHECKPOINT {checkpoint!r} calls its labels {', '.join(names)}, but those of {whose} are "
+                f"{', '.join(self.names)}: name them alike in its config.json (LABEL_0, LABEL_1, … mean their places), or "
+                "--fine-tune."
+            )
+        return order
+
     def _name_labels(self, model: PreTrainedModel) -> None:
-        model.config.problem_type = "regression" if self.task.regression else "single_label_classification"
+        model.config.problem_type = self.task.problem_type
         if self.task.labels:
             model.config.id2label = dict(enumerate(self.task.labels))
             model.config.label2id = {name: index for index, name in enumerate(self.task.labels)}
@@ -143,6 +179,8 @@ class _Models:
             model, tokenizer = self.load(checkpoint)
             if self.train is not None:
                 data = encode(self.train.rows, tokenizer, self.max_length(model))
+                if self.task.multi_label:
+                    data = data.cast_column("labels", List(Value("float32")))  # as the model's loss wants them
                 with tempfile.TemporaryDirectory() as folder:
                     fine_tune(model, tokenizer, data, self.options.recipe, seed, Path(folder))
                 if output is not None:
@@ -163,9 +201,16 @@ def evaluate(options: Evaluation, track: Track = iter) -> list[SplitResult]:
     data = parse_data(options.data, task)
     splits = [load_split(task, name, data) for name in task.splits]
     train = load_split(task, "train", data) if options.fine_tune else None
+    if train is not None and not train.labelled:
+        raise UserError(f"--fine-tune: split {train.name!r} of {train.source!r} has no labels in {task.label_column!r}.")
+    names = _names(options, task, train)
+    if task.multi_label:
+        task = dataclasses.replace(task, labels=tuple(names))
+        splits = [with_labels(task, split) if split.labelled else split for split in splits]
+        train = with_labels(task, train) if train else None
     classes = _classes(task, train)
-    models = _Models(options, task, classes, train)
-    _check_labels(task, [*splits, *([train] if train else [])], classes, train)
+    models = _Models(options, task, classes, train, names)
+    _check_labels(task, [*splits, *([train] if train else [])], classes)
     if unlabelled := [split.name for split in splits if not split.labelled]:
         if options.output is None:
             raise UserError(f"split {unlabelled[0]!r} has no labels: give --output, the folder for the predictions.")
@@ -180,16 +225,16 @@ def evaluate(options: Evaluation, track: Track = iter) -> list[SplitResult]:
             mine = checkpoint == options.checkpoints[0]
             predictions: dict[str, list[np.ndarray]] = {split.name: [] for split in splits}
             for model, tokenizer in models.for_seeds(checkpoint, output if mine else None):
-                order = _class_order(model, task)
+                order = models.order(checkpoint, model)
                 for split in splits:
                     where = f"split {split.name!r} of {split.source!r}, with {checkpoint!r}"
-                    if split.labelled and not task.regression:
+                    if split.labelled and task.problem_type == SINGLE_LABEL:
                         check_classes(split, cast(int, model.config.num_labels), where)
                     encoded = encode(split.rows, tokenizer, models.max_length(model))
                     raw = logits(model, tokenizer, encoded, options.batch_size, track)
                     if not np.isfinite(raw).all():
                         raise UserError(f"CHECKPOINT {checkpoint!r} gives scores that are not finite: it is damaged.")
-                    predictions[split.name].append(raw[:, 0] if task.regression else raw[:, order].argmax(1))
+                    predictions[split.name].append(_predicted(task, raw[:, order]))
             scored[checkpoint] = {
                 split.name: Scored(np.stack(predictions[split.name]), np.array(split.rows["label"][:]), task.metrics)
                 for split in splits
@@ -214,6 +259,35 @@ def _results(splits: Sequence[Split], scored: dict[str, dict[str, Scored]]) -> I
                 yield SplitResult(split, checkpoint, mine.values(), mine.intervals(), differences)
 
 
+def _names(options: Evaluation, task: Task, train: Split | None) -> list[str]:
+    """Of the task's classes: its own; where it has none, those of the first checkpoint, or of labels that are trained on."""
+    if task.labels or task.regression or (train is not None and not task.multi_label):
+        return list(task.labels)
+    config = load_config(options.checkpoints[0], options.trust_remote_code)
+    if task.multi_label and train is not None and config.problem_type != MULTI_LABEL:
+        return label_names(task, train)
+    if train is None:
+        _check_problem(options.checkpoints[0], config, task)
+    return class_names(config)
+
+
+def _check_problem(checkpoint: str, config: Any, task: Task) -> None:
+    """Raises a UserError where the outputs of the checkpoint mean something else than the task's."""
+    if not fits_problem(config, task.problem_type):
+        raise UserError(
+            f"CHECKPOINT {checkpoint!r} is {describe_problem(config)}, but task {task.name} is of problem_type "
+            f"{task.problem_type!r}; give another checkpoint, --fine-tune, or for files of your own --task "
+            f"{OWN_FILES[problem_of(config)]}."
+        )
+
+
+def _predicted(task: Task, logits: np.ndarray) -> np.ndarray:
+    """What the metrics take: a number or a class for each text, or the probability of each label."""
+    if task.multi_label:
+        return expit(logits)
+    return logits[:, 0] if task.regression else logits.argmax(1)
+
+
 def _classes(task: Task, train: Split | None) -> int | None:
     """Labels that a model of the task has; None for as many as the checkpoint has."""
     if task.regression:
@@ -223,22 +297,11 @@ def _classes(task: Task, train: Split | None) -> int | None:
     return None if train is None or not train.labelled else max(train.rows["label"][:]) + 1
 
 
-def _check_labels(task: Task, splits: Sequence[Split], classes: int | None, train: Split | None) -> None:
-    if train is not None and not train.labelled:
-        raise UserError(f"--fine-tune: split {train.name!r} of {train.source!r} has no labels in {task.label_column!r}.")
-    if classes is not None and not task.regression:
+def _check_labels(task: Task, splits: Sequence[Split], classes: int | None) -> None:
+    if classes is not None and task.problem_type == SINGLE_LABEL:
         for split in splits:
             if split.labelled:
                 check_classes(split, classes, f"split {split.name!r} of {split.source!r}")
-
-
-def _class_order(model: PreTrainedModel, task: Task) -> list[int]:
-    """The model's output for each of the task's classes: by name where both have the same names, otherwise by number."""
-    names = [str(name).lower() for _, name in sorted((model.config.id2label or {}).items())]
-    wanted = [name.lower() for name in task.labels]
-    if set(names) == set(wanted):
-        return [names.index(name) for name in wanted]
-    return list(range(cast(int, model.config.num_labels)))
 
 
 def _submission(task: Task, split: Split, predictions: np.ndarray) -> tuple[list[int], list[str]]:
@@ -247,6 +310,8 @@ def _submission(task: Task, split: Split, predictions: np.ndarray) -> tuple[list
     if task.regression:
         clipped = predictions.clip(*STSB_RANGE) if task.submissions else predictions
         return index, [f"{value:.3f}" for value in clipped]
+    if task.multi_label:
+        return index, [SEPARATOR.join(map(str, np.flatnonzero(row >= THRESHOLD))) for row in predictions]
     if task.submits_names:
         return index, [task.labels[label] for label in predictions]
     return index, [str(label) for label in predictions]

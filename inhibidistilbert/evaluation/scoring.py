@@ -59,8 +59,8 @@ class Scored:
     """Predictions on labelled texts.
 
     Attributes:
-        predictions: `(seeds, texts)`, a row for each training of the model.
-        references: `(texts,)`.
+        predictions: `(seeds, texts)`, a row for each training of the model; `(seeds, texts, labels)` for several labels.
+        references: `(texts,)`, or `(texts, labels)`.
         metrics: what is computed of them.
     """
 
@@ -122,7 +122,10 @@ def compare(one: Scored, other: Scored) -> list[Difference]:
     for metric, name in one._names():
 
         def difference(mine: np.ndarray, theirs: np.ndarray, metric=metric, name=name) -> float:
-            values = [_mean(metric, name, both[choice.astype(int), :, texts].T, one.references) for choice in (mine, theirs)]
+            values = [
+                _mean(metric, name, both[choice.astype(int), :, texts].swapaxes(0, 1), one.references)
+                for choice in (mine, theirs)
+            ]
             return values[0] - values[1]
 
         result = stats.permutation_test(

@@ -8,7 +8,8 @@ from importlib.resources import files
 import evaluate
 
 from ..errors import UserError
-from .metrics import F1, Accuracy, MatthewsCorrelation, Pearson, Spearman
+from ..heads import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ProblemType
+from .metrics import F1, Accuracy, AveragePrecision, MacroF1, MatthewsCorrelation, MicroF1, Pearson, Spearman
 
 GLUE = "nyu-mll/glue"
 DEFAULT_LABEL = "label"
@@ -17,13 +18,14 @@ VALIDATION, TEST = ("validation",), ("test",)
 
 @dataclass(frozen=True)
 class Task:
-    """A classification of texts or pairs of texts, or a regression.
+    """A classification of texts or pairs of texts, by one class or by any number of labels, or a regression.
 
     Attributes:
         text_columns: one, or two for pairs.
         dataset, config: on the Hub; None for files of one's own.
         splits: those that are evaluated, in the order of the results.
         labels: names of the classes in the data's order; empty for as many as the checkpoint has.
+        problem_type: as a model's configuration calls it.
         max_length: tokens, as far as the checkpoint has positions; None for all of these.
         submissions: GLUE's name of the file of predictions for each unlabelled split.
         submits_names: predictions are submitted by the names of the classes, not by their numbers.
@@ -37,10 +39,18 @@ class Task:
     splits: tuple[str, ...] = VALIDATION
     label_column: str = DEFAULT_LABEL
     labels: tuple[str, ...] = ()
-    regression: bool = False
+    problem_type: ProblemType = SINGLE_LABEL
     max_length: int | None = 128
     submissions: Mapping[str, str] = field(default_factory=dict)
     submits_names: bool = False
+
+    @property
+    def regression(self) -> bool:
+        return self.problem_type == REGRESSION
+
+    @property
+    def multi_label(self) -> bool:
+        return self.problem_type == MULTI_LABEL
 
 
 def _glue(name: str, columns: tuple[str, ...], submission: str, **more) -> Task:
@@ -54,7 +64,7 @@ _TASKS = (
     _glue("sst2", ("sentence",), "SST-2.tsv"),
     _glue("mrpc", _PAIR, "MRPC.tsv", metrics=(Accuracy, F1)),
     _glue("qqp", ("question1", "question2"), "QQP.tsv", metrics=(Accuracy, F1)),
-    _glue("stsb", _PAIR, "STS-B.tsv", metrics=(Pearson, Spearman), regression=True),
+    _glue("stsb", _PAIR, "STS-B.tsv", metrics=(Pearson, Spearman), problem_type=REGRESSION),
     replace(
         _glue("mnli", ("premise", "hypothesis"), "", submits_names=True),
         splits=("validation_matched", "validation_mismatched"),
@@ -66,9 +76,19 @@ _TASKS = (
     Task("imdb", ("text",), dataset="stanfordnlp/imdb", config="plain_text", splits=TEST, max_length=None),
     Task("rotten_tomatoes", ("text",), dataset="cornell-movie-review-data/rotten_tomatoes", config="default", splits=TEST),
     Task("classification", ("text",), splits=TEST, max_length=None),
-    Task("regression", ("text",), splits=TEST, max_length=None, metrics=(Pearson, Spearman), regression=True),
+    Task("regression", ("text",), splits=TEST, max_length=None, metrics=(Pearson, Spearman), problem_type=REGRESSION),
+    Task(
+        "multi-label-classification",
+        ("text",),
+        splits=TEST,
+        max_length=None,
+        metrics=(MicroF1, MacroF1, AveragePrecision),
+        problem_type=MULTI_LABEL,
+    ),
 )
 TASKS = tuple(task.name for task in _TASKS)
+# By the problem type of the checkpoint.
+OWN_FILES = {task.problem_type: task.name for task in _TASKS if task.dataset is None}
 # Similarities of STS-B, in whose range predictions are submitted.
 STSB_RANGE = (0.0, 5.0)
 

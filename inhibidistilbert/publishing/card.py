@@ -22,7 +22,7 @@ from huggingface_hub.utils import yaml_dump
 from ..errors import UserError, reason
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from .measurements import DISTILLATION, EVALUATION, Measurement, read_benchmarks, read_costs, read_json, read_measurements
-from .tasks import PIPELINE_TAGS, auto_class, usage
+from .tasks import PIPELINE_TAGS, auto_class, is_multi_label, usage
 
 CARD = "README.md"
 EVAL_RESULTS = ".eval_results"
@@ -30,7 +30,10 @@ TAGS = ("custom_code", "inhibitor-attention", "distillation")
 # By their names in the template.
 KEPT_SECTIONS = {"evaluation_notes": "Evaluation notes", "limits": "Limits and bias", "terms": "Terms"}
 # Fractions on file, percentages on the card.
-_PERCENT = ("accuracy", "f1", "precision", "recall", "matthews_correlation", "exact_match")
+_PERCENT = (
+    *("accuracy", "f1", "precision", "recall", "matthews_correlation", "exact_match"),
+    *("f1_micro", "f1_macro", "average_precision"),
+)
 _KEPT_METADATA = ("language", "license", "license_name", "license_link", "base_model", "base_model_relation", "datasets")
 
 
@@ -165,9 +168,10 @@ def _model_facts(folder: Path, config: dict[str, Any], repo_id: str, revision: s
         "weights": weights_of(folder),
         "task": PIPELINE_TAGS.get(architecture, "unknown"),
         "labels": list((config.get("id2label") or {}).values()) if "Classification" in architecture else [],
+        "multi_label": is_multi_label(config),
         "factor": {"none": "β", "sqrt": "β/√n", "mean": "β/n"}.get(normalization, "β"),
         "inhibition": "[relu(v⁺ − Z) − relu(v⁻ − Z)]" if config.get("signed", True) else "relu(v − Z)",
-        "usage": usage(architecture, repo_id, revision),
+        "usage": usage(architecture, repo_id, revision, is_multi_label(config)),
         "auto_class": auto_class(architecture),
     }
 

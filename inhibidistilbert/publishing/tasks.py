@@ -1,5 +1,10 @@
 """What the Hub and transformers call the task of each model class."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from ..heads import MULTI_LABEL
+
 PIPELINE_TAGS = {
     "InhibiDistilBertModel": "feature-extraction",
     "InhibiDistilBertForMaskedLM": "fill-mask",
@@ -17,12 +22,18 @@ def auto_class(architecture: str) -> str:
     return architecture.replace("InhibiDistilBert", "AutoModel").replace("ModelModel", "Model")
 
 
-def usage(architecture: str, repo_id: str, revision: str | None) -> tuple[str, str]:
-    """The two lines that load the model."""
+def is_multi_label(config: Mapping[str, Any]) -> bool:
+    """Whether a text has any number of the labels of the classifier with this `config.json`."""
+    return config.get("problem_type") == MULTI_LABEL
+
+
+def usage(architecture: str, repo_id: str, revision: str | None, multi_label: bool = False) -> tuple[str, str]:
+    """The two lines that load the model; a multi-label one gives all its labels, where a pipeline's default is one."""
     pinned = f', revision="{revision}"' if revision else ""
     tag = PIPELINE_TAGS.get(architecture, "")
     if tag in PIPELINES:
-        call = f'pipeline("{tag}", model="{repo_id}"{pinned}, trust_remote_code=True)'
+        every = ", top_k=None" if multi_label and tag == "text-classification" else ""
+        call = f'pipeline("{tag}", model="{repo_id}"{pinned}, trust_remote_code=True{every})'
         return "from transformers import pipeline", f"model = {call}"
     name = auto_class(architecture)
     call = f'{name}.from_pretrained("{repo_id}"{pinned}, trust_remote_code=True)'

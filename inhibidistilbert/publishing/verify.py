@@ -14,6 +14,7 @@ from .checks import FILE_CHECKS, KNOWN_SOURCES, Check, CheckResult, Problem, run
 from .kernel import KERNEL_CHECKS, check_kernel_loading
 from .known_sources import differences
 from .loading import data_problems, loading_problems
+from .tasks import is_multi_label
 from .upload import quiet_hub
 
 
@@ -24,11 +25,13 @@ class Look:
     Attributes:
         architecture: the model's class; empty for a kernel.
         foreign: the files of code that are of no known release, each with what is wrong with it.
+        multi_label: of a model, whether a text has any number of its labels.
     """
 
     checks: list[CheckResult]
     architecture: str = ""
     foreign: tuple[tuple[str, str], ...] = ()
+    multi_label: bool = False
 
 
 def verify_model(api: HfApi, repo_id: str, revision: str, reference: Path | None = None, run_code: bool = False) -> Look:
@@ -46,7 +49,8 @@ def verify_model(api: HfApi, repo_id: str, revision: str, reference: Path | None
             checks, last = _trusting(FILE_CHECKS), _from_hub(reference or folder, repo_id, revision, home)
         else:
             checks, last = FILE_CHECKS, {"loading as data": partial(data_problems, reference=reference)}
-        return Look(run_checks(candidate, checks, last), candidate.architecture, foreign)
+        seen = run_checks(candidate, checks, last)
+        return Look(seen, candidate.architecture, foreign, is_multi_label(candidate.config))
 
 
 def verify_kernel(api: HfApi, repo_id: str, revision: str, run_code: bool = False) -> Look:

@@ -42,7 +42,7 @@ from inhibidistilbert.distillation.objectives import (
     trained_parameters,
 )
 from inhibidistilbert.distillation.recipe import Align, Data, Pretrain, Task
-from inhibidistilbert.distillation.tasks import KINDS, Classification, Collator
+from inhibidistilbert.distillation.tasks import KINDS, Classification, Collator, MultiLabelClassification
 from inhibidistilbert.distillation.trainer import Masking
 from inhibidistilbert.errors import UserError
 
@@ -142,6 +142,33 @@ def test_the_loss_of_half_logits_is_computed_in_float32(dtype):
     assert loss == rounded
 
 
+def test_the_loss_of_labels_is_the_formula_and_so_is_its_gradient():
+    """T² mean_c KL(σ(t/T), σ(s/T)) + w mean_c BCE(s, label), whose gradient is T (q − p) / C + w (σ(s) − label) / C."""
+    student, _, teacher = batch_of_logits()
+    labels = torch.randint(2, student.shape).float()
+    labels[::3] = math.nan
+    kind = MultiLabelClassification(Data(), ["a", "b", "c"])
+    student.requires_grad_()
+    soft, _ = kind.soft(student, teacher, {}, temperature=3.0)
+    hard, per = kind.hard(student, {"labels": labels})
+    assert per == "rows"
+    (soft + 0.5 * hard).backward()
+    s, t = student.detach().double(), teacher.double()
+    q, p, known = (s / 3).sigmoid(), (t / 3).sigmoid(), ~labels.isnan()
+    divergence = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    entropy = -(labels * s.sigmoid().log() + (1 - labels) * (1 - s.sigmoid()).log())
+    assert soft.item() == pytest.approx(9 * divergence.sum().item() / 3, rel=1e-5)
+    assert hard.item() == pytest.approx(entropy[known].sum().item() / 3, rel=1e-5)
+    expected = 3 * (q - p) / 3 + 0.5 * torch.where(known, s.sigmoid() - labels, 0) / 3
+    torch.testing.assert_close(student.grad.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_labels_of_which_the_teacher_is_sure_have_a_finite_loss():
+    kind, logits = MultiLabelClassification(Data(), ["a", "b"]), torch.tensor([[200.0, -200.0]])
+    assert kind.soft(logits, logits, {}, 1.0)[0] == 0
+    assert kind.soft(-logits, logits, {}, 1.0)[0] == pytest.approx(200)
+
+
 # Positions
 
 
@@ -196,6 +223,9 @@ def rows_of(kind: str) -> list[dict]:
         raw = [
             {"question": "the film", "context": text, "label": {"text": [text[:3]], "answer_start": [0]}} for text in texts
         ]
+    elif kind == "multi-label-classification":
+        labels = [[0.0, 1.0, 1.0], [math.nan] * 3, [0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 1.0]]
+        raw = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
     else:
         labels = [0, NO_LABEL, 1, 0, 1, 1] if kind == "classification" else [0.5, math.nan, -1.0, 2.0, 0.0, 1.0]
         raw = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
@@ -224,6 +254,7 @@ def pretrain_case(**settings):
 
 TASK_CLASSES = {
     "classification": (InhibiDistilBertForSequenceClassification, DistilBertForSequenceClassification, 2),
+    "multi-label-classification": (InhibiDistilBertForSequenceClassification, DistilBertForSequenceClassification, 3),
     "regression": (InhibiDistilBertForSequenceClassification, DistilBertForSequenceClassification, 1),
     "token-classification": (InhibiDistilBertForTokenClassification, DistilBertForTokenClassification, 3),
     "question-answering": (InhibiDistilBertForQuestionAnswering, DistilBertForQuestionAnswering, 2),

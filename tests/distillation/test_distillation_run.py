@@ -349,6 +349,8 @@ def test_a_record_from_before_a_setting_existed_is_taken_up(toy, finished, tmp_p
     shutil.copytree(finished.folder.with_name("out.work"), work_dir)
     record = json.loads((work_dir / "recipe.json").read_text())
     assert record["stages"][0].pop("dropout", "absent") is None
+    assert record["data"]["kind"] is None
+    record["data"]["kind"] = "classification"  # the default, before it was the teacher's kind
     (work_dir / "recipe.json").write_text(json.dumps(record))
     with watched_steps() as steps:
         run_recipe(student_recipe(toy, finished.teacher), tmp_path / "out")

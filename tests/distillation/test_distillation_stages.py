@@ -31,6 +31,7 @@ from inhibidistilbert.distillation.run import run_recipe
 from inhibidistilbert.distillation.trainer import StageTrainer
 from inhibidistilbert.errors import UserError
 from inhibidistilbert.kernels import inhibitor_cpu
+from inhibidistilbert.prediction import TextClassifier
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +255,136 @@ def test_tokens_and_answers_are_learned_by_a_teacher_and_distilled(toy, tmp_path
     changes = [f"data.kind={kind}", "task.max_steps=40", "task.learning_rate=5e-3", "task.max_length=16", "task.dropout=0"]
     log = run_recipe(three_stages(toy, tmp_path / "teacher", *changes, **given), tmp_path / "out")
     assert min(log["tests"]["student"][file][metric] for metric in metrics) > 0.9
+
+
+MOODS = {"funny": 0.95, "warm": 0.88, "dark": 0.05}
+
+
+def write_multi_label(folder: Path) -> Path:
+    """A teacher that gives every text these labels with these probabilities."""
+    names = {"id2label": dict(enumerate(MOODS)), "label2id": {name: place for place, name in enumerate(MOODS)}}
+    write_distilbert(folder, num_labels=3, problem_type="multi_label_classification", **names)
+    teacher = DistilBertForSequenceClassification.from_pretrained(folder)
+    torch.nn.init.zeros_(teacher.classifier.weight)
+    teacher.classifier.bias.data = torch.tensor(list(MOODS.values())).logit()
+    teacher.save_pretrained(folder)
+    return folder
+
+
+def probabilities(folder: Path, text: str) -> dict[str, float]:
+    (answer,) = TextClassifier.from_folder(folder).predict([text])
+    return answer.scores
+
+
+FAST = ["task.max_steps=60", "task.batch_size=16", "task.max_length=12", "task.learning_rate=1e-2"]
+
+
+def test_a_multi_label_teacher_is_recognised_and_its_student_gives_what_it_gives(toy, tmp_path):
+    teacher, test = write_multi_label(tmp_path / "teacher"), jsonl(tmp_path / "test.jsonl", MOODY)
+    given = {"data__transfer_files": [str(toy / "transfer.txt")], "data__test_files": [test]}
+    recipe = read_recipe(
+        "classifier", [*FAST, "task.hard_weight=0"], teacher=str(teacher), student__source=str(toy / "start"), **given
+    )
+    log = run_recipe(recipe, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
+    assert config["id2label"] == {"0": "funny", "1": "warm", "2": "dark"}
+    assert probabilities(tmp_path / "out", "a good film") == pytest.approx(MOODS, abs=0.03)
+    # Always funny and warm: of these six answers three are right, and one of the four labels is missed.
+    right, answers, wanted = 3, 6, 4
+    for role in ("teacher", "student"):
+        assert log["tests"][role][test]["f1_micro"] == pytest.approx(2 * right / (answers + wanted))
+    assert set(log["tests"]["student"][test]) == {"f1_micro", "f1_macro", "average_precision", "texts"}
+
+
+MOODY = [
+    {"text": "a funny film", "label": ["funny", "warm"]},
+    {"text": "the plot was so dull", "label": []},
+    {"text": "a good story", "label": ["warm", "dark"]},
+]
+
+
+def test_several_labels_are_learned_from_files_and_then_distilled(toy, tmp_path):
+    """By the words in the text; the teacher's from CSV, the student's from numbers in JSON, in addition to its answers."""
+    words = {"good": "funny", "dull": "dark"}
+    texts = ["a good film", "the plot was dull", "a film", "so good and so dull"] * 12
+    given = [[label for word, label in words.items() if word in text] for text in texts]
+    named = tmp_path / "named.csv"
+    named.write_text("text,label\n" + "".join(f"{text},{'|'.join(row)}\n" for text, row in zip(texts, given, strict=True)))
+    numbers = [[list(words.values()).index(label) for label in row] for row in given]
+    rows = [{"text": text, "label": row} for text, row in zip(texts, numbers, strict=True)]
+    changes = ["data.kind=multi-label-classification", *FAST]
+    tuning = {"student__source": str(toy / "encoder"), "data__labels": ["funny", "dark"], "data__test_files": [str(named)]}
+    recipe = read_recipe("finetune", changes, data__train_files=[str(named)], **tuning)
+    tuned = run_recipe(recipe, tmp_path / "teacher")
+    assert tuned["tests"]["student"][str(named)]["f1_macro"] > 0.9
+    file = jsonl(tmp_path / "numbers.jsonl", rows)
+    given = {"data__train_files": [file], "data__test_files": [file], "data__eval_file": file}
+    recipe = read_recipe("classifier", FAST, teacher=str(tmp_path / "teacher"), student__source=str(toy / "start"), **given)
+    log = run_recipe(recipe, tmp_path / "out")
+    assert log["tests"]["student"][file]["f1_macro"] > 0.9
+    assert log["stages"]["task"]["eval"].keys() == {"f1_micro", "f1_macro", "average_precision"}
+    student = probabilities(tmp_path / "out", "so good and so dull")
+    assert min(student["funny"], student["dark"]) > 0.5
+
+
+def test_labels_without_names_are_refused(toy, tmp_path):
+    file = jsonl(tmp_path / "rows.jsonl", MOODY)
+    recipe = read_recipe(
+        "finetune",
+        ["data.kind=multi-label-classification"],
+        student__source=str(toy / "encoder"),
+        data__train_files=[file],
+    )
+    with pytest.raises(UserError, match=r"--label \(data\.labels\): .*needs the names of all labels"):
+        run_recipe(recipe, tmp_path / "out")
+
+
+MISFITS = {
+    "multi-label": (3, "multi_label_classification", "classification"),
+    "single-label": (3, "single_label_classification", "multi-label-classification"),
+    "regression": (1, "regression", "classification"),
+    "one output": (1, None, "classification"),
+    "labels as a number": (1, "multi_label_classification", "regression"),
+    "several numbers": (3, "regression", "regression"),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_a_teacher_of_another_kind_is_refused_by_name(toy, tmp_path, name):
+    outputs, problem, kind = MISFITS[name]
+    teacher = write_distilbert(tmp_path / "teacher", num_labels=outputs, problem_type=problem)
+    label = 0.5 if kind == "regression" else [0] if "multi" in kind else 0
+    given = {
+        "data__train_files": [jsonl(tmp_path / "rows.jsonl", [{"text": "a film", "label": label}])],
+        "data__test_files": [],
+    }
+    with pytest.raises(UserError) as caught:
+        run_recipe(three_stages(toy, teacher, f"data.kind={kind}", stage="task", **given), tmp_path / "out")
+    message = str(caught.value)
+    if name == "several numbers":
+        assert "regression needs a teacher with one output, this one has 3" in message
+    else:
+        assert f"{str(teacher)!r} is a" in message
+        assert f"problem_type {problem!r}" in message or (problem is None and "no problem_type" in message)
+        assert f"data.kind {kind!r}" in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["classification", None])
+def test_a_teacher_with_another_head_is_refused_by_name(toy, tmp_path, kind):
+    head = "DistilBertForTokenClassification" if kind else "DistilBertForMultipleChoice"
+    teacher = write_distilbert(tmp_path / "teacher", getattr(transformers, head), num_labels=1 if kind is None else 2)
+    changes = [f"data.kind={kind}"] if kind else []
+    with pytest.raises(UserError, match=f"teacher' holds a {head}, but data.kind .* needs a model …ForSequenceClass"):
+        run_recipe(three_stages(toy, teacher, *changes, stage="task"), tmp_path / "out")
+
+
+def test_classes_are_not_called_by_one_anothers_names(toy, tmp_path):
+    names = {"id2label": {0: "BAD", 1: "GOOD"}, "label2id": {"BAD": 0, "GOOD": 1}}
+    teacher = write_distilbert(tmp_path / "teacher", **names)
+    with pytest.raises(UserError, match=r"calls its classes BAD, GOOD, .* are to be GOOD, BAD \(--label, data\.labels\)"):
+        run_recipe(three_stages(toy, teacher, "data.labels=[GOOD, BAD]", stage="task"), tmp_path / "out")
 
 
 @pytest.mark.parametrize(

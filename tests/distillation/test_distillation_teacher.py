@@ -8,7 +8,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from toy_task import POSITIONS, VOCABULARY, sentences, tiny_student, write_bert, write_distilbert
-from transformers import AutoTokenizer, DistilBertModel, DistilBertTokenizer
+from transformers import AutoTokenizer, BertForTokenClassification, DistilBertModel, DistilBertTokenizer
 
 from inhibidistilbert import InhibiDistilBertForSequenceClassification
 from inhibidistilbert.distillation.data import tokenize
@@ -54,6 +54,17 @@ def test_a_bert_teachers_tokenizer_emits_no_segments(tmp_path):
 def test_a_teacher_without_a_head_must_be_fine_tuned(tmp_path):
     write_distilbert(tmp_path, DistilBertModel)
     with pytest.raises(UserError, match=r"--teacher.*no trained head.*classifier.*--fine-tune-teacher"):
+        load(tmp_path)
+
+
+def test_a_head_that_lacks_its_pooler_is_no_trained_head(tmp_path):
+    """BERT's classifier of tokens has a layer of the same name and shape, but no pooler, which would be drawn."""
+    write_bert(tmp_path)
+    model = BertForTokenClassification.from_pretrained(tmp_path)
+    model.config.architectures = None
+    model.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text().replace('"BertForTokenClassification"', ""))
+    with pytest.raises(UserError, match=r"no trained head.*bert\.pooler"):
         load(tmp_path)
 
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from inhibidistilbert import cli
 from inhibidistilbert.evaluation import scoring
+from inhibidistilbert.evaluation.checkpoint import load_checkpoint
 from inhibidistilbert.evaluation.loading import load_split, parse_data
 from inhibidistilbert.evaluation.metrics import Accuracy, MatthewsCorrelation
 from inhibidistilbert.evaluation.scoring import Scored, compare
@@ -186,6 +187,110 @@ def test_a_file_without_labels_is_predicted(evaluate, tmp_path):
     predicted = logits(checkpoint, [["a good film"], ["a bad film"]]).argmax(1)
     lines = (tmp_path / "out" / "new.tsv").read_text().splitlines()
     assert lines == ["index\tprediction", *(f"{index}\t{label}" for index, label in enumerate(predicted))]
+
+
+# Several labels a text.
+
+TAGS = ["dull", "funny", "long"]
+MULTI_LABEL = {"problem_type": "multi_label_classification", "initializer_range": 1.0}
+
+
+def tagged(count: int, seed: int) -> list[dict]:
+    """Texts with the names of their labels, which are words in them."""
+    generator = np.random.default_rng(seed)
+    chosen = [[tag for tag in TAGS[:2] if generator.random() < 0.5] for _ in range(count)]
+    return [{"text": " ".join(["the film was", *row]), "label": row} for row in chosen]
+
+
+def hot(content: list[dict], names: list[str]) -> np.ndarray:
+    return np.array([[int(name in row["label"]) for name in names] for row in content])
+
+
+def label_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """By scikit-learn, the average precision over the labels that are there."""
+    there = labels.any(0)
+    return {
+        "f1_micro": sklearn_metrics.f1_score(labels, probabilities >= 0.5, average="micro"),
+        "f1_macro": sklearn_metrics.f1_score(labels, probabilities >= 0.5, average="macro", zero_division=0),
+        "average_precision": sklearn_metrics.average_precision_score(labels[:, there], probabilities[:, there]),
+    }
+
+
+def sigmoid(values: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-values))
+
+
+def test_several_labels_are_scored_each_by_itself_and_matched_by_name(evaluate, tmp_path):
+    content = tagged(30, 0)
+    data = tmp_path / "tags.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in content))
+    one, other = (
+        write_checkpoint(tmp_path / name, tags, **MULTI_LABEL) for name, tags in (("one", TAGS), ("other", TAGS[::-1]))
+    )
+    found = evaluate(one, other, "--task", "multi-label-classification", "--data", data)
+    outputs = sigmoid(logits(one, [[row["text"]] for row in content]))
+    for result, probabilities in zip(found, (outputs, outputs[:, ::-1]), strict=True):  # the same weights
+        wanted = label_scores(probabilities, hot(content, TAGS))
+        assert {name: values[0] for name, values in result["values"].items()} == pytest.approx(wanted, abs=1e-5)
+        assert all(low <= high for low, high in result["intervals"].values())
+    assert found[0]["values"] != found[1]["values"]
+    (differences,) = found[0]["differences"].values()
+    assert [each["metric"] for each in differences] == ["f1_micro", "f1_macro", "average_precision"]
+    for each in differences:
+        one_, other_ = (result["values"][each["metric"]][0] for result in found)
+        assert each["difference"] == pytest.approx(one_ - other_)
+    rows = results(one)["results"]
+    assert {row["metric"]: row["value"] for row in rows} == {name: values[0] for name, values in found[0]["values"].items()}
+    assert {x.metric for x in read_measurements(one)} == {"f1_micro", "f1_macro", "average_precision"}
+
+
+def test_texts_without_lists_of_labels_are_given_them(evaluate, tmp_path):
+    checkpoint = write_checkpoint(tmp_path / "model", TAGS, **MULTI_LABEL)
+    texts = ["a good film", "a bad film", "the plot was funny but dull"]
+    data = write(tmp_path / "new.csv", [{"text": text} for text in texts])
+    assert evaluate(checkpoint, "--task", "multi-label-classification", "--data", data, "--output", tmp_path / "out") == []
+    chosen = sigmoid(logits(checkpoint, [[text] for text in texts])) >= 0.5
+    assert 0 < chosen.sum() < chosen.size
+    lines = (tmp_path / "out" / "new.tsv").read_text().splitlines()
+    assert lines[1:] == [f"{row}\t{'|'.join(map(str, np.flatnonzero(each)))}" for row, each in enumerate(chosen)]
+
+
+@pytest.mark.parametrize(
+    "before", [{"initializer_range": 0.1}, {**MULTI_LABEL, "initializer_range": 0.1}], ids=["new", "own"]
+)
+def test_several_labels_are_fine_tuned(evaluate, tmp_path, before):
+    """The names are a multi-label checkpoint's own, and those of the texts for the new head of another."""
+    for name, seed in (("train", 0), ("test", 1)):
+        cells = [f"{row['text']},{'|'.join(row['label'])}" for row in tagged(160, seed)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *cells]) + "\n")
+    labels = TAGS if "problem_type" in before else ["NEGATIVE", "POSITIVE"]
+    checkpoint = write_checkpoint(tmp_path / "model", labels, **before)
+    data = ("--data", f"train={tmp_path / 'train.csv'}", "--data", tmp_path / "test.csv")
+    arguments = ("--task", "multi-label-classification", *data, "--fine-tune", "--output", tmp_path / "out")
+    (found,) = evaluate(checkpoint, *arguments, "--epochs", 4, "--learning-rate", 5e-3)
+    assert found["values"]["average_precision"][0] > 0.9  # half the texts have each label
+    config = json.loads((tmp_path / "out" / "seed-0" / "config.json").read_text())
+    assert list(config["id2label"].values()) == (TAGS if labels == TAGS else TAGS[:2])
+    assert config["problem_type"] == "multi_label_classification"
+
+
+def test_a_head_that_was_trained_for_another_problem_is_drawn_anew(tmp_path):
+    """Though it has the shape that is wanted; one for the same problem is kept."""
+    source = write_checkpoint(tmp_path / "model", 2, problem_type="multi_label_classification")
+    before = AutoModelForSequenceClassification.from_pretrained(source).classifier.weight
+    kept, drawn = (
+        load_checkpoint(str(source), 2, False, problem)[0]
+        for problem in ("multi_label_classification", "single_label_classification")
+    )
+    assert torch.equal(kept.classifier.weight, before)
+    assert not torch.equal(drawn.classifier.weight, before)
+    assert drawn.config.problem_type == "single_label_classification"
+    assert torch.equal(
+        drawn.distilbert.transformer.layer[0].attention.q_lin.weight,
+        kept.distilbert.transformer.layer[0].attention.q_lin.weight,
+    )
+    single = write_checkpoint(tmp_path / "single", 2, problem_type="single_label_classification")
+    assert load_checkpoint(str(single), 1, False, "regression")[0].config.problem_type == "regression"
 
 
 def sentiment(count: int, seed: int) -> list[dict]:
@@ -435,6 +540,69 @@ def test_a_checkpoint_with_another_number_of_labels(tmp_path, bad):
     parts = [f"CHECKPOINT '{three}' has 3 labels, but task imdb has 2 (NEGATIVE, POSITIVE)"]
     bad(three, "--task", "imdb", "--data", "DATA", parts=parts)
     bad("MODEL", "--task", "regression", "--data", "DATA", parts=["has 2 labels, but task regression has 1"])
+
+
+MULTI, SINGLE = "multi_label_classification", "single_label_classification"
+MISFITS = [
+    (
+        3,
+        MULTI,
+        "classification",
+        [f"is a multi-label classifier (problem_type {MULTI!r}, 3 outputs)", f"problem_type {SINGLE!r}"],
+    ),
+    (2, MULTI, "imdb", ["is a multi-label classifier", "task imdb", "--fine-tune"]),
+    (1, MULTI, "regression", ["is a multi-label classifier", "task regression", "--task multi-label-classification"]),
+    (
+        2,
+        SINGLE,
+        "multi-label-classification",
+        [f"is a classifier that gives one class (problem_type {SINGLE!r}, 2 outputs)"],
+    ),
+    (2, SINGLE, "regression", ["is a classifier that gives one class", "--task classification"]),
+    (1, "regression", "classification", ["is a regression (problem_type 'regression', 1 output)", "--task regression"]),
+    (1, None, "classification", ["is a regression (no problem_type, 1 output)"]),
+    (3, "regression", "regression", ["has 3 labels, but task regression has 1"]),
+    (1, "regression", "multi-label-classification", ["is a regression", f"problem_type {MULTI!r}"]),
+]
+
+
+@pytest.mark.parametrize(("labels", "problem", "task", "parts"), MISFITS)
+def test_a_checkpoint_of_another_problem_is_refused_by_name(tmp_path, bad, labels, problem, task, parts):
+    model = write_checkpoint(tmp_path / "another", labels, problem_type=problem)
+    data = write(tmp_path / "numbers.csv", [{"text": "a film", "label": 0}, {"text": "a plot", "label": 0}])
+    bad(model, "--task", task, "--data", data, parts=[f"CHECKPOINT {str(model)!r}", *parts])
+
+
+def test_a_checkpoint_with_another_head_is_refused_by_name(tmp_path, bad):
+    model = write_checkpoint(tmp_path / "choices", 1)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "architectures": ["InhibiDistilBertForMultipleChoice"]}))
+    bad(model, "--task", "regression", "--data", "DATA", parts=["holds a InhibiDistilBertForMultipleChoice"])
+
+
+def test_classes_of_other_names_are_refused(tmp_path, bad):
+    model = write_checkpoint(tmp_path / "grades", ["GOOD", "BAD"])
+    parts = ["calls its labels GOOD, BAD, but those of task imdb are NEGATIVE, POSITIVE"]
+    bad(model, "--task", "imdb", "--data", "DATA", parts=parts)
+    other = write_checkpoint(tmp_path / "stars", ["ONE", "TWO"])
+    bad(model, other, "--task", "classification", "--data", "DATA", parts=[f"those of {str(model)!r} are GOOD, BAD"])
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (
+            "text,label\na film,funny|sad\n",
+            ["split 'test' of 'bad', column 'label'", "['funny', 'sad']", "dull, funny, long"],
+        ),
+        ("text,label\na film,0.5\n", ["must hold lists of labels"]),
+        ("text,tags\na film,funny\n", ["split 'test' has no labels: give --output"]),
+    ],
+)
+def test_bad_lists_of_labels_are_one_error(tmp_path, bad, content, parts):
+    model = write_checkpoint(tmp_path / "tags", TAGS, **MULTI_LABEL)
+    (tmp_path / "bad.csv").write_text(content)
+    bad(model, "--task", "multi-label-classification", "--data", tmp_path / "bad.csv", parts=parts)
 
 
 def test_unlabelled_texts_need_an_output_and_one_model(tmp_path, bad):

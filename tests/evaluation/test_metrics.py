@@ -11,7 +11,10 @@ from inhibidistilbert.evaluation.metrics import (
     F1,
     IGNORED,
     Accuracy,
+    AveragePrecision,
+    MacroF1,
     MatthewsCorrelation,
+    MicroF1,
     Pearson,
     QuestionAnswering,
     RocAuc,
@@ -78,6 +81,57 @@ def test_the_ranking_is_the_share_of_ordered_pairs(seed):
 
 def test_one_class_cannot_be_ranked():
     assert math.isnan(compute([RocAuc], np.array([0.1, 0.2]), np.array([1, 1]))["roc_auc"])
+
+
+def labels(seed: int, number: int = 4, examples: int = 100) -> tuple[np.ndarray, np.ndarray]:
+    """Random probabilities of labels, rounded so that there are ties, and labels that agree more often than not."""
+    generator = np.random.default_rng(seed)
+    references = generator.integers(2, size=(examples, number))
+    return (0.3 * references + 0.7 * generator.random((examples, number))).round(1), references
+
+
+MULTI_LABEL = [MicroF1, MacroF1, AveragePrecision]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_several_labels_agree_with_scikit_learn_and_the_counts(seed):
+    scores, references = labels(seed)
+    chosen = scores >= 0.5
+    (
+        both,
+        all_,
+    ) = (chosen & (references == 1)).sum(0), chosen.sum(0) + references.sum(0)
+    values = compute(MULTI_LABEL, scores, references)
+    assert values == pytest.approx(
+        {
+            "f1_micro": sklearn_metrics.f1_score(references, chosen, average="micro"),
+            "f1_macro": sklearn_metrics.f1_score(references, chosen, average="macro"),
+            "average_precision": sklearn_metrics.average_precision_score(references, scores, average="macro"),
+        }
+    )
+    assert values["f1_micro"] == pytest.approx(2 * both.sum() / all_.sum())
+    assert values["f1_macro"] == pytest.approx((2 * both / all_).mean())
+
+
+def test_a_probability_of_a_half_is_a_yes():
+    assert compute(MULTI_LABEL, [[0.5, 0.49]], [[1, 0]]) == {"f1_micro": 1.0, "f1_macro": 0.5, "average_precision": 1.0}
+
+
+def test_a_label_that_no_text_has():
+    """It has no average precision, and an F1 of 0, whether it is predicted or not."""
+    scores, references = np.array([[0.9, 0.2, 0.8], [0.4, 0.1, 0.1]]), np.array([[0, 0, 1], [1, 0, 0]])
+    # The first label: never right, and the text that has it ranked second. The third: right, and first.
+    values = compute(MULTI_LABEL, scores, references)
+    assert values == pytest.approx({"f1_micro": 2 / (2 + 2), "f1_macro": 1 / 3, "average_precision": (1 / 2 + 1) / 2})
+    nothing = compute(MULTI_LABEL, scores, 0 * references)
+    assert (nothing["f1_micro"], nothing["f1_macro"]) == (0, 0)
+    assert math.isnan(nothing["average_precision"])
+
+
+def test_a_single_label_that_is_there_or_not():
+    scores, references = np.array([[0.9], [0.6], [0.2]]), np.array([[1], [0], [1]])
+    values = compute(MULTI_LABEL, scores, references)
+    assert values == pytest.approx({"f1_micro": 0.5, "f1_macro": 0.5, "average_precision": (1 + 2 / 3) / 2})
 
 
 @pytest.mark.parametrize("seed", SEEDS)

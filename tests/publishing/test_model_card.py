@@ -131,6 +131,24 @@ class TestText:
         assert {"accuracy", "pearson", "spearmanr"} == set(card.data.metrics)
         assert list(untraced_numbers(candidate, card.text)) == []
 
+    def test_a_multi_label_model(self, checkpoint, tmp_path):
+        row = {"dataset": "tags", "published": False, "split": "test", "examples": 321}
+        values = {"f1_micro": 0.8125, "f1_macro": 0.75, "average_precision": 0.875}
+        rows = [{**row, "metric": metric, "value": value} for metric, value in values.items()]
+        (checkpoint / "eval_results.json").write_text(json.dumps({"results": rows}))
+        edit_json(checkpoint / "config.json", lambda config: config.update(problem_type="multi_label_classification"))
+        candidate = assembled(checkpoint, tmp_path / "x")
+        card = ModelCard.load(candidate.folder / "README.md")
+        assert "a text has any number of them, each with a probability of its own" in card.text
+        assert (
+            'pipeline("text-classification", model="someone/tiny", revision="v1", trust_remote_code=True, top_k=None)'
+            in card.text
+        )
+        for metric, value in values.items():
+            assert f"| tags, test | 321 | {metric} | {100 * value:.1f} | not measured |" in card.text
+        assert set(values) <= set(card.data.metrics)
+        assert list(untraced_numbers(candidate, card.text)) == []
+
 
 class TestNumbers:
     def test_all_are_traced(self, candidate, card):
