@@ -20,9 +20,8 @@ from accelerate.utils import gather_object
 from ..digests import Content, change, content_of
 from ..errors import UserError
 from .recipe import Recipe, Stage, Task, build_recipe
-from .sizes import published_sizes
 from .text_stream import ARGUMENT as TEXTS
-from .work_folder import write
+from .work_folder import is_folder, write
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +35,6 @@ RECORD = "inputs.json"
 MODULES = (torch, transformers, datasets, accelerate)
 # By what they are for, and then in order: `{"path": as it was given, **content}`.
 Contents = dict[str, list[dict[str, Any]]]
-
-
-def is_folder(source: str) -> bool:
-    """Of a student: whether it is neither a size nor the teacher."""
-    return source not in ("teacher", *published_sizes())
 
 
 def sources_of(recipe: Recipe, stage: Stage) -> dict[str, list[str]]:
@@ -178,8 +172,9 @@ class Inputs:
                     logger.warning("Stage %s goes on with %s.", stage.name, _news(record["environments"][-1], environment))
                     record["environments"].append(environment)
             else:
-                if record is None or _difference(record["inputs"], now):
-                    shutil.rmtree(folder / "labelled", ignore_errors=True)  # other texts, or by another teacher
+                # Other texts, or by another teacher, or in another way.
+                if record is None or _difference(record["inputs"], now) or record["environments"] != [environment]:
+                    shutil.rmtree(folder / "labelled", ignore_errors=True)
                 record = {"inputs": now, "environments": [environment]}
             folder.mkdir(exist_ok=True)
             write(folder / RECORD, json.dumps(record, indent=2))

@@ -94,23 +94,30 @@ def changes(recorded: Any, recipe: Recipe) -> str:
     return ", ".join(f"{name} {now.get(name)!r} (was {before.get(name)!r})" for name in names)
 
 
+def is_folder(source: str) -> bool:
+    """Of a student: whether it is neither a size nor the teacher."""
+    return source not in ("teacher", *published_sizes())
+
+
 def _without_names(flat: dict[str, Any]) -> dict[str, Any]:
     """Flat settings without the names of files and models."""
     names = {"teacher", *(f"data.{name}" for name in _FILES)}
     kept = {name: value for name, value in flat.items() if name not in names and not name.endswith(".teacher")}
     for name, source in kept.items():
-        if name.endswith(".teacher_base") or (name == "student.source" and source not in ("teacher", *published_sizes())):
+        if name.endswith(".teacher_base") or (name == "student.source" and is_folder(source)):
             kept[name] = source and "a model"
     return kept
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     """Settings by dotted path; stages by their name."""
+    order: dict[str, Any] = {}
     if isinstance(settings, list) and settings and all(isinstance(entry, dict) for entry in settings):
         settings = {str(entry.get("name")): entry for entry in settings}
+        order = {f"order of {prefix}": list(settings)}
     if not isinstance(settings, dict) or not settings:
         return {prefix: settings}
-    flat: dict[str, Any] = {}
+    flat = order
     for name, value in settings.items():
         path = name if prefix in ("", "stages") else f"{prefix}.{name}"
         flat |= _flat(value, path)

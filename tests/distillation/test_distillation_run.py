@@ -344,6 +344,16 @@ def test_going_on_with_other_options_is_refused(toy, finished, tmp_path, changes
         run_recipe(student_recipe(toy, finished.teacher, **changes), tmp_path / "out")
 
 
+def test_going_on_with_stages_in_another_order_is_refused(toy, tmp_path):
+    recipe = read_recipe("distill", teacher="teacher")
+    work_dir = tmp_path / "out.work"
+    (work_dir / "align").mkdir(parents=True)
+    (work_dir / "recipe.json").write_text(json.dumps(recipe.as_json()))
+    recipe = dataclasses.replace(recipe, stages=[recipe.stages[place] for place in (1, 0, 2)])
+    with pytest.raises(UserError, match=r"other options: order of stages \['pretrain', 'align', 'task'\] \(was \['align', "):
+        run_recipe(recipe, tmp_path / "out")
+
+
 def test_a_record_from_before_a_setting_existed_is_taken_up(toy, finished, tmp_path):
     work_dir = tmp_path / "out.work"
     shutil.copytree(finished.folder.with_name("out.work"), work_dir)
