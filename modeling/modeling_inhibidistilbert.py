@@ -26,7 +26,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_inhibidistilbert import InhibiDistilBertConfig
-from .inhibitor_backends import ATTENTION_FORWARDS, eager_attention_forward, visible_key_count
+from .inhibitor_backends import ATTENTION_FORWARDS, eager_attention_forward, inhibitor_mask, visible_key_count
 from .int8_linear import Int8Linear, encoder_linear
 from .remote_code import AUTO_MAP, write_remote_code
 
@@ -344,8 +344,18 @@ class InhibiDistilBertModel(InhibiDistilBertPreTrainedModel):
                     "attention_mask with 4 dimensions must be bool (True = visible) or floating (0 = visible, below 0 = "
                     f"hidden), got {attention_mask.dtype}."
                 )
-        mask = create_bidirectional_mask(config=self.config, inputs_embeds=embeddings, attention_mask=attention_mask)
+        mask = self._mask(embeddings, attention_mask)
         return BaseModelOutput(last_hidden_state=self.transformer(embeddings, mask, **kwargs))
+
+    def _mask(self, embeddings: Tensor, attention_mask: Tensor | None) -> Tensor | None:
+        """The mask in the form of the attention implementation."""
+        implementation = self.config._attn_implementation
+        if implementation == "eager" or implementation not in ATTENTION_FORWARDS:
+            return create_bidirectional_mask(self.config, embeddings, attention_mask)
+        # Not from transformers' table of mask functions: another version of this code in the process writes there too.
+        if attention_mask is None or attention_mask.ndim == 4:
+            return attention_mask
+        return inhibitor_mask(attention_mask.to(embeddings.device))
 
 
 class InhibiDistilBertForMaskedLM(InhibiDistilBertPreTrainedModel):

@@ -1,6 +1,7 @@
 """Configuration of InhibiDistilBERT: DistilBERT's fields and those of inhibitor attention."""
 
 import math
+from typing import TYPE_CHECKING
 
 from transformers.utils.versions import require_version
 
@@ -9,6 +10,11 @@ require_version("transformers>=5.17,<6", "InhibiDistilBERT: pip install 'transfo
 
 from huggingface_hub.dataclasses import strict  # noqa: E402
 from transformers.configuration_utils import PreTrainedConfig  # noqa: E402
+
+if TYPE_CHECKING:
+    # Never run, but read: transformers takes two folders of one name for one model while this file and all that it imports
+    # are alike, and finds the imports by their text. Through this line that is every source file of the folder.
+    from .modeling_inhibidistilbert import InhibiDistilBertModel  # noqa: F401
 
 LENGTH_NORMALIZATIONS = ("none", "sqrt", "mean")
 
