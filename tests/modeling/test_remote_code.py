@@ -484,7 +484,6 @@ class TestWithoutThePackage:
     def test_two_versions_of_the_operator_in_one_process(self, stranger):
         assert set(stranger["two versions"].values()) == {True}, stranger["two versions"]
 
-
     @pytest.mark.parametrize("order", [*(", ".join(o) for o in (CHANGES, [*CHANGES][::-1])), "another operator, own"])
     def test_folders_of_one_name_run_their_own_code(self, order, stranger):
         """As `runs/a/checkpoint-500` and `runs/b/checkpoint-500` do; the last order starts with a folder of older code."""
