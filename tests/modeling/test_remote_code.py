@@ -314,11 +314,15 @@ def triton_user(checkpoints, work) -> Session:
 def user_without_triton(checkpoints, work) -> Session:
     """Someone without this package and without Triton, as on macOS and Windows."""
     folder = checkpoints.folders[CLASSIFIER]
-    asked = {"source": folder, "auto_class": CLASSIFIER, "implementations": ["inhibitor_triton"]}
+    classifier = {"auto_class": CLASSIFIER}
+    asked = {"source": folder, "implementations": ["inhibitor_triton"], **classifier}
     calls = {
         "hidden": ["hide", {"package": "triton"}],
         "outputs": ["outputs", {"sources": {CLASSIFIER: folder}, "target": str(work / "without_triton.safetensors")}],
         "asked for": ["forward_errors", asked],
+        # From here on without llvmlite too: two folders that were not loaded before, with code of their own.
+        "llvmlite hidden": ["hide", {"package": "llvmlite"}],
+        "slow": ["in_turn", {"sources": [copy_with("own", folder, work / f"slow_{i}") for i in (0, 1)], **classifier}],
     }
     return run_clean_session(work / "user_without_triton", calls, {"HF_HUB_OFFLINE": "1"})
 
@@ -520,7 +524,18 @@ class TestTriton:
 
     def test_asking_for_triton_without_it_is_one_clear_error(self, user_without_triton):
         message = user_without_triton["asked for"]["inhibitor_triton"]
-        assert message == "ValueError: backend='triton' cannot be used here: the package triton is not installed."
+        reason = "the package triton is not installed; pip install triton"
+        assert message == f"ValueError: backend='triton' cannot be used here: {reason}."
+
+    @pytest.mark.skipif(torch.accelerator.is_available(), reason="on a GPU the folder does not need llvmlite")
+    def test_folders_run_without_llvmlite_and_say_once_that_they_are_slow(self, user_without_triton, work, expected):
+        """The message is the process's only one, whichever copy of the code speaks."""
+        assert user_without_triton["llvmlite hidden"] is True
+        for logits in user_without_triton["slow"]:
+            torch.testing.assert_close(torch.tensor(logits), expected[f"{CLASSIFIER}/inhibitor"], rtol=0, atol=1e-5)
+        said = [line for line in user_without_triton.stderr.splitlines() if "runs in plain torch" in line]
+        assert len(said) == 1, user_without_triton.stderr
+        assert "pip install llvmlite. That is 20 to 40 times slower than softmax attention" in said[0]
 
 
 class TestSavedAgain:

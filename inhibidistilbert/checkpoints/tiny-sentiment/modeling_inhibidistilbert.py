@@ -25,6 +25,7 @@ from transformers.pytorch_utils import apply_chunking_to_forward
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .inhibitor_notice import say_what_is_missing
 from .checkpoint_weights import check_names, check_types
 from .configuration_inhibidistilbert import InhibiDistilBertConfig
 from .inhibitor_backends import ATTENTION_FORWARDS, eager_attention_forward, inhibitor_mask, visible_key_count
@@ -247,6 +248,8 @@ class InhibiDistilBertPreTrainedModel(PreTrainedModel):
         model._check_scalars()
         model._check_int8_weights()
         model._settle_int8()  # transformers puts new parameters in the place of those that were built
+        if model.config._attn_implementation == "inhibitor":
+            say_what_is_missing()
         return loaded
 
     @staticmethod
