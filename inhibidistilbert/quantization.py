@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from .errors import UserError
 from .modeling.int8_linear import Int8Linear
-from .modeling.modeling_inhibidistilbert import TransformerBlock
+from .modeling.modeling_inhibidistilbert import InhibiDistilBertPreTrainedModel, TransformerBlock
 
 LINEARS = {"attention": ("q_lin", "k_lin", "v_lin", "out_lin"), "ffn": ("lin1", "lin2")}
 
@@ -32,7 +32,7 @@ def quantize(model: PreTrainedModel) -> PreTrainedModel:
         raise UserError(f"model must be an InhibiDistilBERT model, got {type(model).__name__}.")
     if model.config.int8_weights:
         raise UserError("model has int8 weights already.")
-    model = copy.deepcopy(model).eval().requires_grad_(False)
+    model = copy.deepcopy(model).eval()
     model.config.quantized = model.config.int8_weights = True
     for block in model.modules():
         if isinstance(block, TransformerBlock):
@@ -40,4 +40,7 @@ def quantize(model: PreTrainedModel) -> PreTrainedModel:
                 for name in names:
                     module = getattr(block, owner)
                     setattr(module, name, Int8Linear.from_linear(getattr(module, name)))
+    for part in model.modules():
+        if isinstance(part, InhibiDistilBertPreTrainedModel):
+            part._settle_int8()
     return model

@@ -36,7 +36,7 @@ class Int8Linear(nn.Module):
         layer.weight = (weight / scale[:, None]).round().to(torch.int8)
         layer.weight_scale = scale
         layer.bias = linear.bias.detach().clone()
-        return layer
+        return layer.train(linear.training)
 
     def _apply(self, fn, recurse=True):
         # `.half()` and `.to(torch.bfloat16)` come through here: the scale follows the device but stays in float32.

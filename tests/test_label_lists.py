@@ -84,7 +84,11 @@ def test_rows_that_do_not_fit_the_labels(tmp_path, rows, names, parts):
 
 @pytest.mark.parametrize(
     ("rows", "shown"),
-    [([[0], None], "row 1 holds None"), ([{"a": 1}], "row 0 holds {'a': 1}"), ([["a", None]], "row 0 holds ['a', None]")],
+    [
+        ([[0], None], "row 1 holds None"),
+        ([{"a": 1}], "line 1 has {'a': '1'}, which is not a list of labels"),
+        ([["a", None]], "line 1 has ['a', None]"),
+    ],
 )
 def test_what_is_no_list(tmp_path, rows, shown):
     path = written(tmp_path, "a.jsonl", rows)

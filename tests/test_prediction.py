@@ -449,6 +449,23 @@ def test_a_config_with_a_wrong_head_split(run, copy):
     assert_refused(run("good", "--model", copy), "n_heads=3", "dim=16")
 
 
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"n_layers": 0}, "n_layers must be at least 1, got 0"),
+        ({"n_layers": 1}, "holds distilbert.transformer.layer.1.attention.alpha and"),
+        ({"n_layers": 3}, "lacks distilbert.transformer.layer.2.attention.alpha and"),
+        ({"dropout": 7}, "dropout must be at least 0 and below 1, got 7"),
+        ({"int8_weights": True}, "no int8 weights"),
+    ],
+    ids=str,
+)
+def test_a_config_of_another_model(run, copy, fields, named):
+    """Without a word it gave other answers."""
+    edit_json(copy / "config.json", **fields)
+    assert_refused(run("good", "--model", copy), str(copy), named)
+
+
 def test_another_model_type(run, copy):
     edit_json(copy / "config.json", model_type="distilbert")
     assert_refused(run("good", "--model", copy), "'inhibidistilbert'", "'distilbert'")
@@ -494,6 +511,13 @@ def test_labels_of_the_same_name(run, tmp_path):
     names = {0: "FUNNY", 1: "FUNNY", 2: "LONG"}
     folder = write_tiny_checkpoint(tmp_path, problem_type="multi_label_classification", id2label=names)
     assert_refused(run("good", "--model", folder), "labels of the same name", "FUNNY, FUNNY, LONG")
+
+
+def test_weights_that_are_not_floating(run, copy):
+    weights = load_file(copy / "model.safetensors")
+    weights["classifier.weight"] = weights["classifier.weight"].int()
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    assert_refused(run("good", "--model", copy), "classifier.weight", "got torch.int32")
 
 
 def test_scalars_that_are_not_finite(run, copy):

@@ -1,11 +1,14 @@
 """An int8 model is made, saved, loaded without this package, and is as good as the one it comes from."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from remote_client import model_outputs
 from safetensors.torch import load_file
 from test_remote_code import run_clean_session
-from tiny import TASKS, first_output, tiny_distilbert, tiny_model, tokens
+from tiny import TASKS, assert_saving_changes_nothing, first_output, tiny_distilbert, tiny_model, tokens
 from tiny_sentiment import write_tiny_checkpoint
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -77,6 +80,35 @@ def test_saved_and_loaded(tmp_path, dtype):
         assert torch.equal(outputs(loaded), outputs(int8))
     assert relative_rms(outputs(loaded), outputs(int8)) < 0.05
     assert torch.equal(outputs(loaded), outputs(quantize(tiny_model(TASK)).to(dtype)))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_saving_changes_nothing(tmp_path, task):
+    assert_saving_changes_nothing(quantize(tiny_model(task)).to(torch.bfloat16), tmp_path)
+
+
+def test_called_where_gradients_are_recorded(tmp_path):
+    """It gives what it gives under no_grad, whichever way it came about, and also after `.train()` and `.eval()`."""
+    int8 = quantize(tiny_model(TASK))
+    int8.save_pretrained(tmp_path)
+    loaded = type(int8).from_pretrained(tmp_path)
+    empty = type(int8)(int8.config)
+    empty.load_state_dict(int8.state_dict())
+    for model in (int8, loaded, empty, copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded))):
+        model.train()(tokens(2, 9))
+        got = first_output(model.eval()(tokens(2, 9)))
+        assert not got.requires_grad
+        assert torch.equal(got, first_output(loaded(tokens(2, 9))))
+
+
+def test_a_gradient_that_int8_attention_cannot_give_is_refused(tmp_path):
+    """Of a float model with `quantized = True`, before it is saved and after."""
+    model = tiny_model(TASK, quantized=True)
+    model.save_pretrained(tmp_path)
+    for same in (model, type(model).from_pretrained(tmp_path)):
+        with pytest.raises(ValueError, match="quantized=True has no gradient, and query requires one"):
+            same(tokens(2, 9))
+        assert outputs(same).isfinite().all()
 
 
 def test_loaded_in_a_clean_interpreter(tmp_path):

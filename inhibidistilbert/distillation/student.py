@@ -139,9 +139,17 @@ def _pretrained(kind: Any, source: str, fields: dict[str, Any]) -> PreTrainedMod
     with quiet_transformers():
         try:
             # A head for another number of classes is replaced by a new one.
-            return load_pretrained(kind, source, dtype=torch.float32, ignore_mismatched_sizes=True, **fields)
+            model, info = load_pretrained(
+                kind, source, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **fields
+            )
         except Exception as error:  # the libraries raise nothing more special for damaged files
             raise UserError(f"{_ARGUMENT}: {source!r} does not load: {reason(error)}") from error
+    # An encoder is not.
+    for name, found, wanted in sorted(info["mismatched_keys"]):
+        if ".layer." in name or "embeddings." in name:
+            shapes = f"shape {tuple(found)} in the weights but {tuple(wanted)} by its configuration"
+            raise UserError(f"{_ARGUMENT}: {source!r} does not load: {name} has {shapes}.")
+    return model
 
 
 def _copy(student: Student, kind: Any, source: str, fields: dict[str, Any]) -> PreTrainedModel:

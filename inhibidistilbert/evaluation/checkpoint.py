@@ -72,6 +72,10 @@ def load_checkpoint(
             f"CHECKPOINT {source!r}: the tokenizer has {len(tokenizer)} tokens but the model's vocabulary holds "
             f"{model.config.vocab_size}: they do not belong together."
         )
+    # A new head may be missing or have another shape, and nothing else but a pooler.
+    unfit = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+    if unfit := sorted(name for name in unfit if name.startswith(f"{model.base_model_prefix}.") and "pooler" not in name):
+        raise UserError(f"CHECKPOINT {source!r} has no {unfit[0]} of the shape that its config.json says.")
     if num_labels is None and info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"]))
         raise UserError(f"CHECKPOINT {source!r} has no trained head (missing {missing}): give another, or --fine-tune.")

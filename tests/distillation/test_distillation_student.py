@@ -99,6 +99,11 @@ def damage_sizes(folder):
     (folder / "config.json").write_text(json.dumps({**settings, "n_heads": 5}))
 
 
+def change_sizes(folder):
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "hidden_dim": 8}))
+
+
 def damage_weights(folder):
     (folder / "model.safetensors").write_bytes(b"no weights at all")
 
@@ -107,7 +112,7 @@ def remove_weights(folder):
     (folder / "model.safetensors").unlink()
 
 
-@pytest.mark.parametrize("damage", [damage_config, damage_sizes, damage_weights, remove_weights])
+@pytest.mark.parametrize("damage", [damage_config, damage_sizes, change_sizes, damage_weights, remove_weights])
 def test_a_damaged_checkpoint_is_refused(tmp_path, damage):
     tiny_student(num_labels=3).save_pretrained(tmp_path)
     damage(tmp_path)

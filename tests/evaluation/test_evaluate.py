@@ -605,6 +605,20 @@ def test_bad_lists_of_labels_are_one_error(tmp_path, bad, content, parts):
     bad(model, "--task", "multi-label-classification", "--data", tmp_path / "bad.csv", parts=parts)
 
 
+@pytest.mark.parametrize("tuned", [False, True], ids=["scored", "fine-tuned"])
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [({"n_layers": 0}, "n_layers must be at least 1"), ({"n_layers": 1}, "holds distilbert."), ({"hidden_dim": 8}, "shape")],
+    ids=str,
+)
+def test_a_checkpoint_whose_config_is_another_models(tmp_path, bad, fields, part, tuned):
+    """Only a head may be new where one is trained."""
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    arguments = ("--data", f"train={tmp_path / 'good.csv'}", "--fine-tune", "--output", tmp_path / "out") if tuned else ()
+    bad("MODEL", "--task", "imdb", "--data", "DATA", *arguments, parts=["CHECKPOINT", part])
+
+
 def test_unlabelled_texts_need_an_output_and_one_model(tmp_path, bad):
     data = write(tmp_path / "new.csv", [{"text": "a good film"}])
     arguments = ("--task", "classification", "--data", data)

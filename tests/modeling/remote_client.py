@@ -166,6 +166,23 @@ def two_versions(ours: str, other: str, auto_class: str) -> dict[str, bool]:
     }
 
 
+def in_turn(sources: list[str], auto_class: str) -> list[list[list[float]]]:
+    """The logits of every checkpoint, each computed when all of them are loaded."""
+    tokenizer = load("AutoTokenizer", sources[0])
+    models = [load(auto_class, source) for source in sources]
+    return [model_outputs(model, tokenizer).tolist() for model in models]
+
+
+def rewritten(source: str, other: str, auto_class: str) -> list[list[list[float]]]:
+    """The logits of the checkpoint in `source`, and those after `other`'s code was written over its own."""
+    tokenizer = load("AutoTokenizer", source)
+    models = [load(auto_class, source)]
+    for file in Path(other).glob("*.py"):
+        Path(source, file.name).write_bytes(file.read_bytes())
+    models.append(load(auto_class, source))
+    return [model_outputs(model, tokenizer).tolist() for model in models]
+
+
 def package_modules() -> list[str]:
     """Modules of this package that are loaded. There must be none."""
     return [name for name in sys.modules if name.partition(".")[0] == PACKAGE]

@@ -1,5 +1,6 @@
 """InhibiDistilBertConfig: DistilBERT's fields, those of inhibitor attention, and what is refused."""
 
+import json
 import math
 
 import pytest
@@ -7,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDa
 from tiny import tiny_config
 from transformers import AutoConfig, DistilBertConfig
 
-from inhibidistilbert import InhibiDistilBertConfig
+from inhibidistilbert import InhibiDistilBertConfig, InhibiDistilBertModel
 
 pytestmark = pytest.mark.portable
 
@@ -76,6 +77,27 @@ def test_a_distilbert_configuration_is_read_with_default_scalars(tmp_path):
         ({"alpha_init": math.nan}, "alpha_init must be finite, got nan"),
         ({"beta_init": math.inf}, "beta_init must be finite, got inf"),
         ({"gamma_init": -math.inf}, "gamma_init must be finite, got -inf"),
+        ({"n_layers": 0}, "n_layers must be at least 1, got 0"),
+        ({"n_layers": -1}, "n_layers must be at least 1, got -1"),
+        ({"dropout": 1.5}, "dropout must be at least 0 and below 1, got 1.5"),
+        ({"attention_dropout": 1}, "attention_dropout must be at least 0 and below 1, got 1"),
+        ({"qa_dropout": -0.1}, "qa_dropout must be at least 0 and below 1, got -0.1"),
+        ({"seq_classif_dropout": math.nan}, "seq_classif_dropout must be at least 0 and below 1, got nan"),
+        ({"activation": "gelo"}, "activation must be one of .*'gelu'.*, got 'gelo'"),
+        ({"initializer_range": -0.1}, "initializer_range must be at least 0 and finite, got -0.1"),
+        ({"pad_token_id": 99}, "pad_token_id must be a token of the vocabulary, 0 to 98, got 99"),
+        ({"pad_token_id": -1}, "pad_token_id must be a token of the vocabulary, 0 to 98, got -1"),
+        ({"eos_token_id": [3, 99]}, r"eos_token_id must be a token of the vocabulary, 0 to 98, got \[3, 99\]"),
+        ({"problem_type": "classification"}, "problem_type must be one of 'regression', .*, got 'classification'"),
+        ({"chunk_size_feed_forward": 1.5}, "chunk_size_feed_forward must be an integer of at least 0, got 1.5"),
+        ({"chunk_size_feed_forward": -1}, "chunk_size_feed_forward must be an integer of at least 0, got -1"),
+        ({"output_hidden_states": 3}, "output_hidden_states must be true or false, got 3"),
+        ({"is_decoder": True}, "is_decoder must be false, got True: this model is an encoder"),
+        ({"architectures": "InhibiDistilBertModel"}, "architectures must be a list of names, got 'Inhibi"),
+        (
+            {"id2label": {0: "a", 1: "b"}, "label2id": {"b": 0, "a": 1}},
+            "label2id gives 'b' the label 0, but id2label calls that 'a'",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -90,6 +112,46 @@ def test_bad_values_are_refused_by_name(fields, message):
 def test_values_of_a_wrong_type_are_refused_by_name(fields):
     with pytest.raises(StrictDataclassFieldValidationError, match=next(iter(fields))):
         tiny_config(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_labels": 0, "id2label": None}, "num_labels must be an integer of at least 1, got 0"),
+        ({"num_labels": 2.0, "id2label": None}, "num_labels must be an integer of at least 1, got 2.0"),
+        ({"id2label": {}}, r"id2label must name the labels 0, 1, 2, .* got \{\}"),
+        ({"id2label": {"0": "a", "2": "b"}}, "id2label must name the labels 0, 1, 2, … without a gap"),
+        ({"id2label": ["a", "b"]}, "id2label must give numbers names"),
+        ({"id2label": {"first": "a"}}, "id2label must give numbers names"),
+        ({"dtype": "int8"}, "dtype must be one of 'float64', .*, got 'int8'"),
+        ({"torch_dtype": "float23"}, "torch_dtype must be one of 'float64', .*, got 'float23'"),
+        ({"num_labels": 3, "id2label": {"0": "a", "1": "b"}}, "num_labels is 3, but id2label names 2 labels"),
+        ({"model_type": "bert"}, "model_type must be 'inhibidistilbert', or 'distilbert' .* got 'bert'"),
+    ],
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
+)
+def test_a_file_that_transformers_would_read_as_something_else_is_refused(tmp_path, fields, message):
+    config = tiny_config().to_dict() | fields
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        InhibiDistilBertConfig.from_pretrained(tmp_path)
+
+
+def test_another_number_of_labels_asked_for_on_loading(tmp_path):
+    """As fine-tuning does; it is the file alone that must agree with itself."""
+    tiny_config(id2label={0: "a", 1: "b"}, label2id={"a": 0, "b": 1}).save_pretrained(tmp_path)
+    for read in (InhibiDistilBertConfig, AutoConfig):
+        assert read.from_pretrained(tmp_path, num_labels=3).id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+
+
+def test_fields_set_later_are_checked_by_the_model(tmp_path):
+    config = tiny_config()
+    InhibiDistilBertModel(config).save_pretrained(tmp_path)
+    config.n_layers = 0
+    with pytest.raises(ValueError, match=r"^n_layers must be at least 1, got 0"):
+        InhibiDistilBertModel(config)
+    with pytest.raises(ValueError, match=r"^dropout must be at least 0 and below 1, got 2"):
+        InhibiDistilBertModel.from_pretrained(tmp_path, dropout=2)
 
 
 def test_negative_and_zero_scalars_are_fine():

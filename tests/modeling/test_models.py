@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import (
     TASKS,
+    assert_saving_changes_nothing,
     distilbert_class,
     first_output,
     labels_for,
@@ -727,3 +728,12 @@ def test_distilbert_and_ours_are_told_apart_once_saved(tmp_path):
     InhibiDistilBertModel.from_pretrained(tmp_path / "teacher").save_pretrained(tmp_path / "student")
     assert type(AutoModel.from_pretrained(tmp_path / "student")) is InhibiDistilBertModel
     assert type(AutoModel.from_pretrained(tmp_path / "teacher")) is distilbert_class("Model")
+
+
+# Saving and loading
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("task", ["Model", "ForMaskedLM"])
+def test_saving_changes_nothing(tmp_path, task, dtype):
+    assert_saving_changes_nothing(tiny_model(task).to(dtype), tmp_path)

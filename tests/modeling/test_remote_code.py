@@ -182,11 +182,49 @@ def copy_marked(folder: str, target: Path, marker: Path) -> str:
     return str(target)
 
 
-def copy_with_another_operator(folder: str, target: Path) -> str:
+ANOTHER_OPERATOR = "\n\ndef inhibitor_attention(query, *args, **kwargs):\n    return query\n"
+WITHOUT_PADDING = """
+
+def inhibitor_mask(attention_mask=None, **kwargs):
+    return None
+
+for _name in ATTENTION_FORWARDS:
+    AttentionMaskInterface.register(_name, inhibitor_mask)
+"""
+# What one file of a checkpoint may have more than that of another: the code in it differs, all else is the same.
+CHANGES = {
+    "own": ("inhibitor_attention.py", ""),
+    "another operator": ("inhibitor_attention.py", ANOTHER_OPERATOR),
+    "another mask": ("inhibitor_backends.py", WITHOUT_PADDING),
+}
+
+
+def copy_with(change: str, folder: str, target: Path) -> str:
+    """A copy of a checkpoint whose code differs by one of `CHANGES`."""
     shutil.copytree(folder, target)
-    source = target / "inhibitor_attention.py"
-    source.write_text(source.read_text() + "\n\ndef inhibitor_attention(query, *args, **kwargs):\n    return query\n")
+    name, addition = CHANGES[change]
+    source = target / name
+    source.write_text(source.read_text() + addition)
     return str(target)
+
+
+def written_before(folder: str, target: Path) -> str:
+    """The same checkpoint with the former text of its configuration file, which did not name the other files."""
+    shutil.copytree(folder, target)
+    source = target / "configuration_inhibidistilbert.py"
+    source.write_text(source.read_text().replace("    from .modeling_inhibidistilbert import", "    pass  #"))
+    return str(target)
+
+
+def folders_of_one_name(folder: str, target: Path) -> dict[str, list[str]]:
+    """Checkpoints of one name and of different code, by the orders in which a process may load them."""
+    orders = {}
+    for number, order in enumerate((list(CHANGES), list(CHANGES)[::-1])):
+        name = f"checkpoint-{500 + number}"
+        orders[", ".join(order)] = [copy_with(change, folder, target / change / name) for change in order]
+    first = written_before(copy_with("another operator", folder, target / "new"), target / "before" / "checkpoint")
+    orders["another operator, own"] = [first, copy_with("own", folder, target / "after" / "checkpoint")]
+    return orders
 
 
 def copies_without_one_file(folder: str, target: Path, files: list[str]) -> dict[str, str]:
@@ -209,7 +247,10 @@ def stranger(checkpoints, work) -> Session:
     folders, classifier = checkpoints.folders, checkpoints.folders[CLASSIFIER]
     untrusted = copy_marked(classifier, work / "untrusted", work / "code_ran_without_trust")
     trusted = copy_marked(classifier, work / "trusted", work / "code_ran_with_trust")
-    other = copy_with_another_operator(classifier, work / "other_operator")
+    other = copy_with("another operator", classifier, work / "other_operator")
+    alone = [copy_with(change, classifier, work / "alone" / change.replace(" ", "_")) for change in CHANGES]
+    one_name = folders_of_one_name(classifier, work / "one_name")
+    same = copy_with("own", classifier, work / "rewritten")
     incomplete = copies_without_one_file(classifier, work / "incomplete", NEEDED_FILES)
     calls = {
         "refusals": ["refusals", {"source": untrusted, "auto_classes": ["AutoConfig", *AUTO_CLASSES]}],
@@ -222,6 +263,9 @@ def stranger(checkpoints, work) -> Session:
         "save base": ["save_again", {"sources": {"AutoModel": classifier}, "target": str(work / "base")}],
         "save new": ["save_new_from_config", {"source": classifier, "target": str(work / "new")}],
         "two versions": ["two_versions", {"ours": classifier, "other": other, "auto_class": CLASSIFIER}],
+        "alone": ["in_turn", {"sources": alone, "auto_class": CLASSIFIER}],
+        **{order: ["in_turn", {"sources": names, "auto_class": CLASSIFIER}] for order, names in one_name.items()},
+        "rewritten": ["rewritten", {"source": same, "other": other, "auto_class": CLASSIFIER}],
         "incomplete": ["load_errors", {"sources": incomplete, "auto_class": CLASSIFIER}],
     }
     return run_clean_session(work / "stranger", calls, {"HF_HUB_OFFLINE": "1"})
@@ -270,11 +314,15 @@ def triton_user(checkpoints, work) -> Session:
 def user_without_triton(checkpoints, work) -> Session:
     """Someone without this package and without Triton, as on macOS and Windows."""
     folder = checkpoints.folders[CLASSIFIER]
-    asked = {"source": folder, "auto_class": CLASSIFIER, "implementations": ["inhibitor_triton"]}
+    classifier = {"auto_class": CLASSIFIER}
+    asked = {"source": folder, "implementations": ["inhibitor_triton"], **classifier}
     calls = {
         "hidden": ["hide", {"package": "triton"}],
         "outputs": ["outputs", {"sources": {CLASSIFIER: folder}, "target": str(work / "without_triton.safetensors")}],
         "asked for": ["forward_errors", asked],
+        # From here on without llvmlite too: two folders that were not loaded before, with code of their own.
+        "llvmlite hidden": ["hide", {"package": "llvmlite"}],
+        "slow": ["in_turn", {"sources": [copy_with("own", folder, work / f"slow_{i}") for i in (0, 1)], **classifier}],
     }
     return run_clean_session(work / "user_without_triton", calls, {"HF_HUB_OFFLINE": "1"})
 
@@ -342,11 +390,15 @@ class TestSources:
         allowed = {"torch", "transformers", "huggingface_hub"} | sys.stdlib_module_names
         assert set(get_imports(source)) <= allowed
 
-    def test_every_file_is_reached_from_the_model(self, checkpoints):
-        """transformers copies what the modelling file imports, directly or not; a file beyond that is lost on the way."""
-        modeling = Path(checkpoints.folders["AutoModel"], "modeling_inhibidistilbert.py")
-        reached = {Path(file).name for file in get_relative_import_files(modeling)}
-        assert sorted(reached | {modeling.name}) == SOURCE_NAMES
+    @pytest.mark.parametrize("name", ["modeling_inhibidistilbert.py", "configuration_inhibidistilbert.py"])
+    def test_every_file_is_reached_from_the_model_and_its_configuration(self, name, checkpoints):
+        """transformers copies what the modelling file imports, directly or not; a file beyond that is lost on the way.
+
+        Which class a folder's model has it decides by the configuration file and what that one imports.
+        """
+        source = Path(checkpoints.folders["AutoModel"], name)
+        reached = {Path(file).name for file in get_relative_import_files(source)}
+        assert sorted(reached | {source.name}) == SOURCE_NAMES
 
     def test_the_operator_imports_nothing_from_the_models(self):
         for source in (ROOT / "kernels").glob("*.py"):
@@ -436,6 +488,17 @@ class TestWithoutThePackage:
     def test_two_versions_of_the_operator_in_one_process(self, stranger):
         assert set(stranger["two versions"].values()) == {True}, stranger["two versions"]
 
+    @pytest.mark.parametrize("order", [*(", ".join(o) for o in (CHANGES, [*CHANGES][::-1])), "another operator, own"])
+    def test_folders_of_one_name_run_their_own_code(self, order, stranger):
+        """As `runs/a/checkpoint-500` and `runs/b/checkpoint-500` do; the last order starts with a folder of older code."""
+        alone = dict(zip(CHANGES, stranger["alone"], strict=True))
+        assert len({str(logits) for logits in alone.values()}) == len(CHANGES)
+        assert stranger[order] == [alone[change] for change in order.split(", ")]
+
+    def test_a_folder_that_was_written_over_runs_what_it_holds_now(self, stranger):
+        alone = dict(zip(CHANGES, stranger["alone"], strict=True))
+        assert stranger["rewritten"] == [alone["own"], alone["another operator"]]
+
 
 class TestTriton:
     @pytest.mark.skipif(
@@ -461,7 +524,18 @@ class TestTriton:
 
     def test_asking_for_triton_without_it_is_one_clear_error(self, user_without_triton):
         message = user_without_triton["asked for"]["inhibitor_triton"]
-        assert message == "ValueError: backend='triton' cannot be used here: the package triton is not installed."
+        reason = "the package triton is not installed; pip install triton"
+        assert message == f"ValueError: backend='triton' cannot be used here: {reason}."
+
+    @pytest.mark.skipif(torch.accelerator.is_available(), reason="on a GPU the folder does not need llvmlite")
+    def test_folders_run_without_llvmlite_and_say_once_that_they_are_slow(self, user_without_triton, work, expected):
+        """The message is the process's only one, whichever copy of the code speaks."""
+        assert user_without_triton["llvmlite hidden"] is True
+        for logits in user_without_triton["slow"]:
+            torch.testing.assert_close(torch.tensor(logits), expected[f"{CLASSIFIER}/inhibitor"], rtol=0, atol=1e-5)
+        said = [line for line in user_without_triton.stderr.splitlines() if "runs in plain torch" in line]
+        assert len(said) == 1, user_without_triton.stderr
+        assert "pip install llvmlite. That is 20 to 40 times slower than softmax attention" in said[0]
 
 
 class TestSavedAgain:

@@ -95,3 +95,29 @@ def first_output(outputs) -> Tensor:
     if "start_logits" in outputs:
         return torch.stack([outputs.start_logits, outputs.end_logits], dim=-1)
     return outputs.logits if "logits" in outputs else outputs.last_hidden_state
+
+
+# Of a module's attributes those that are no setting: where it is held, and what transformers notes while loading.
+_NOT_SETTINGS = {"_modules", "_parameters", "_buffers", "config", "name_or_path"}
+_NOT_SETTINGS |= {"forward", "_is_hf_initialized", "_use_kernels", "_weight_conversions"}
+
+
+def state_of(model: torch.nn.Module) -> dict[str, object]:
+    """All that a model is made of but the values: every setting, parameter, buffer and field of its configuration."""
+    state: dict[str, object] = {}
+    for owner, module in model.named_modules():
+        state |= {f"{owner}.{name}": value for name, value in vars(module).items() if name not in _NOT_SETTINGS}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        state[name] = (type(tensor), tensor.dtype, tuple(tensor.shape), tensor.requires_grad)
+    fields = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
+    return state | fields
+
+
+def assert_saving_changes_nothing(model, folder) -> None:
+    """What is loaded is what was saved, attribute by attribute, and saves to the same bytes."""
+    model.save_pretrained(folder / "first")
+    loaded = type(model).from_pretrained(folder / "first")
+    assert state_of(loaded) == state_of(model)
+    loaded.save_pretrained(folder / "second")
+    files = [{file.name: file.read_bytes() for file in (folder / name).iterdir()} for name in ("first", "second")]
+    assert files[0] == files[1]

@@ -74,6 +74,11 @@ class TestText:
     def test_usage_is_pinned_to_the_tag(self, card):
         assert 'pipeline("text-classification", model="someone/tiny", revision="v1", trust_remote_code=True)' in card.text
 
+    def test_what_it_needs_for_speed_is_named(self, card):
+        needs = section(card.text, "Use").partition("It needs")[2]
+        for words in ("`pip install llvmlite`", "20 to 40 times slower", "Triton"):
+            assert words in needs
+
     def test_usage_without_a_tag(self, checkpoint, tmp_path):
         text = (assembled(checkpoint, tmp_path / "x", revision=None).folder / "README.md").read_text()
         assert 'pipeline("text-classification", model="someone/tiny", trust_remote_code=True)' in text

@@ -1,6 +1,8 @@
 """Configuration of InhibiDistilBERT: DistilBERT's fields and those of inhibitor attention."""
 
 import math
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
 
 from transformers.utils.versions import require_version
 
@@ -8,9 +10,17 @@ from transformers.utils.versions import require_version
 require_version("transformers>=5.17,<6", "InhibiDistilBERT: pip install 'transformers>=5.17,<6'")
 
 from huggingface_hub.dataclasses import strict  # noqa: E402
+from transformers.activations import ACT2FN  # noqa: E402
 from transformers.configuration_utils import PreTrainedConfig  # noqa: E402
 
+if TYPE_CHECKING:
+    # Never run, but read: transformers takes two folders of one name for one model while this file and all that it imports
+    # are alike, and finds the imports by their text. Through this line that is every source file of the folder.
+    from .modeling_inhibidistilbert import InhibiDistilBertModel  # noqa: F401
+
 LENGTH_NORMALIZATIONS = ("none", "sqrt", "mean")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+_DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
 @strict
@@ -34,8 +44,8 @@ class InhibiDistilBertConfig(PreTrainedConfig):
             makes such a model.
 
     Raises:
-        ValueError: when `n_heads` does not divide `dim`, a size is not positive, `length_normalization` is unknown or an
-            initial scalar is not finite.
+        huggingface_hub.errors.StrictDataclassError, ValueError: a field of another type, out of its range, or one that
+            contradicts another, such as an `n_heads` that does not divide `dim`.
     """
 
     model_type = "inhibidistilbert"
@@ -80,21 +90,100 @@ class InhibiDistilBertConfig(PreTrainedConfig):
             raise OSError(f"{str(pretrained_model_name_or_path)!r} has no config.json.")
         return fields, kwargs
 
-    def validate_sizes_and_scalars(self):
-        """Run by `@strict` on every construction."""
-        for name in ("vocab_size", "max_position_embeddings", "n_heads", "dim", "hidden_dim"):
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        kind = config_dict.get("model_type", cls.model_type)
+        if kind not in (cls.model_type, "distilbert"):
+            raise ValueError(f"model_type must be {cls.model_type!r}, or 'distilbert' to start from one, got {kind!r}.")
+        # Of the file alone: whoever gives num_labels on loading wants another head than the file's.
+        names, number = config_dict.get("id2label"), config_dict.get("num_labels")
+        if names is not None and number is not None and len(names) != number:
+            raise ValueError(f"num_labels is {number}, but id2label names {len(names)} labels.")
+        return super().from_dict(config_dict, **kwargs)
+
+    def __post_init__(self, **kwargs):
+        # Before transformers makes something else of them.
+        for name in ("dtype", "torch_dtype"):
+            dtype = str(self.dtype if name == "dtype" else kwargs.get(name)).removeprefix("torch.")
+            if dtype not in ("None", *_DTYPES):
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, _DTYPES))}, got {dtype!r}.")
+        if self.id2label is not None:
+            _check_labels(self.id2label, {})
+        number = kwargs.get("num_labels")
+        if number is not None and not _is_integer(number, least=1):
+            raise ValueError(f"num_labels must be an integer of at least 1, got {number!r}.")
+        super().__post_init__(**kwargs)
+
+    def validate_fields(self):
+        """Run by `@strict` on every construction, and by every model: fields may be set later.
+
+        Raises:
+            ValueError: a field out of its range, or one that contradicts another.
+        """
+        for name in ("vocab_size", "max_position_embeddings", "n_layers", "n_heads", "dim", "hidden_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.dim % self.n_heads:
             raise ValueError(f"n_heads must divide dim evenly, got n_heads={self.n_heads} and dim={self.dim}.")
-        if self.length_normalization not in LENGTH_NORMALIZATIONS:
-            raise ValueError(
-                f"length_normalization must be one of {', '.join(map(repr, LENGTH_NORMALIZATIONS))}, "
-                f"got {self.length_normalization!r}."
-            )
+        for name in ("dropout", "attention_dropout", "qa_dropout", "seq_classif_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}.")
+        if not 0 <= self.initializer_range < math.inf:
+            raise ValueError(f"initializer_range must be at least 0 and finite, got {self.initializer_range}.")
+        _check_choice("length_normalization", self.length_normalization, LENGTH_NORMALIZATIONS)
+        _check_choice("activation", self.activation, ACT2FN)
+        if self.problem_type is not None:
+            _check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
         for name in ("alpha_init", "beta_init", "gamma_init"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} must be finite, got {getattr(self, name)}.")
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            ids = getattr(self, name)
+            for token in ids if isinstance(ids, list) else [ids]:
+                if token is not None and not 0 <= token < self.vocab_size:
+                    raise ValueError(f"{name} must be a token of the vocabulary, 0 to {self.vocab_size - 1}, got {ids}.")
+        _check_labels(self.id2label, self.label2id or {})
+        _check_general_fields(self)
+
+
+def _check_general_fields(config: PreTrainedConfig) -> None:
+    """Those that transformers gives every model, and does not check."""
+    chunk = config.chunk_size_feed_forward
+    if not _is_integer(chunk, least=0):
+        raise ValueError(f"chunk_size_feed_forward must be an integer of at least 0, got {chunk!r}.")
+    for name in ("output_attentions", "output_hidden_states", "return_dict"):
+        if getattr(config, name) not in (None, True, False):
+            raise ValueError(f"{name} must be true or false, got {getattr(config, name)!r}.")
+    for name in ("is_decoder", "is_encoder_decoder", "add_cross_attention"):
+        if getattr(config, name, False):
+            raise ValueError(f"{name} must be false, got {getattr(config, name)!r}: this model is an encoder.")
+    names = config.architectures
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"architectures must be a list of names, got {names!r}.")
+
+
+def _is_integer(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _check_choice(name: str, value: object, known: Collection[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}.")
+
+
+def _check_labels(id2label: Any, label2id: Any) -> None:
+    """One name for each of the labels 0, 1, 2, …, and no name given to another label by `label2id`."""
+    try:
+        names = {int(index): name for index, name in id2label.items()}
+        indices = {name: int(index) for name, index in label2id.items()}
+    except (AttributeError, TypeError, ValueError):
+        wanted = "id2label must give numbers names, and label2id names numbers"
+        raise ValueError(f"{wanted}, got {id2label!r} and {label2id!r}.") from None
+    if not names or sorted(names) != list(range(len(id2label))):
+        raise ValueError(f"id2label must name the labels 0, 1, 2, … without a gap, at least one, got {id2label!r}.")
+    for name, index in indices.items():
+        if name in names.values() and names.get(index) != name:
+            raise ValueError(f"label2id gives {name!r} the label {index}, but id2label calls that {names.get(index)!r}.")
 
 
 __all__ = ["InhibiDistilBertConfig"]

@@ -1,21 +1,19 @@
 """Inhibitor attention, the public operator: checks its arguments and chooses a backend."""
 
-import logging
 import math
 from collections.abc import Callable
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from .inhibitor_masks import KeyMasks
 from .inhibitor_naive import naive_inhibitor_attention
+from .inhibitor_notice import say_slow
 from .inhibitor_quantized import quantized_inhibitor_attention
 from .inhibitor_torch import torch_inhibitor_attention
 
-logger = logging.getLogger(__name__)
-
 BACKENDS = ("auto", "naive", "torch", "triton", "cpu")
+_NO_SCORES = "it returns no scores"
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -101,11 +99,6 @@ def _compiled_backend(name: str, quantized: bool = False) -> tuple[Callable[...,
     return cpu_attention, cpu_refusal
 
 
-@cache
-def _log_once(message: str) -> None:
-    logger.info(message)
-
-
 def _choose(backend: str, query: Tensor, needs_plain: str | None, quantized: bool) -> Callable[..., Tensor] | None:
     """The compiled backend for this call, or None for one in plain torch; `needs_plain` says what only those can do.
 
@@ -114,6 +107,8 @@ def _choose(backend: str, query: Tensor, needs_plain: str | None, quantized: boo
     """
     if backend == "auto" and not torch.compiler.is_exporting():
         name = {"cuda": "triton", "cpu": "cpu"}.get(query.device.type)
+        if name is None:
+            say_slow(query.device.type, "there is no compiled form for it")
     else:
         name = backend if backend in ("triton", "cpu") else None
     if name is None:
@@ -126,8 +121,8 @@ def _choose(backend: str, query: Tensor, needs_plain: str | None, quantized: boo
             return attention
         if backend != "auto":
             raise ValueError(f"backend={backend!r} cannot be used here: {reason}.")
-    if not torch.compiler.is_compiling():  # a compiled graph has no place for a message
-        _log_once(f"The plain torch form of inhibitor attention is used instead of {name!r}: {reason}.")
+    if reason != _NO_SCORES:  # whoever wants the scores in memory asks for the plain form
+        say_slow(query.device.type, reason)
     return None
 
 
@@ -216,7 +211,7 @@ def inhibitor_attention(
     dtype = torch.float64 if query.dtype == torch.float64 and not quantized else torch.float32
     scalars = [_scalar(name, x, query, dtype) for name, x in (("alpha", alpha), ("beta", beta), ("gamma", gamma))]
     transformed = _plain_operations_only()
-    needs_plain = "it returns no scores" if return_scores else "it takes no attn_mask" if attn_mask is not None else None
+    needs_plain = _NO_SCORES if return_scores else "it takes no attn_mask" if attn_mask is not None else None
     compiled = None if transformed else _choose(backend, query, needs_plain, quantized)
     if compiled is not None:
         return compiled(query, key, value, key_padding_mask, key_dropout_mask, *scalars, centered, signed, causal)

@@ -30,6 +30,7 @@ from .inhibitor_cpu_int8_linear_ir import BLOCK, LARGEST, block_rows, int8_linea
 from .inhibitor_cpu_jit import CompilerUnavailable, Machine, compiled, host_machine
 from .inhibitor_cpu_threads import run_on_threads
 from .inhibitor_custom_op import op_namespace
+from .inhibitor_notice import say_slow
 from .inhibitor_quantized import SMALLEST
 
 _SOURCES = ("cpu_int8_linear_ir", "cpu_int8_ir", "cpu_ir", "cpu_ir_panels", "cpu_arguments", "quantized")
@@ -121,6 +122,10 @@ def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -
 
     A row that is not finite gives NaN.
     """
-    if x.device.type != "cpu" or torch.compiler.is_exporting() or _problem() is not None:
+    if torch.compiler.is_exporting():
         return plain_int8_linear(x, weight, weight_scale, bias)
-    return _compiled_int8_linear(x, weight, weight_scale, bias)
+    problem = _problem() if x.device.type == "cpu" else "there is one for CPUs alone"
+    if problem is None:
+        return _compiled_int8_linear(x, weight, weight_scale, bias)
+    say_slow(x.device.type, problem, "The product with int8 weights")
+    return plain_int8_linear(x, weight, weight_scale, bias)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .inhibitor_custom_op import op_namespace, register_backend, register_inference
+from .inhibitor_notice import NO_TRITON
 
 try:
     import triton
@@ -262,7 +263,7 @@ def _backward(
 def triton_refusal(query: Tensor) -> str | None:
     """Why these kernels cannot take `query` `(B, H, M, d)`; None where they can."""
     if triton is None:
-        return "the package triton is not installed"
+        return NO_TRITON
     if query.device.type != "cuda" and not (query.device.type == "cpu" and _INTERPRETED):
         return f"Triton needs tensors on a GPU, query is on {query.device}"
     if query.dtype not in DTYPES:

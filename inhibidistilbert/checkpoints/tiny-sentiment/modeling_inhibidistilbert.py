@@ -20,13 +20,15 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
-from transformers.modeling_utils import AttentionInterface, PreTrainedModel
+from transformers.modeling_utils import AttentionInterface, PreTrainedModel, load_state_dict
 from transformers.pytorch_utils import apply_chunking_to_forward
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .inhibitor_notice import say_what_is_missing
+from .checkpoint_weights import check_names, check_types
 from .configuration_inhibidistilbert import InhibiDistilBertConfig
-from .inhibitor_backends import ATTENTION_FORWARDS, eager_attention_forward, visible_key_count
+from .inhibitor_backends import ATTENTION_FORWARDS, eager_attention_forward, inhibitor_mask, visible_key_count
 from .int8_linear import Int8Linear, encoder_linear
 from .remote_code import AUTO_MAP, write_remote_code
 
@@ -85,8 +87,6 @@ class InhibiDistilBertSelfAttention(nn.Module):
 
     def __init__(self, config: InhibiDistilBertConfig):
         super().__init__()
-        if config.dim % config.n_heads:
-            raise ValueError(f"n_heads must divide dim evenly, got n_heads={config.n_heads} and dim={config.dim}.")
         self.config = config
         self.attention_head_size = config.dim // config.n_heads
         self.dropout_p = config.attention_dropout
@@ -98,9 +98,11 @@ class InhibiDistilBertSelfAttention(nn.Module):
         self.out_lin = encoder_linear(config.int8_weights, config.dim, config.dim)
 
         scalars = config.n_heads if config.scalars_per_head else 1
-        self.alpha = nn.Parameter(torch.full((scalars,), float(config.alpha_init), dtype=torch.float32))
-        self.beta = nn.Parameter(torch.full((scalars,), float(config.beta_init), dtype=torch.float32))
-        self.gamma = nn.Parameter(torch.full((scalars,), float(config.gamma_init), dtype=torch.float32))
+        # What `_apply` makes of them in a model of this dtype.
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        self.alpha = nn.Parameter(torch.full((scalars,), float(config.alpha_init), dtype=dtype))
+        self.beta = nn.Parameter(torch.full((scalars,), float(config.beta_init), dtype=dtype))
+        self.gamma = nn.Parameter(torch.full((scalars,), float(config.gamma_init), dtype=dtype))
 
     def _apply(self, fn, recurse=True):
         # `.half()` and `.to(torch.bfloat16)` come through here: the scalars follow the device but stay in float32.
@@ -193,9 +195,18 @@ class InhibiDistilBertPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {"hidden_states": TransformerBlock, "attentions": InhibiDistilBertSelfAttention}
 
     def __init__(self, config: InhibiDistilBertConfig, *inputs: Any, **kwargs: Any) -> None:
-        if config.int8_weights:
-            self._keep_in_fp32_modules_strict = [*SCALARS, "weight_scale"]
+        InhibiDistilBertConfig.validate_fields(config)  # which may have been set since the configuration was made
         super().__init__(config, *inputs, **kwargs)
+
+    def post_init(self) -> None:
+        super().post_init()
+        self._settle_int8()
+
+    def _settle_int8(self) -> None:
+        """Where the weights are int8: the model is for inference, so none asks for a gradient, and scales stay float32."""
+        if self.config.int8_weights:
+            self.requires_grad_(False)
+            self._keep_in_fp32_modules_strict = {*SCALARS, "weight_scale"}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -236,7 +247,27 @@ class InhibiDistilBertPreTrainedModel(PreTrainedModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model._check_scalars()
         model._check_int8_weights()
+        model._settle_int8()  # transformers puts new parameters in the place of those that were built
+        if model.config._attn_implementation == "inhibitor":
+            say_what_is_missing()
         return loaded
+
+    @staticmethod
+    def _load_pretrained_model(model: Any, state_dict: Any, checkpoint_files: Any, load_config: Any, *args, **kwargs) -> Any:
+        """Where transformers fills the model from the files: the last place that sees what they really hold."""
+        load = PreTrainedModel._load_pretrained_model
+        if load_config.hf_quantizer is not None:  # another library's weights, which it checks itself
+            return load(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
+        stored = state_dict
+        if stored is None:
+            stored = {}
+            for file in checkpoint_files or ():
+                stored |= load_state_dict(file, map_location="meta", weights_only=load_config.weights_only)
+        source = str(load_config.pretrained_model_name_or_path)
+        check_types(model, stored, source)
+        info, offload_index = load(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
+        check_names(model, info, state_dict is None, load_config.ignore_mismatched_sizes, source)
+        return info, offload_index
 
     def _check_scalars(self) -> None:
         for name, parameter in self.named_parameters():
@@ -247,10 +278,13 @@ class InhibiDistilBertPreTrainedModel(PreTrainedModel):
 
     def _check_int8_weights(self) -> None:
         for name, module in self.named_modules():
-            if isinstance(module, Int8Linear) and not module.weight_scale.is_meta and not (module.weight_scale > 0).all():
+            if not isinstance(module, Int8Linear) or module.weight.is_meta:
+                continue
+            scale = module.weight_scale
+            if not ((scale > 0) & scale.isfinite()).all() or (module.weight == -128).any():
                 raise ValueError(
-                    f"int8_weights=True, but {name} in {self.name_or_path!r} has no int8 weights; load it with "
-                    "int8_weights=False, and inhibidistilbert.quantize makes an int8 model of it."
+                    f"{name} in {self.name_or_path!r} must have weights of -127 to 127 and positive weight_scales: the "
+                    "checkpoint is damaged."
                 )
 
     @classmethod
@@ -344,8 +378,18 @@ class InhibiDistilBertModel(InhibiDistilBertPreTrainedModel):
                     "attention_mask with 4 dimensions must be bool (True = visible) or floating (0 = visible, below 0 = "
                     f"hidden), got {attention_mask.dtype}."
                 )
-        mask = create_bidirectional_mask(config=self.config, inputs_embeds=embeddings, attention_mask=attention_mask)
+        mask = self._mask(embeddings, attention_mask)
         return BaseModelOutput(last_hidden_state=self.transformer(embeddings, mask, **kwargs))
+
+    def _mask(self, embeddings: Tensor, attention_mask: Tensor | None) -> Tensor | None:
+        """The mask in the form of the attention implementation."""
+        implementation = self.config._attn_implementation
+        if implementation == "eager" or implementation not in ATTENTION_FORWARDS:
+            return create_bidirectional_mask(self.config, embeddings, attention_mask)
+        # Not from transformers' table of mask functions: another version of this code in the process writes there too.
+        if attention_mask is None or attention_mask.ndim == 4:
+            return attention_mask
+        return inhibitor_mask(attention_mask.to(embeddings.device))
 
 
 class InhibiDistilBertForMaskedLM(InhibiDistilBertPreTrainedModel):
