@@ -79,7 +79,7 @@ _EXPERTS = ("eager", "batched_mm", "grouped_mm")
 _DTYPES = ("float64", "float32", "float16", "bfloat16", "auto")
 _LABELS = ("id2label", "label2id")
 # What configurations take without declaring it.
-_UNDECLARED = {"model_type", "num_labels", "rope_scaling", *authors_format.FIELDS}
+_UNDECLARED = {"model_type", "num_labels", "output_attentions", "per_layer_config", "rope_scaling", *authors_format.FIELDS}
 _TOKENIZER_FIELDS = {
     "errors",
     "model_input_names",
@@ -133,7 +133,7 @@ def read_config(source: str | os.PathLike) -> dict[str, Any]:
 
 
 def choices(folder: Path) -> Iterator[tuple[str, str]]:
-    """The files in a folder that choose code or another source, each with what it does."""
+    """The files in a folder that choose code or another source, each with what it does; the map of model classes apart."""
     readers: dict[str, Callable[..., Any]] = {
         CONFIG: plain_config,
         TOKENIZER: plain_tokenizer_config,
@@ -146,6 +146,8 @@ def choices(folder: Path) -> Iterator[tuple[str, str]]:
                 _refuse(fields, name)
                 if name in readers:
                     readers[name](fields)
+                if name != CONFIG and fields.get("auto_map"):
+                    raise ForeignFieldError(f"{name}: auto_map names code, {fields['auto_map']!r}")
             except ForeignFieldError as error:
                 yield name, str(error).removeprefix(f"{name}: ")
 

@@ -1,5 +1,6 @@
 """What the outputs of a model's head mean: the kind of problem, and the names of the classes."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 
@@ -58,7 +59,7 @@ def class_names(config: Any) -> list[str]:
 
 
 def _plain(names: Sequence[str]) -> list[str]:
-    return ["".join(character for character in name.casefold() if character.isalnum()) for name in names]
+    return [re.sub(r"[\s_-]", "", name.casefold()) for name in names]
 
 
 def are_numbers(names: Sequence[str]) -> bool:

@@ -54,6 +54,7 @@ def test_a_head_of_another_task(architectures, found):
         (["Positive", "Negative"], ["NEGATIVE", "POSITIVE"], [1, 0]),
         (["pos", "neg"], ["NEGATIVE", "POSITIVE"], [1, 0]),
         (["not equivalent", "equivalent"], ["not_equivalent", "equivalent"], [0, 1]),
+        (["C++", "C"], ["c", "c++"], [1, 0]),
         (["LABEL_0", "LABEL_1"], ["NEGATIVE", "POSITIVE"], [0, 1]),
         (["b", "a"], ["LABEL_0", "LABEL_1"], [0, 1]),
         (["b", "a"], [], [0, 1]),

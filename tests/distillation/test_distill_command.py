@@ -138,6 +138,7 @@ def test_one_stage_can_be_run_alone(run, calls):
 def test_the_teacher_is_fine_tuned_first(run, calls):
     words = [str(word) for name, (value, _) in OF_TEACHER.items() for word in (name, value)]
     shared = ("--train-file", "a.csv", "--seed", "3", "--label", "BAD", "--label", "GOOD")
+    shared += ("--set", "data.kind=multi-label-classification")
     assert run("runs/out", "--teacher", "encoder", "--fine-tune-teacher", "--epochs", "9", *words, *shared)[0] == 0
     (teacher, folder, _), (student, output, _) = calls
     assert (folder, output) == (Path("runs/out.teacher"), Path("runs/out"))
@@ -149,6 +150,7 @@ def test_the_teacher_is_fine_tuned_first(run, calls):
     assert teacher.data.train_files == student.data.train_files == ["a.csv"]
     assert teacher.seed == student.seed == 3
     assert teacher.data.labels == ["BAD", "GOOD"]
+    assert teacher.data.kind == student.data.kind == "multi-label-classification"
 
 
 def test_the_results_are_printed_beside_those_of_other_runs(run, calls, tmp_path):

@@ -106,6 +106,10 @@ SPOILT = {
         set_tokenizer(auto_map={"AutoTokenizer": ["a/b--c.D", None]}),
         ("choices", "tokenizer_config.json", "a/b--c.D"),
     ),
+    "a tokenizer of its own": (
+        set_tokenizer(auto_map=["modeling_inhibidistilbert.X", None]),
+        ("choices", "tokenizer_config.json", "modeling_inhibidistilbert.X"),
+    ),
     "generation elsewhere": (
         write("generation_config.json", '{"custom_generate": "a/b"}'),
         ("choices", "generation_config.json", "custom_generate"),
