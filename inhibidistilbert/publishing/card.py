@@ -136,22 +136,22 @@ def safetensors_header(file: Path, metadata: bool = False) -> dict[str, Any]:
     return free if metadata else header
 
 
-def render_card(source: Path, target: Path, config: dict[str, Any], repo_id: str, revision: str | None) -> None:
-    """Write the card of the checkpoint in `target`, with what the card in `source` alone can know.
+def render_card(folder: Path, config: dict[str, Any], repo_id: str, revision: str | None) -> None:
+    """Write the card of the checkpoint in `folder` in place of the maintainer's, with what that alone can know.
 
     Raises:
         UserError: metadata or files of results that cannot be read.
     """
-    former, measurements = read_card(source), read_measurements(source)
+    former, measurements = read_card(folder), read_measurements(folder)
     data = _metadata(former.data, config, measurements, repo_id)
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     text = environment.from_string(template_text()).render(
-        **_model_facts(target, config, repo_id, revision), **_result_facts(source, measurements), **_former_facts(former)
+        **_model_facts(folder, config, repo_id, revision), **_result_facts(folder, measurements), **_former_facts(former)
     )
     text = re.sub(r"\n{3,}", "\n\n", text)
-    (target / CARD).write_text(f"---\n{data.to_yaml()}\n---\n\n{text}", encoding="utf-8")
+    (folder / CARD).write_text(f"---\n{data.to_yaml()}\n---\n\n{text}", encoding="utf-8")
 
 
 def _model_facts(folder: Path, config: dict[str, Any], repo_id: str, revision: str | None) -> dict[str, Any]:
@@ -172,17 +172,17 @@ def _model_facts(folder: Path, config: dict[str, Any], repo_id: str, revision: s
     }
 
 
-def _result_facts(source: Path, measurements: Sequence[Measurement]) -> dict[str, Any]:
-    log = read_json(source / DISTILLATION) if (source / DISTILLATION).is_file() else None
+def _result_facts(folder: Path, measurements: Sequence[Measurement]) -> dict[str, Any]:
+    log = read_json(folder / DISTILLATION) if (folder / DISTILLATION).is_file() else None
     names = (EVALUATION, DISTILLATION)
     return {
         "measurements": [_row(measurement) for measurement in measurements],
         "percent": any(measurement.metric in _PERCENT for measurement in measurements),
-        "sources": [f"`{name}`" for name in names if (source / name).is_file()],
+        "sources": [f"`{name}`" for name in names if (folder / name).is_file()],
         "distilled": _training(log) if log and "recipe" not in log else None,
         "recipe": _recipe(log) if log and "recipe" in log else None,
-        "benchmarks": read_benchmarks(source),
-        "costs": read_costs(source),
+        "benchmarks": read_benchmarks(folder),
+        "costs": read_costs(folder),
         "machine": log.get("machine") if log else None,
     }
 
@@ -292,14 +292,14 @@ def _eval_result(measurement: Measurement, task: str) -> EvalResult:
     )
 
 
-def write_eval_results(source: Path, target: Path) -> None:
+def write_eval_results(folder: Path) -> None:
     """Write the Hub's evaluation entries, one file a published dataset: `.eval_results/imdb.yaml`."""
     entries: dict[str, list[EvalResultEntry]] = {}
-    for measurement in read_measurements(source):
+    for measurement in read_measurements(folder):
         if measurement.published:
             entries.setdefault(measurement.dataset, []).append(_entry(measurement))
     for dataset, of_dataset in entries.items():
-        file = target / EVAL_RESULTS / f"{dataset.replace('/', '--')}.yaml"
+        file = folder / EVAL_RESULTS / f"{dataset.replace('/', '--')}.yaml"
         file.parent.mkdir(exist_ok=True)
         file.write_text(yaml_dump(eval_result_entries_to_yaml(of_dataset), sort_keys=False), encoding="utf-8")
 
