@@ -26,6 +26,7 @@ from ..publishing.errors import PublishError
 from ..publishing.kernel import KERNEL_CHECKS, assemble_kernel, check_kernel_loading, kernel_branch, kernel_usage
 from ..publishing.loading import check_loading
 from ..publishing.plan import Plan, Target, make_plan
+from ..publishing.secrets import redact
 from ..publishing.tasks import usage
 from ..publishing.upload import Published, send, telling
 from ..publishing.verify import sent_completely, verify_kernel, verify_model
@@ -76,8 +77,10 @@ def publish(
             bring(report, target, checkpoint_dir, Path(folder, "assembled"), dry_run, yes)
     except PublishError as error:
         report.finish()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(str(error), get_token())}", file=sys.stderr)
         raise typer.Exit(1) from None
+    except UserError as error:
+        raise UserError(redact(str(error), get_token())) from None
 
 
 def check_arguments(checkpoint_dir: Path | None, repo_id: str | None, kernel: bool, may_ask: bool) -> None:
@@ -199,23 +202,26 @@ class Report:
         self.note("repo_id", target.repo_id, f"{target.repo_type} {target.repo_id} ({state}), {wanted}")
         self.note("revision", target.revision, f"on top of {remote.head or remote.main or 'nothing'}")
         kept = dropped_sections(read_card(candidate.source).text) if target.repo_type == "model" else []
+        # It is shown before it is known to be free of secrets.
+        token = get_token()
+        card = redact((candidate.folder / CARD).read_text(encoding="utf-8"), token)
+        left_out, kept = ([redact(name, token) for name in names] for names in (candidate.left_out, kept))
         if self._json is not None:
-            self._json |= {"parent": remote.head, "left_out": list(candidate.left_out), "left_out_sections": kept}
-            self._json["files"] = [dataclasses.asdict(file) for file in plan.files]
-            self._json["card"] = (candidate.folder / CARD).read_text(encoding="utf-8")
+            self._json |= {"parent": remote.head, "left_out": left_out, "left_out_sections": kept, "card": card}
+            self._json["files"] = [dataclasses.asdict(file) | {"path": redact(file.path, token)} for file in plan.files]
             return
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("file", no_wrap=True)
         table.add_column("size", justify="right")
         table.add_column("on the Hub")
         for file in plan.files:
-            table.add_row(escape(file.path), decimal(file.size), file.state)
+            table.add_row(escape(redact(file.path, token)), decimal(file.size), file.state)
         self._console.print(table)
-        for what, names in (("files not published", candidate.left_out), (f"sections of {CARD} not published", kept)):
+        for what, names in (("files not published", left_out), (f"sections of {CARD} not published", kept)):
             if names:
                 self._console.print(escape(f"{what}: {', '.join(names)}"))
         self._console.rule(CARD)
-        self._console.print((candidate.folder / CARD).read_text(encoding="utf-8"), markup=False)
+        self._console.print(card, markup=False)
         self._console.rule()
 
     def show_checks(self, checks: Sequence[CheckResult], name: str = "checks") -> None:

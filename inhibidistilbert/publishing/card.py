@@ -102,6 +102,11 @@ def read_card(folder: Path) -> ModelCard:
         raise UserError(f"the metadata of {CARD!r} cannot be read: {reason(error)}") from error
 
 
+def as_list(value: Any) -> list[Any]:
+    """Of metadata that may be one thing or several."""
+    return value if isinstance(value, list) else [] if value in (None, "") else [value]
+
+
 def section(text: str, title: str) -> str:
     """The text below the heading `## title`, up to the next such heading; empty where there is none."""
     match = re.search(rf"^## {re.escape(title)}\s*\n(.*?)(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL)

@@ -1,5 +1,6 @@
 """The gate: what must hold of a folder before it may go to the Hub. Each check names the file and the remedy."""
 
+import contextlib
 import fnmatch
 import json
 import math
@@ -18,19 +19,16 @@ from ..errors import UserError, reason
 from ..modeling.remote_code import AUTO_MAP, source_files
 from ..quiet import quiet_transformers
 from .assemble import Candidate, allowed_names
-from .card import CARD, EVAL_RESULTS, read_card, safetensors_header, section, template_text
+from .card import CARD, EVAL_RESULTS, as_list, read_card, safetensors_header, section, template_text
+from .contents import Piece, pieces
 from .measurements import RESULT_FILES, read_json
-from .secrets import find_secrets
+from .private_paths import find_private_paths
+from .secrets import redact, secrets_in
 from .tasks import PIPELINE_TAGS
 
-_TEXT = (".json", ".md", ".py", ".yaml", ".txt", "LICENSE", ".toml")
 _RELATIONS = ("finetune", "adapter", "merge", "quantized")
 _SAVE_AGAIN = "save model and tokenizer again with save_pretrained"
 PLACEHOLDER = re.compile(r"\{\{|\{%|\[More Information Needed\]|<organi[sz]ation>|\bTODO\b|\bTBD\b|\bFIXME\b")
-_PRIVATE_PATH = re.compile(
-    r"(?<![\w./:-])(?:/(?:home|root|Users|mnt|tmp|data|work|scratch|var|opt|srv)/[^\s\"']*"
-    r"|[A-Za-z]:\\[^\s\"']+|~/[^\s\"']+)"
-)
 _NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
@@ -57,11 +55,19 @@ Check = Callable[[Candidate], Iterator[Problem]]
 
 
 def run_checks(candidate: Candidate, checks: dict[str, Check], last: dict[str, Check] | None = None) -> list[CheckResult]:
-    """Every check, in order; then those of `last`, which run the code in the folder, once all others have passed."""
-    results = [CheckResult(name, tuple(check(candidate))) for name, check in checks.items()]
+    """Every check, in order; then those of `last`, which run the code in the folder, once all others have passed.
+
+    What a problem says is without the secrets that the files may hold.
+    """
+    results = [CheckResult(name, tuple(map(_redacted, check(candidate)))) for name, check in checks.items()]
     if last and all(result.passed for result in results):
-        results += [CheckResult(name, tuple(check(candidate))) for name, check in last.items()]
+        results += [CheckResult(name, tuple(map(_redacted, check(candidate)))) for name, check in last.items()]
     return results
+
+
+def _redacted(problem: Problem) -> Problem:
+    token = get_token()
+    return Problem(redact(problem.file, token), redact(problem.what, token), redact(problem.remedy, token))
 
 
 def check_files(candidate: Candidate) -> Iterator[Problem]:
@@ -175,25 +181,42 @@ def check_labels(candidate: Candidate) -> Iterator[Problem]:
 
 
 def check_paths(candidate: Candidate) -> Iterator[Problem]:
-    """No file of settings or results tells where it lay on the maintainer's machine."""
-    for name, file in candidate.files.items():
-        if name.endswith((".json", ".yaml")) and name != "tokenizer.json":
-            for match in _PRIVATE_PATH.finditer(file.read_text(encoding="utf-8")):
-                yield Problem(name, f"holds the private path {match[0]!r}", "replace it by a name or a relative path")
+    """Nothing that is sent tells where something lay on the maintainer's machines or in their storage."""
+    published = _published_ids(candidate)
+    for name, content in _contents(candidate).items():
+        text = "\n".join(piece.text for piece in content)
+        for match in sorted(set(find_private_paths(text, published))):
+            yield Problem(name, f"holds the private path {match!r}", "replace it by a name or a relative path")
+
+
+def _published_ids(candidate: Candidate) -> set[str]:
+    """What the card's metadata names on the Hub."""
+    data = read_card(candidate.folder).data
+    return {str(repo_id) for name in ("base_model", "datasets") for repo_id in as_list(data.get(name))}
 
 
 def check_secrets(candidate: Candidate) -> Iterator[Problem]:
-    """No token, key or password in any text file, nor in the metadata of the weights."""
-    token = get_token()
+    """No token, key or password in anything that is sent: names and values, text, the names of tensors and files."""
+    token, remedy = get_token(), "remove it, and revoke it where it was issued"
     for name, file in candidate.files.items():
-        if name.endswith(".safetensors"):
-            text = json.dumps(safetensors_header(file, metadata=True))
-        elif name.endswith(_TEXT):
-            text = file.read_text(encoding="utf-8", errors="replace")
-        else:
+        try:
+            content = pieces(name, file)
+        except ValueError as error:
+            yield Problem(name, f"cannot be searched for secrets: {reason(error)}", "save it as text in UTF-8")
             continue
-        for secret in find_secrets(text, token):
-            yield Problem(name, f"line {secret.line} holds {secret.kind}", "remove it, and revoke it where it was issued")
+        # The checksums of a kernel's files, which another check compares with them, look like keys.
+        content = [piece for piece in content if not piece.where.startswith("digest.files.")]
+        for where, kind in dict.fromkeys(secrets_in(content, token)):
+            yield Problem(name, f"{where} holds {kind}", remedy)
+
+
+def _contents(candidate: Candidate) -> dict[str, list[Piece]]:
+    """What the files tell, as far as they can be read."""
+    contents = {}
+    for name, file in candidate.files.items():
+        with contextlib.suppress(ValueError):
+            contents[name] = pieces(name, file)
+    return contents
 
 
 def check_metadata(candidate: Candidate) -> Iterator[Problem]:

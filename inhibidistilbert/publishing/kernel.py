@@ -18,7 +18,7 @@ from ..kernels.inhibitor_attention import inhibitor_attention
 from . import kernel_stranger
 from .assemble import Candidate
 from .card import CARD
-from .checks import PLACEHOLDER, Check, Problem, check_secrets
+from .checks import PLACEHOLDER, Check, Problem, check_paths, check_secrets
 from .loading import TOLERANCE, clean_environment, relative_error
 
 _NAME_IN_CARD = "<organisation>/inhibitor"
@@ -98,6 +98,7 @@ def _stranger_output(variant: Path) -> Tensor:
 
 KERNEL_CHECKS: dict[str, Check] = {
     "variants": check_variants,
+    "private paths": check_paths,
     "secrets": check_secrets,
     "card": check_kernel_card,
 }

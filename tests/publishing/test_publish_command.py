@@ -34,6 +34,7 @@ CHECKS = [
     "card",
     "loading",
 ]
+KERNEL_CHECKS = ["remote", "variants", "private paths", "secrets", "card", "loading"]
 
 
 @pytest.fixture
@@ -107,6 +108,23 @@ class TestRefusals:
         assert failed["secrets"][0]["file"] == "distillation.json"
         assert err == "error: failed checks: secrets. Nothing was sent.\n"
         assert hub.writes == []
+
+    @pytest.mark.parametrize("form", [[], ["--json"]])
+    def test_a_secret_is_never_shown(self, form, checkpoint, hub, run):
+        """Neither on the card, which is shown before the checks, nor in the name of a file; `run` looks for it."""
+        replace_in(checkpoint / "README.md", "Irony is misread.", f"Irony {TOKEN} is misread.")
+        replace_in(checkpoint / "README.md", "license: apache-2.0", f"license: {TOKEN}")
+        (checkpoint / f"{TOKEN}.txt").write_text("")
+        code, out, _ = run(checkpoint, "--repo-id", REPO_ID, "--dry-run", *form)
+        assert code == 1
+        assert "[not shown: the token in use]" in out
+        assert hub.writes == []
+
+    def test_a_secret_is_not_quoted_in_an_error(self, checkpoint, hub, run):
+        replace_in(checkpoint / "README.md", "license: apache-2.0", f"license: [{TOKEN}")
+        code, out, err = run(checkpoint, "--repo-id", REPO_ID, "--dry-run")
+        assert (code, out) == (2, "")
+        assert err.count("\n") == 1
 
     def test_wrong_token(self, checkpoint, hub, run, monkeypatch):
         monkeypatch.setenv("HF_TOKEN", "hf_AnotherTokenThatIsWrong")
@@ -256,7 +274,14 @@ def test_kernel(hub, run):
     assert (code, err) == (0, "")
     report = json.loads(out)
     assert report["revision"] == "v0"
-    assert [check["name"] for check in report["checks"]] == ["remote", "variants", "secrets", "card", "loading"]
+    assert [check["name"] for check in report["checks"]] == [
+        "remote",
+        "variants",
+        "private paths",
+        "secrets",
+        "card",
+        "loading",
+    ]
     assert all(check["passed"] for check in report["checks"] + report["verified"])
     head = hub.repository("someone/inhibitor", "kernels").head("v0")
     assert not [name for name in head.files if name.endswith(".pyc")]
