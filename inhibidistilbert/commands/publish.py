@@ -1,5 +1,6 @@
 """`inhibidistilbert publish`: a checkpoint, or the kernel, to the Hugging Face Hub, or a look at what is there."""
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -22,10 +23,10 @@ from ..errors import UserError
 from ..publishing.assemble import Candidate, assemble
 from ..publishing.card import CARD, dropped_sections, read_card
 from ..publishing.checks import FILE_CHECKS, CheckResult, Problem, run_checks
-from ..publishing.errors import PublishError
+from ..publishing.errors import PublishError, Unreachable
 from ..publishing.kernel import KERNEL_CHECKS, assemble_kernel, check_kernel_loading, kernel_branch, kernel_usage
 from ..publishing.loading import check_loading
-from ..publishing.plan import Plan, Target, make_plan
+from ..publishing.plan import Plan, Target, blind_plan, make_plan, metadata_refusals
 from ..publishing.secrets import redact
 from ..publishing.tasks import usage
 from ..publishing.upload import Published, send, telling
@@ -110,18 +111,29 @@ def check_repo_id(argument: str, repo_id: str) -> None:
 def bring(report: "Report", target: Target, source: Path | None, folder: Path, dry_run: bool, yes: bool) -> None:
     """Assemble, check, plan, ask, send and verify."""
     api = HfApi()
-    with telling("Nothing was sent."):
+    with asking(dry_run):
         log_in(api, dry_run)
     if source is None:
         candidate = assemble_kernel(folder, target.repo_id)
     else:
         candidate = assemble(source, folder, target.repo_id, target.tag)
-    with telling("Nothing was sent."):
-        plan = make_plan(api, target, candidate.files)
+    plan, reached = blind_plan(target, candidate.files), False
+    with asking(dry_run):
+        plan, reached = make_plan(api, target, candidate.files), True
     report.show_plan(plan, candidate)
     gate, load = (KERNEL_CHECKS, check_kernel_loading) if source is None else (FILE_CHECKS, check_loading)
-    checks = run_checks(candidate, {"remote": lambda _: refusals(plan), **gate}, {"loading": load})
+    checks = run_checks(candidate, {"remote": lambda _: refusals(plan), **gate})
+    if reached and all(check.passed for check in checks):
+        # Only now, as the card goes there.
+        with telling("Nothing was sent."):
+            checks += run_checks(candidate, {"validate-yaml": lambda _: hub_refusals(api, target, candidate)})
+    if all(check.passed for check in checks):
+        checks += run_checks(candidate, {"loading": load})
     report.show_checks(checks)
+    if not reached:
+        report.note(
+            "hub", "not asked", "The Hub was not reached: what is there, and whether it takes the metadata, is not known."
+        )
     stop_unless_passed(checks, "Nothing was sent.")
     if dry_run:
         report.finish()
@@ -132,6 +144,17 @@ def bring(report: "Report", target: Target, source: Path | None, folder: Path, d
     report.show_published(published, target, candidate)
     verify_sent(report, api, candidate, target, published)
     report.finish()
+
+
+@contextlib.contextmanager
+def asking(dry_run: bool) -> Iterator[None]:
+    """A request before anything is sent; in a dry run it may get no answer."""
+    try:
+        with telling("Nothing was sent."):
+            yield
+    except Unreachable:
+        if not dry_run:
+            raise
 
 
 def log_in(api: HfApi, dry_run: bool) -> None:
@@ -147,6 +170,13 @@ def refusals(plan: Plan) -> Iterator[Problem]:
     for refusal in plan.refusals:
         what, _, remedy = refusal.partition(": ")
         yield Problem(plan.target.repo_id, what, remedy)
+
+
+def hub_refusals(api: HfApi, target: Target, candidate: Candidate) -> Iterator[Problem]:
+    """What the Hub says of the card's metadata, before a repository is made for it."""
+    card = candidate.folder / CARD
+    for refusal in metadata_refusals(api, target.repo_type, card.read_text(encoding="utf-8")):
+        yield Problem(CARD, f"the Hub does not take its metadata: {refusal}", f"correct the metadata of the folder's {CARD}")
 
 
 def stop_unless_passed(checks: Sequence[CheckResult], state: str) -> None:

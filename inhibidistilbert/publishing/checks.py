@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import get_token
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
@@ -19,14 +20,14 @@ from ..errors import UserError, reason
 from ..modeling.remote_code import AUTO_MAP, source_files
 from ..quiet import quiet_transformers
 from .assemble import Candidate, allowed_names
-from .card import CARD, EVAL_RESULTS, as_list, read_card, safetensors_header, section, template_text
+from .card import CARD, EVAL_RESULTS, as_list, read_card, read_metadata, safetensors_header, section, template_text
 from .contents import Piece, pieces
 from .measurements import RESULT_FILES, read_json
+from .metadata import metadata_problems, result_problems
 from .private_paths import find_private_paths
 from .secrets import redact, secrets_in
 from .tasks import PIPELINE_TAGS
 
-_RELATIONS = ("finetune", "adapter", "merge", "quantized")
 _SAVE_AGAIN = "save model and tokenizer again with save_pretrained"
 PLACEHOLDER = re.compile(r"\{\{|\{%|\[More Information Needed\]|<organi[sz]ation>|\bTODO\b|\bTBD\b|\bFIXME\b")
 _NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
@@ -169,14 +170,19 @@ def check_labels(candidate: Candidate) -> Iterator[Problem]:
     """A classifier says what its classes mean."""
     if "Classification" not in candidate.architecture:
         return
-    id2label = candidate.config.get("id2label") or {}
+    id2label, label2id = (candidate.config.get(name) or {} for name in ("id2label", "label2id"))
     remedy = "set config.id2label and config.label2id to the names of the classes, and save it"
+    if not (
+        isinstance(id2label, dict) and all(isinstance(name, str) and re.fullmatch(r"\d+", i) for i, name in id2label.items())
+    ):
+        yield Problem("config.json", "id2label must give a name, a text, to each index", remedy)
+        return
     generic = sorted(str(name) for name in id2label.values() if re.fullmatch(r"LABEL_\d+|\d*", str(name)))
     if not id2label or generic:
         yield Problem("config.json", f"id2label does not say what the classes mean: {', '.join(generic) or 'none'}", remedy)
     if len(set(id2label.values())) != len(id2label):
         yield Problem("config.json", "id2label gives two classes the same name", remedy)
-    if {name: int(index) for index, name in id2label.items()} != candidate.config.get("label2id"):
+    if {name: int(index) for index, name in id2label.items()} != label2id:
         yield Problem("config.json", "label2id is not the inverse of id2label", remedy)
 
 
@@ -191,7 +197,7 @@ def check_paths(candidate: Candidate) -> Iterator[Problem]:
 
 def _published_ids(candidate: Candidate) -> set[str]:
     """What the card's metadata names on the Hub."""
-    data = read_card(candidate.folder).data
+    data = read_metadata(candidate.folder)
     return {str(repo_id) for name in ("base_model", "datasets") for repo_id in as_list(data.get(name))}
 
 
@@ -220,8 +226,8 @@ def _contents(candidate: Candidate) -> dict[str, list[Piece]]:
 
 
 def check_metadata(candidate: Candidate) -> Iterator[Problem]:
-    """The card says under which licence, in which language, from which model and data."""
-    data = read_card(candidate.folder).data
+    """The card says under which licence, in which language, from which model and data, in words that the Hub knows."""
+    data = read_metadata(candidate.folder)
     for name, example in {
         "license": "apache-2.0",
         "language": "en",
@@ -229,18 +235,26 @@ def check_metadata(candidate: Candidate) -> Iterator[Problem]:
         "base_model_relation": "finetune",
         "datasets": "[organisation/name]",
     }.items():
-        if not data.get(name):
+        if data.get(name) in (None, "", []):
             yield Problem(CARD, f"does not give {name}", f"add `{name}: {example}` to the metadata of the folder's {CARD}")
-    if data.get("base_model_relation") not in (None, *_RELATIONS):
-        what = f"base_model_relation is {data.get('base_model_relation')!r}"
-        yield Problem(CARD, what, f"give one of {', '.join(_RELATIONS)} in the metadata of the folder's {CARD}")
-    if data.get("license") == "other" and not (data.get("license_name") and data.get("license_link")):
-        yield Problem(CARD, "license is 'other' without a name and a link", "add license_name and license_link")
-    for name in ("base_model", "datasets"):
-        given = data.get(name) or []
-        for repo_id in [given] if isinstance(given, str) else given:
-            if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(repo_id)):
-                yield Problem(CARD, f"{name} names {repo_id!r}", "give the id that it has on the Hub, organisation/name")
+    yield from check_known_metadata(candidate)
+
+
+def check_known_metadata(candidate: Candidate) -> Iterator[Problem]:
+    """What the card's metadata and the entries of results give is what the Hub takes, and every result a number."""
+    for what, remedy in metadata_problems(read_metadata(candidate.folder), candidate.files):
+        yield Problem(
+            CARD, what, f"{remedy}, in the metadata of the folder's {CARD}" if "model-index" not in what else remedy
+        )
+    for name, file in candidate.files.items():
+        if fnmatch.fnmatch(name, f"{EVAL_RESULTS}/*.yaml"):
+            try:
+                entries = yaml.safe_load(file.read_text(encoding="utf-8"))
+            except (ValueError, yaml.YAMLError) as error:
+                yield Problem(name, f"cannot be read as YAML: {reason(error)}", "publish it anew from eval_results.json")
+                continue
+            for what in result_problems(entries):
+                yield Problem(name, what, "correct it in eval_results.json")
 
 
 def check_card(candidate: Candidate) -> Iterator[Problem]:
@@ -265,7 +279,7 @@ def broken_table_lines(text: str) -> Iterator[str]:
         if not line.startswith("|"):
             columns = 0
             continue
-        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]
         columns = columns or len(cells)
         if len(cells) != columns or not all(cells):
             yield line

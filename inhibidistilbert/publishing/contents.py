@@ -71,7 +71,7 @@ def _header(file: Path) -> bytes:
         header = stream.read(length) if length <= file.stat().st_size else b""
     try:
         json.loads(header)
-    except ValueError:
+    except (ValueError, RecursionError):
         return b"{}"
     return header
 
@@ -97,17 +97,20 @@ def _structured(content: Any, where: str) -> list[Piece]:
         ValueError: it is nested too deep.
     """
     try:
-        return list(_walk(content, where, "", set()))
+        return list(_walk(content, where, "", {}))
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 
 
-def _walk(content: Any, where: str, name: str, seen: set[int]) -> Iterator[Piece]:
-    """`seen`: what was walked through already, as YAML may refer to one thing many times. JSON in strings is walked too."""
+def _walk(content: Any, where: str, name: str, seen: dict[int, Any]) -> Iterator[Piece]:
+    """JSON in strings is walked through as well.
+
+    seen: by identity what was walked through already, and is kept alive for it: YAML may refer to one thing many times.
+    """
     if isinstance(content, list | dict):
         if id(content) in seen:
             return
-        seen.add(id(content))
+        seen[id(content)] = content
     match content:
         case _Pairs() | dict():
             for key, value in content if isinstance(content, _Pairs) else content.items():

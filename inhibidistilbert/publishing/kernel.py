@@ -18,8 +18,9 @@ from ..kernels.inhibitor_attention import inhibitor_attention
 from . import kernel_stranger
 from .assemble import Candidate
 from .card import CARD
-from .checks import PLACEHOLDER, Check, Problem, check_paths, check_secrets
+from .checks import PLACEHOLDER, Check, Problem, check_known_metadata, check_paths, check_secrets
 from .loading import TOLERANCE, clean_environment, relative_error
+from .markup import python_string
 
 _NAME_IN_CARD = "<organisation>/inhibitor"
 _REBUILD = "build it again: `inhibidistilbert publish --kernel` does"
@@ -40,7 +41,7 @@ def kernel_branch() -> str:
 
 def kernel_usage(repo_id: str, revision: str) -> tuple[str, str]:
     """The two lines that load the kernel."""
-    call = f'get_kernel("{repo_id}", revision="{revision}", trust_remote_code=True)'
+    call = f"get_kernel({python_string(repo_id)}, revision={python_string(revision)}, trust_remote_code=True)"
     return "from kernels import get_kernel", f"inhibitor = {call}"
 
 
@@ -100,5 +101,6 @@ KERNEL_CHECKS: dict[str, Check] = {
     "variants": check_variants,
     "private paths": check_paths,
     "secrets": check_secrets,
+    "card metadata": check_known_metadata,
     "card": check_kernel_card,
 }

@@ -1,5 +1,7 @@
 """What the Hub and transformers call the task of each model class."""
 
+from .markup import python_string
+
 PIPELINE_TAGS = {
     "InhibiDistilBertModel": "feature-extraction",
     "InhibiDistilBertForMaskedLM": "fill-mask",
@@ -13,17 +15,19 @@ PIPELINES = ("feature-extraction", "fill-mask", "text-classification", "token-cl
 
 
 def auto_class(architecture: str) -> str:
-    """`"InhibiDistilBertForMaskedLM"` -> `"AutoModelForMaskedLM"`."""
+    """`"InhibiDistilBertForMaskedLM"` -> `"AutoModelForMaskedLM"`; of a class that is none of these `"AutoModel"`."""
+    if architecture not in PIPELINE_TAGS:
+        return "AutoModel"
     return architecture.replace("InhibiDistilBert", "AutoModel").replace("ModelModel", "Model")
 
 
 def usage(architecture: str, repo_id: str, revision: str | None) -> tuple[str, str]:
     """The two lines that load the model."""
-    pinned = f', revision="{revision}"' if revision else ""
+    source = python_string(repo_id) + (f", revision={python_string(revision)}" if revision else "")
     tag = PIPELINE_TAGS.get(architecture, "")
     if tag in PIPELINES:
-        call = f'pipeline("{tag}", model="{repo_id}"{pinned}, trust_remote_code=True)'
+        call = f'pipeline("{tag}", model={source}, trust_remote_code=True)'
         return "from transformers import pipeline", f"model = {call}"
     name = auto_class(architecture)
-    call = f'{name}.from_pretrained("{repo_id}"{pinned}, trust_remote_code=True)'
+    call = f"{name}.from_pretrained({source}, trust_remote_code=True)"
     return f"from transformers import {name}", f"model = {call}"

@@ -223,6 +223,13 @@ def test_names_that_stand_twice(tmp_path):
     assert list(secrets_in(pieces("x.json", tmp_path / "x.json"))) == [("note", "a Hugging Face token")]
 
 
+def test_json_in_several_strings(tmp_path):
+    """Each is an object of its own, also where they take the same place in memory one after another."""
+    content = {str(i): json.dumps({"note": "nothing"}) for i in range(20)} | {"last": json.dumps({"password": "opensesame"})}
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    assert ("last.password", "a value that is called a secret") in set(secrets_in(pieces("x.json", tmp_path / "x.json")))
+
+
 def write(name, text):
     return lambda folder, secret: (folder / name).write_text(text.replace("{}", secret))
 
