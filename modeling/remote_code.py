@@ -28,11 +28,14 @@ def source_files() -> list[Path]:
 def write_remote_code(folder: str | os.PathLike) -> None:
     """Copy the source files into `folder`, flat; the import prefix of the operator is all that changes.
 
-    Each file is written under a temporary name and renamed, so that an interrupted save leaves no half file.
+    Each file is written under a temporary name and renamed, so that an interrupted save leaves no half file. Neither name
+    is written through: a link of that name is replaced.
     """
     for source in source_files():
         text = _KERNEL_IMPORT.sub(r"\1.", source.read_text(encoding="utf-8"))
         target = Path(folder, source.name)
         temporary = target.with_suffix(".py.tmp")
-        temporary.write_text(text, encoding="utf-8")
+        temporary.unlink(missing_ok=True)
+        with temporary.open("x", encoding="utf-8") as file:
+            file.write(text)
         temporary.replace(target)

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 REPO = r"(?P<repo>[^/]+/[^/]+)"
 REVISION = r"(?P<revision>[^/]+)"
 
@@ -229,7 +231,33 @@ class Fault:
 
 KIND = r"(?P<kind>models|kernels)"
 WRITING = ("POST", "PUT", "DELETE", "PATCH")
+VALIDATION = "POST /api/validate-yaml"
 LARGE_FILES = (".safetensors",)
+# Fewer than the Hub's: what the package takes and this Hub does not is refused here alone.
+LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "other")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def metadata_errors(data: Mapping[str, Any]) -> list[str]:
+    """What the Hub's `validate-yaml` would say, as far as a test needs it."""
+
+    def some(name: str) -> list[Any]:
+        given = data.get(name, [])
+        return given if isinstance(given, list) else [given]
+
+    def is_finite(value: object) -> bool:
+        return isinstance(value, int | float) and value == value and abs(value) != float("inf")
+
+    errors = [f'"license" must be one of {LICENSES}' for name in some("license") if name not in LICENSES]
+    languages = re.compile(r"[a-z]{2,3}|multilingual|code")
+    errors += [f'"language" {code!r} is not valid' for code in some("language") if not languages.fullmatch(str(code))]
+    for name in ("base_model", "datasets"):
+        errors += [f'"{name}" {value!r} is not valid' for value in some(name) if not HUB_ID.fullmatch(str(value))]
+    for name in ("tags", "metrics"):
+        if not isinstance(data.get(name, []), list) or not all(isinstance(word, str) for word in some(name)):
+            errors.append(f'"{name}" must be an array of strings')
+    metrics = [metric for model in some("model-index") for result in model["results"] for metric in result["metrics"]]
+    return errors + [f'"{metric["type"]}" is not a number' for metric in metrics if not is_finite(metric["value"])]
 
 
 class WritableHub(LoopbackHub):
@@ -275,7 +303,7 @@ class WritableHub(LoopbackHub):
     @property
     def writes(self) -> list[str]:
         """The writing requests so far."""
-        return [request for request in self.requests if request.startswith(WRITING)]
+        return [request for request in self.requests if request.startswith(WRITING) and request != VALIDATION]
 
     def fail(self, pattern: str, status: int, times: int = 1, **headers: str) -> None:
         """Answer requests such as `"POST .*/commit/main"` with an error."""
@@ -306,8 +334,9 @@ class WritableHub(LoopbackHub):
         if fault is not None and fault.answer is not None:
             self.requests.append(f"{request.method} {request.path}")
             return fault.answer.response
-        # Presigned addresses of large files carry no token.
-        if bearer not in ("", self.token) or (not bearer and request.method in WRITING and "/lfs/" not in request.path):
+        # Presigned addresses of large files carry no token; what is only looked at needs none.
+        free = request.method not in WRITING or "/lfs/" in request.path or f"{request.method} {request.path}" == VALIDATION
+        if bearer not in ("", self.token) or not (bearer or free):
             self.requests.append(f"{request.method} {request.path}")
             return HubError(401, "Invalid credentials in Authorization header").response
         for pattern in [p for p in self.before if re.fullmatch(p, f"{request.method} {request.path}")]:
@@ -344,7 +373,15 @@ class WritableHub(LoopbackHub):
         return json_response({"url": f"{self.endpoint}/{'' if kind == 'models' else kind + '/'}{repo}", "id": repo})
 
     def validate(self, request: Request) -> Response:
-        return json_response({"errors": [], "warnings": []})
+        """Errors in the metadata of a card, in the Hub's form."""
+        content = json.loads(request.body)["content"]
+        match = re.match(r"---\n(.*?)\n---\n", content, flags=re.DOTALL)
+        try:
+            errors = metadata_errors(yaml.safe_load(match[1]) if match else {})
+        except yaml.YAMLError as error:
+            errors = [f"YAML: {error}"]
+        answer = {"errors": [{"message": message} for message in errors], "warnings": []}
+        return json_response(answer, 400 if errors else 200)
 
     def whoami(self, request: Request) -> Response:
         return json_response({"type": "user", "name": "someone", "orgs": []})

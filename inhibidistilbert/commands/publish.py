@@ -1,5 +1,6 @@
 """`inhibidistilbert publish`: a checkpoint, or the kernel, to the Hugging Face Hub, or a look at what is there."""
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -22,10 +23,11 @@ from ..errors import UserError
 from ..publishing.assemble import Candidate, assemble
 from ..publishing.card import CARD, dropped_sections, read_card
 from ..publishing.checks import FILE_CHECKS, CheckResult, Problem, run_checks
-from ..publishing.errors import PublishError
+from ..publishing.errors import PublishError, Unreachable
 from ..publishing.kernel import KERNEL_CHECKS, assemble_kernel, check_kernel_loading, kernel_branch, kernel_usage
 from ..publishing.loading import check_loading
-from ..publishing.plan import Plan, Target, make_plan
+from ..publishing.plan import Plan, Target, blind_plan, make_plan, metadata_refusals
+from ..publishing.secrets import redact
 from ..publishing.tasks import is_multi_label, usage
 from ..publishing.upload import Published, send, telling
 from ..publishing.verify import sent_completely, verify_kernel, verify_model
@@ -87,8 +89,10 @@ def publish(
             bring(report, target, checkpoint_dir, Path(folder, "assembled"), dry_run, yes)
     except PublishError as error:
         report.finish()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(str(error), get_token())}", file=sys.stderr)
         raise typer.Exit(1) from None
+    except UserError as error:
+        raise UserError(redact(str(error), get_token())) from None
 
 
 def check_arguments(checkpoint_dir: Path | None, repo_id: str | None, kernel: bool, may_ask: bool) -> None:
@@ -118,18 +122,29 @@ def check_repo_id(argument: str, repo_id: str) -> None:
 def bring(report: "Report", target: Target, source: Path | None, folder: Path, dry_run: bool, yes: bool) -> None:
     """Assemble, check, plan, ask, send and verify."""
     api = HfApi()
-    with telling("Nothing was sent."):
+    with asking(dry_run):
         log_in(api, dry_run)
     if source is None:
         candidate = assemble_kernel(folder, target.repo_id)
     else:
         candidate = assemble(source, folder, target.repo_id, target.tag)
-    with telling("Nothing was sent."):
-        plan = make_plan(api, target, candidate.files)
+    plan, reached = blind_plan(target, candidate.files), False
+    with asking(dry_run):
+        plan, reached = make_plan(api, target, candidate.files), True
     report.show_plan(plan, candidate)
     gate, load = (KERNEL_CHECKS, check_kernel_loading) if source is None else (FILE_CHECKS, check_loading)
-    checks = run_checks(candidate, {"remote": lambda _: refusals(plan), **gate}, {"loading": load})
+    checks = run_checks(candidate, {"remote": lambda _: refusals(plan), **gate})
+    if reached and all(check.passed for check in checks):
+        # Only now, as the card goes there.
+        with telling("Nothing was sent."):
+            checks += run_checks(candidate, {"validate-yaml": lambda _: hub_refusals(api, target, candidate)})
+    if all(check.passed for check in checks):
+        checks += run_checks(candidate, {"loading": load})
     report.show_checks(checks)
+    if not reached:
+        report.note(
+            "hub", "not asked", "The Hub was not reached: what is there, and whether it takes the metadata, is not known."
+        )
     stop_unless_passed(checks, "Nothing was sent.")
     if dry_run:
         report.finish()
@@ -140,6 +155,17 @@ def bring(report: "Report", target: Target, source: Path | None, folder: Path, d
     report.show_published(published, target, candidate)
     verify_sent(report, api, candidate, target, published)
     report.finish()
+
+
+@contextlib.contextmanager
+def asking(dry_run: bool) -> Iterator[None]:
+    """A request before anything is sent; in a dry run it may get no answer."""
+    try:
+        with telling("Nothing was sent."):
+            yield
+    except Unreachable:
+        if not dry_run:
+            raise
 
 
 def log_in(api: HfApi, dry_run: bool) -> None:
@@ -155,6 +181,13 @@ def refusals(plan: Plan) -> Iterator[Problem]:
     for refusal in plan.refusals:
         what, _, remedy = refusal.partition(": ")
         yield Problem(plan.target.repo_id, what, remedy)
+
+
+def hub_refusals(api: HfApi, target: Target, candidate: Candidate) -> Iterator[Problem]:
+    """What the Hub says of the card's metadata, before a repository is made for it."""
+    card = candidate.folder / CARD
+    for refusal in metadata_refusals(api, target.repo_type, card.read_text(encoding="utf-8")):
+        yield Problem(CARD, f"the Hub does not take its metadata: {refusal}", f"correct the metadata of the folder's {CARD}")
 
 
 def stop_unless_passed(checks: Sequence[CheckResult], state: str) -> None:
@@ -220,23 +253,26 @@ class Report:
         self.note("repo_id", target.repo_id, f"{target.repo_type} {target.repo_id} ({state}), {wanted}")
         self.note("revision", target.revision, f"on top of {remote.head or remote.main or 'nothing'}")
         kept = dropped_sections(read_card(candidate.source).text) if target.repo_type == "model" else []
+        # It is shown before it is known to be free of secrets.
+        token = get_token()
+        card = redact((candidate.folder / CARD).read_text(encoding="utf-8"), token)
+        left_out, kept = ([redact(name, token) for name in names] for names in (candidate.left_out, kept))
         if self._json is not None:
-            self._json |= {"parent": remote.head, "left_out": list(candidate.left_out), "left_out_sections": kept}
-            self._json["files"] = [dataclasses.asdict(file) for file in plan.files]
-            self._json["card"] = (candidate.folder / CARD).read_text(encoding="utf-8")
+            self._json |= {"parent": remote.head, "left_out": left_out, "left_out_sections": kept, "card": card}
+            self._json["files"] = [dataclasses.asdict(file) | {"path": redact(file.path, token)} for file in plan.files]
             return
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("file", no_wrap=True)
         table.add_column("size", justify="right")
         table.add_column("on the Hub")
         for file in plan.files:
-            table.add_row(escape(file.path), decimal(file.size), file.state)
+            table.add_row(escape(redact(file.path, token)), decimal(file.size), file.state)
         self._console.print(table)
-        for what, names in (("files not published", candidate.left_out), (f"sections of {CARD} not published", kept)):
+        for what, names in (("files not published", left_out), (f"sections of {CARD} not published", kept)):
             if names:
                 self._console.print(escape(f"{what}: {', '.join(names)}"))
         self._console.rule(CARD)
-        self._console.print((candidate.folder / CARD).read_text(encoding="utf-8"), markup=False)
+        self._console.print(card, markup=False)
         self._console.rule()
 
     def show_checks(self, checks: Sequence[CheckResult], name: str = "checks") -> None:

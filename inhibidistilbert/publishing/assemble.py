@@ -1,7 +1,8 @@
 """Puts together, in a new folder, what of a checkpoint belongs on the Hub."""
 
-import shutil
+import os
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from ..modeling.remote_code import source_files, write_remote_code
 from .card import CARD, render_card, write_eval_results
 from .measurements import RESULT_FILES, read_json
+from .regular import copy_regular, refuse_others
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "added_tokens.json")
-# What is copied. The source files and the card are written anew.
+# What is copied. The source files are written anew, and so is the card, from what the maintainer's says.
 ALLOWED = ("config.json", "generation_config.json", "LICENSE", *WEIGHTS, *TOKENIZER, *RESULT_FILES)
 
 
@@ -58,35 +60,42 @@ def allowed_names() -> set[str]:
 def assemble(source: Path, target: Path, repo_id: str, revision: str | None) -> Candidate:
     """Copy what is allowed from `source` to the new folder `target`, and write source files, card and evaluation entries.
 
+    Regular files in `source` alone are taken, and what becomes of them is made from the copies; `source` itself may be a
+    link to the folder.
+
     revision: the tag that the card's examples are pinned to.
 
     Raises:
-        UserError: `source` is not a checkpoint of this kind of model, or its files of results cannot be read.
-    """
-    config = check_source(source)
-    target.mkdir(parents=True)
-    for pattern in ALLOWED:
-        for file in source.glob(pattern):
-            shutil.copyfile(file, target / file.name)
-    write_remote_code(target)
-    render_card(source, target, config, repo_id, revision)
-    write_eval_results(source, target)
-    published = repository_files(target)
-    left_out = tuple(name for name in repository_files(source) if name not in published)
-    return Candidate(target, source, config, left_out)
-
-
-def check_source(source: Path) -> dict[str, Any]:
-    """The configuration of the checkpoint in `source`.
-
-    Raises:
-        UserError: not a folder, or not one of this kind of model.
+        UserError: `source` is not a checkpoint of this kind of model, holds a link or the like in place of a file, or its
+            files of results cannot be read.
     """
     if not source.is_dir():
         raise UserError(f"CHECKPOINT_DIR: {str(source)!r} is not a folder; give one written by save_pretrained.")
-    if not (source / "config.json").is_file():
-        raise UserError(f"CHECKPOINT_DIR: {str(source)!r} lacks config.json; give one written by save_pretrained.")
-    config, expected = read_json(source / "config.json"), InhibiDistilBertConfig.model_type
+    target.mkdir(parents=True)
+    # Not `glob`, which passes over a link that leads nowhere.
+    wanted = sorted(name for name in os.listdir(source) if any(fnmatch(name, pattern) for pattern in (*ALLOWED, CARD)))
+    refuse_others([source / name for name in wanted])
+    for name in wanted:
+        copy_regular(source / name, target / name)
+    config = check_source(target)
+    write_remote_code(target)
+    render_card(target, config, repo_id, revision)
+    write_eval_results(target)
+    published = repository_files(target)
+    below = (path for path in sorted(source.rglob("*")) if path.is_symlink() or not path.is_dir())
+    left_out = tuple(name for path in below if (name := path.relative_to(source).as_posix()) not in published)
+    return Candidate(target, source, config, left_out)
+
+
+def check_source(folder: Path) -> dict[str, Any]:
+    """The configuration of the checkpoint in `folder`.
+
+    Raises:
+        UserError: not one of this kind of model.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError("CHECKPOINT_DIR lacks config.json; give a folder written by save_pretrained.")
+    config, expected = read_json(folder / "config.json"), InhibiDistilBertConfig.model_type
     if config.get("model_type") != expected:
         raise UserError(f"CHECKPOINT_DIR must hold a model of type {expected!r}, got {config.get('model_type')!r}.")
     return config

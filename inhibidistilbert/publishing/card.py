@@ -14,14 +14,19 @@ from importlib.resources import files
 from math import prod
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
-from huggingface_hub import CardData, EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import yaml_dump
 
 from ..errors import UserError, reason
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
+from .markup import Markdown, code, escape, finalize, python_string
 from .measurements import DISTILLATION, EVALUATION, Measurement, read_benchmarks, read_costs, read_json, read_measurements
+from .metadata import repeated_name
 from .tasks import PIPELINE_TAGS, auto_class, is_multi_label, usage
 
 CARD = "README.md"
@@ -96,13 +101,38 @@ def read_card(folder: Path) -> ModelCard:
     """The card in `folder`; an empty one where there is none.
 
     Raises:
-        UserError: metadata that is not YAML.
+        UserError: metadata that is not YAML, or gives a thing twice.
     """
-    file = folder / CARD
     try:
-        return ModelCard(file.read_text(encoding="utf-8") if file.is_file() else "---\n{}\n---\n")
+        content = _content(folder)
+        repeated = repeated_name(match[2]) if (match := REGEX_YAML_BLOCK.search(content)) else None
+        card = ModelCard(content)
     except Exception as error:  # PyYAML has its own.
         raise UserError(f"the metadata of {CARD!r} cannot be read: {reason(error)}") from error
+    if repeated is not None:
+        raise UserError(f"the metadata of {CARD!r} gives {repeated!r} twice: leave one.")
+    return card
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """The metadata of the card in `folder` as it is written, without what huggingface_hub makes of it.
+
+    Raises:
+        UserError: as `read_card`.
+    """
+    read_card(folder)
+    match = REGEX_YAML_BLOCK.search(_content(folder))
+    return (yaml.safe_load(match[2]) if match else None) or {}
+
+
+def _content(folder: Path) -> str:
+    file = folder / CARD
+    return file.read_text(encoding="utf-8-sig") if file.is_file() else "---\n{}\n---\n"
+
+
+def as_list(value: Any) -> list[Any]:
+    """Of metadata that may be one thing or several."""
+    return value if isinstance(value, list) else [] if value in (None, "") else [value]
 
 
 def section(text: str, title: str) -> str:
@@ -139,22 +169,25 @@ def safetensors_header(file: Path, metadata: bool = False) -> dict[str, Any]:
     return free if metadata else header
 
 
-def render_card(source: Path, target: Path, config: dict[str, Any], repo_id: str, revision: str | None) -> None:
-    """Write the card of the checkpoint in `target`, with what the card in `source` alone can know.
+def render_card(folder: Path, config: dict[str, Any], repo_id: str, revision: str | None) -> None:
+    """Write the card of the checkpoint in `folder` in place of the maintainer's, with what that alone can know.
 
     Raises:
         UserError: metadata or files of results that cannot be read.
     """
-    former, measurements = read_card(source), read_measurements(source)
-    data = _metadata(former.data, config, measurements, repo_id)
+    former, metadata, measurements = read_card(folder), read_metadata(folder), read_measurements(folder)
+    data = _metadata(metadata, config, measurements, repo_id)
+    # Whatever is not `Markdown` is escaped.
     environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        undefined=jinja2.StrictUndefined, finalize=finalize, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     text = environment.from_string(template_text()).render(
-        **_model_facts(target, config, repo_id, revision), **_result_facts(source, measurements), **_former_facts(former)
+        **_model_facts(folder, config, repo_id, revision),
+        **_result_facts(folder, measurements),
+        **_former_facts(former, metadata),
     )
     text = re.sub(r"\n{3,}", "\n\n", text)
-    (target / CARD).write_text(f"---\n{data.to_yaml()}\n---\n\n{text}", encoding="utf-8")
+    (folder / CARD).write_text(f"---\n{data.to_yaml()}\n---\n\n{text}", encoding="utf-8")
 
 
 def _model_facts(folder: Path, config: dict[str, Any], repo_id: str, revision: str | None) -> dict[str, Any]:
@@ -162,42 +195,43 @@ def _model_facts(folder: Path, config: dict[str, Any], repo_id: str, revision: s
     normalization = str(config.get("length_normalization", "none"))
     return {
         "name": repo_id.partition("/")[2],
-        "repo_id": repo_id,
-        "pinned": f', revision="{revision}"' if revision else "",
+        "source": Markdown(python_string(repo_id) + (f", revision={python_string(revision)}" if revision else "")),
         "config": InhibiDistilBertConfig().to_dict() | config,
         "weights": weights_of(folder),
         "task": PIPELINE_TAGS.get(architecture, "unknown"),
         "labels": list((config.get("id2label") or {}).values()) if "Classification" in architecture else [],
         "multi_label": is_multi_label(config),
         "factor": {"none": "β", "sqrt": "β/√n", "mean": "β/n"}.get(normalization, "β"),
-        "inhibition": "[relu(v⁺ − Z) − relu(v⁻ − Z)]" if config.get("signed", True) else "relu(v − Z)",
-        "usage": usage(architecture, repo_id, revision, is_multi_label(config)),
-        "auto_class": auto_class(architecture),
+        "inhibition": Markdown("[relu(v⁺ − Z) − relu(v⁻ − Z)]" if config.get("signed", True) else "relu(v − Z)"),
+        "usage": [Markdown(line) for line in usage(architecture, repo_id, revision, is_multi_label(config))],
+        "auto_class": Markdown(auto_class(architecture)),
     }
 
 
-def _result_facts(source: Path, measurements: Sequence[Measurement]) -> dict[str, Any]:
-    log = read_json(source / DISTILLATION) if (source / DISTILLATION).is_file() else None
+def _result_facts(folder: Path, measurements: Sequence[Measurement]) -> dict[str, Any]:
+    log = read_json(folder / DISTILLATION) if (folder / DISTILLATION).is_file() else None
     names = (EVALUATION, DISTILLATION)
     return {
         "measurements": [_row(measurement) for measurement in measurements],
         "percent": any(measurement.metric in _PERCENT for measurement in measurements),
-        "sources": [f"`{name}`" for name in names if (source / name).is_file()],
+        "sources": Markdown(" and ".join(code(name) for name in names if (folder / name).is_file())),
         "distilled": _training(log) if log and "recipe" not in log else None,
         "recipe": _recipe(log) if log and "recipe" in log else None,
-        "benchmarks": read_benchmarks(source),
-        "costs": read_costs(source),
+        "benchmarks": read_benchmarks(folder),
+        "costs": read_costs(folder),
         "machine": log.get("machine") if log else None,
     }
 
 
-def _former_facts(former: ModelCard) -> dict[str, Any]:
-    datasets = former.data.get("datasets") or []
+def _former_facts(former: ModelCard, metadata: dict[str, Any]) -> dict[str, Any]:
+    datasets, base_models = ([str(name) for name in as_list(metadata.get(key))] for key in ("datasets", "base_model"))
+    links = (f"[{escape(name)}](https://huggingface.co/datasets/{quote(name)})" for name in datasets)
     return {
-        "datasets": [datasets] if isinstance(datasets, str) else datasets,
-        "license": former.data.get("license", ""),
-        "base_model": former.data.get("base_model", ""),
-        **{name: section(former.text, title) for name, title in KEPT_SECTIONS.items()},
+        "datasets": datasets,
+        "dataset_links": Markdown(", ".join(links)),
+        "license": metadata.get("license", ""),
+        "base_model": ", ".join(base_models),
+        **{name: Markdown(section(former.text, title)) for name, title in KEPT_SECTIONS.items()},
     }
 
 
@@ -219,8 +253,8 @@ def _training(log: dict[str, Any]) -> Training:
     try:
         options = log["options"]
         return Training(
-            teacher=f"`{Path(options['teacher']).name}`",
-            student=f"`{Path(options['student']).name}`",
+            teacher=code(Path(options["teacher"]).name),
+            student=code(Path(options["student"]).name),
             fine_tuned=options["fine_tune_teacher"],
             teacher_training=_schedule(options["teacher_training"]),
             student_training=_schedule(options["student_training"]),
@@ -240,17 +274,19 @@ def _training(log: dict[str, Any]) -> Training:
 def _recipe(log: dict[str, Any]) -> RecipeTraining:
     """Raises `UserError` where the log is not of its form."""
     try:
-        recipe, stages = log["recipe"], []
+        recipe = log["recipe"]
+        stages: list[str] = []
         for settings in recipe["stages"]:
             teacher = settings["teacher"] or recipe["teacher"]
-            taught = f", teacher `{Path(teacher).name}`" if teacher else ""
+            taught = f", teacher {code(Path(teacher).name)}" if teacher else ""
             steps = log["stages"][settings["name"]]["steps"]
-            stages.append(
-                f"{settings['name']}{taught}: {steps} steps, learning rate {settings['learning_rate']}, batches of "
+            how = (
+                f"{steps} steps, learning rate {settings['learning_rate']}, batches of "
                 f"{settings['batch_size']} texts of up to {settings['max_length']} tokens"
             )
+            stages.append(Markdown(f"{escape(settings['name'])}{taught}: {escape(how)}"))
         return RecipeTraining(
-            student=f"`{Path(recipe['student']['source']).name}`",
+            student=code(Path(recipe["student"]["source"]).name),
             stages=stages,
             seed=recipe["seed"],
             bf16="yes" if recipe["bf16"] else "no",
@@ -267,19 +303,22 @@ def _schedule(training: dict[str, Any]) -> str:
     )
 
 
-def _metadata(former: CardData, config: dict[str, Any], measurements: Sequence[Measurement], repo_id: str) -> ModelCardData:
+def _metadata(
+    former: dict[str, Any], config: dict[str, Any], measurements: Sequence[Measurement], repo_id: str
+) -> ModelCardData:
     architecture = str((config.get("architectures") or [""])[0])
-    task, own = PIPELINE_TAGS.get(architecture), former.get("tags") or []
-    extra = {} if former.get("widget") is None else {"widget": former.get("widget")}
+    task, own = PIPELINE_TAGS.get(architecture), as_list(former.get("tags"))
+    kept: dict[str, Any] = {name: former.get(name) for name in _KEPT_METADATA}
+    if former.get("widget") is not None:
+        kept["widget"] = former["widget"]
     return ModelCardData(
-        **{name: former.get(name) for name in _KEPT_METADATA},
         library_name="transformers",
         pipeline_tag=task,
         metrics=sorted({measurement.metric for measurement in measurements}) or former.get("metrics"),
         tags=[*TAGS, *(tag for tag in own if tag not in TAGS)],
         model_name=repo_id.partition("/")[2],
         eval_results=[_eval_result(measurement, task or "other") for measurement in measurements] or None,
-        **extra,
+        **kept,
     )
 
 
@@ -296,14 +335,14 @@ def _eval_result(measurement: Measurement, task: str) -> EvalResult:
     )
 
 
-def write_eval_results(source: Path, target: Path) -> None:
+def write_eval_results(folder: Path) -> None:
     """Write the Hub's evaluation entries, one file a published dataset: `.eval_results/imdb.yaml`."""
     entries: dict[str, list[EvalResultEntry]] = {}
-    for measurement in read_measurements(source):
+    for measurement in read_measurements(folder):
         if measurement.published:
             entries.setdefault(measurement.dataset, []).append(_entry(measurement))
     for dataset, of_dataset in entries.items():
-        file = target / EVAL_RESULTS / f"{dataset.replace('/', '--')}.yaml"
+        file = folder / EVAL_RESULTS / f"{dataset.replace('/', '--')}.yaml"
         file.parent.mkdir(exist_ok=True)
         file.write_text(yaml_dump(eval_result_entries_to_yaml(of_dataset), sort_keys=False), encoding="utf-8")
 

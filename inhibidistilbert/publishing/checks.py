@@ -1,5 +1,6 @@
 """The gate: what must hold of a folder before it may go to the Hub. Each check names the file and the remedy."""
 
+import contextlib
 import fnmatch
 import json
 import math
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import get_token
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
@@ -19,22 +21,19 @@ from ..foreign import choices, load_pretrained
 from ..modeling.remote_code import AUTO_MAP
 from ..quiet import quiet_transformers
 from .assemble import Candidate, allowed_names
-from .card import CARD, EVAL_RESULTS, read_card, safetensors_header, section, template_text
+from .card import CARD, EVAL_RESULTS, as_list, read_card, read_metadata, safetensors_header, section, template_text
+from .contents import Piece, pieces
 from .known_sources import differences, releases
 from .measurements import RESULT_FILES, read_json
-from .secrets import find_secrets
+from .metadata import metadata_problems, result_problems
+from .private_paths import find_private_paths
+from .secrets import redact, secrets_in
 from .tasks import PIPELINE_TAGS
 
-_TEXT = (".json", ".md", ".py", ".yaml", ".txt", "LICENSE", ".toml")
-_RELATIONS = ("finetune", "adapter", "merge", "quantized")
 _SAVE_AGAIN = "save model and tokenizer again with save_pretrained"
 READ_IT = "read it; --verify with --trust-remote-code runs it all the same, without token and home"
 KNOWN_SOURCES = "known sources"
 PLACEHOLDER = re.compile(r"\{\{|\{%|\[More Information Needed\]|<organi[sz]ation>|\bTODO\b|\bTBD\b|\bFIXME\b")
-_PRIVATE_PATH = re.compile(
-    r"(?<![\w./:-])(?:/(?:home|root|Users|mnt|tmp|data|work|scratch|var|opt|srv)/[^\s\"']*"
-    r"|[A-Za-z]:\\[^\s\"']+|~/[^\s\"']+)"
-)
 _NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
@@ -61,7 +60,10 @@ Check = Callable[[Candidate], Iterator[Problem]]
 
 
 def run_checks(candidate: Candidate, checks: dict[str, Check], last: dict[str, Check] | None = None) -> list[CheckResult]:
-    """Every check, in order; then those of `last`, which run the code in the folder, once all others have passed."""
+    """Every check, in order; then those of `last`, which run the code in the folder, once all others have passed.
+
+    What a problem says is without the secrets that the files may hold.
+    """
     results = [_result(name, check, candidate) for name, check in checks.items()]
     if last and all(result.passed for result in results):
         results += [_result(name, check, candidate) for name, check in last.items()]
@@ -71,10 +73,15 @@ def run_checks(candidate: Candidate, checks: dict[str, Check], last: dict[str, C
 def _result(name: str, check: Check, candidate: Candidate) -> CheckResult:
     """What a check finds. Files of another form than it reads, such as a list in place of an object, fail it."""
     try:
-        return CheckResult(name, tuple(check(candidate)))
+        return CheckResult(name, tuple(map(_redacted, check(candidate))))
     except (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
         what = f"its files are of another form: {type(error).__name__}: {reason(error)}"
-        return CheckResult(name, (Problem(name, what, _SAVE_AGAIN),))
+        return CheckResult(name, (_redacted(Problem(name, what, _SAVE_AGAIN)),))
+
+
+def _redacted(problem: Problem) -> Problem:
+    token = get_token()
+    return Problem(redact(problem.file, token), redact(problem.what, token), redact(problem.remedy, token))
 
 
 def check_files(candidate: Candidate) -> Iterator[Problem]:
@@ -189,42 +196,64 @@ def check_labels(candidate: Candidate) -> Iterator[Problem]:
     """A classifier says what its classes mean."""
     if "Classification" not in candidate.architecture:
         return
-    id2label = candidate.config.get("id2label") or {}
+    id2label, label2id = (candidate.config.get(name) or {} for name in ("id2label", "label2id"))
     remedy = "set config.id2label and config.label2id to the names of the classes, and save it"
+    if not (
+        isinstance(id2label, dict) and all(isinstance(name, str) and re.fullmatch(r"\d+", i) for i, name in id2label.items())
+    ):
+        yield Problem("config.json", "id2label must give a name, a text, to each index", remedy)
+        return
     generic = sorted(str(name) for name in id2label.values() if re.fullmatch(r"LABEL_\d+|\d*", str(name)))
     if not id2label or generic:
         yield Problem("config.json", f"id2label does not say what the classes mean: {', '.join(generic) or 'none'}", remedy)
     if len(set(id2label.values())) != len(id2label):
         yield Problem("config.json", "id2label gives two classes the same name", remedy)
-    if {name: int(index) for index, name in id2label.items()} != candidate.config.get("label2id"):
+    if {name: int(index) for index, name in id2label.items()} != label2id:
         yield Problem("config.json", "label2id is not the inverse of id2label", remedy)
 
 
 def check_paths(candidate: Candidate) -> Iterator[Problem]:
-    """No file of settings or results tells where it lay on the maintainer's machine."""
-    for name, file in candidate.files.items():
-        if name.endswith((".json", ".yaml")) and name != "tokenizer.json":
-            for match in _PRIVATE_PATH.finditer(file.read_text(encoding="utf-8")):
-                yield Problem(name, f"holds the private path {match[0]!r}", "replace it by a name or a relative path")
+    """Nothing that is sent tells where something lay on the maintainer's machines or in their storage."""
+    published = _published_ids(candidate)
+    for name, content in _contents(candidate).items():
+        text = "\n".join(piece.text for piece in content)
+        for match in sorted(set(find_private_paths(text, published))):
+            yield Problem(name, f"holds the private path {match!r}", "replace it by a name or a relative path")
+
+
+def _published_ids(candidate: Candidate) -> set[str]:
+    """What the card's metadata names on the Hub."""
+    data = read_metadata(candidate.folder)
+    return {str(repo_id) for name in ("base_model", "datasets") for repo_id in as_list(data.get(name))}
 
 
 def check_secrets(candidate: Candidate) -> Iterator[Problem]:
-    """No token, key or password in any text file, nor in the metadata of the weights."""
-    token = get_token()
+    """No token, key or password in anything that is sent: names and values, text, the names of tensors and files."""
+    token, remedy = get_token(), "remove it, and revoke it where it was issued"
     for name, file in candidate.files.items():
-        if name.endswith(".safetensors"):
-            text = json.dumps(safetensors_header(file, metadata=True))
-        elif name.endswith(_TEXT):
-            text = file.read_text(encoding="utf-8", errors="replace")
-        else:
+        try:
+            content = pieces(name, file)
+        except ValueError as error:
+            yield Problem(name, f"cannot be searched for secrets: {reason(error)}", "save it as text in UTF-8")
             continue
-        for secret in find_secrets(text, token):
-            yield Problem(name, f"line {secret.line} holds {secret.kind}", "remove it, and revoke it where it was issued")
+        # The checksums of a kernel's files, which another check compares with them, look like keys.
+        content = [piece for piece in content if not piece.where.startswith("digest.files.")]
+        for where, kind in dict.fromkeys(secrets_in(content, token)):
+            yield Problem(name, f"{where} holds {kind}", remedy)
+
+
+def _contents(candidate: Candidate) -> dict[str, list[Piece]]:
+    """What the files tell, as far as they can be read."""
+    contents = {}
+    for name, file in candidate.files.items():
+        with contextlib.suppress(ValueError):
+            contents[name] = pieces(name, file)
+    return contents
 
 
 def check_metadata(candidate: Candidate) -> Iterator[Problem]:
-    """The card says under which licence, in which language, from which model and data."""
-    data = read_card(candidate.folder).data
+    """The card says under which licence, in which language, from which model and data, in words that the Hub knows."""
+    data = read_metadata(candidate.folder)
     for name, example in {
         "license": "apache-2.0",
         "language": "en",
@@ -232,18 +261,26 @@ def check_metadata(candidate: Candidate) -> Iterator[Problem]:
         "base_model_relation": "finetune",
         "datasets": "[organisation/name]",
     }.items():
-        if not data.get(name):
+        if data.get(name) in (None, "", []):
             yield Problem(CARD, f"does not give {name}", f"add `{name}: {example}` to the metadata of the folder's {CARD}")
-    if data.get("base_model_relation") not in (None, *_RELATIONS):
-        what = f"base_model_relation is {data.get('base_model_relation')!r}"
-        yield Problem(CARD, what, f"give one of {', '.join(_RELATIONS)} in the metadata of the folder's {CARD}")
-    if data.get("license") == "other" and not (data.get("license_name") and data.get("license_link")):
-        yield Problem(CARD, "license is 'other' without a name and a link", "add license_name and license_link")
-    for name in ("base_model", "datasets"):
-        given = data.get(name) or []
-        for repo_id in [given] if isinstance(given, str) else given:
-            if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(repo_id)):
-                yield Problem(CARD, f"{name} names {repo_id!r}", "give the id that it has on the Hub, organisation/name")
+    yield from check_known_metadata(candidate)
+
+
+def check_known_metadata(candidate: Candidate) -> Iterator[Problem]:
+    """What the card's metadata and the entries of results give is what the Hub takes, and every result a number."""
+    for what, remedy in metadata_problems(read_metadata(candidate.folder), candidate.files):
+        yield Problem(
+            CARD, what, f"{remedy}, in the metadata of the folder's {CARD}" if "model-index" not in what else remedy
+        )
+    for name, file in candidate.files.items():
+        if fnmatch.fnmatch(name, f"{EVAL_RESULTS}/*.yaml"):
+            try:
+                entries = yaml.safe_load(file.read_text(encoding="utf-8"))
+            except (ValueError, yaml.YAMLError) as error:
+                yield Problem(name, f"cannot be read as YAML: {reason(error)}", "publish it anew from eval_results.json")
+                continue
+            for what in result_problems(entries):
+                yield Problem(name, what, "correct it in eval_results.json")
 
 
 def check_card(candidate: Candidate) -> Iterator[Problem]:
@@ -268,7 +305,7 @@ def broken_table_lines(text: str) -> Iterator[str]:
         if not line.startswith("|"):
             columns = 0
             continue
-        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]
         columns = columns or len(cells)
         if len(cells) != columns or not all(cells):
             yield line

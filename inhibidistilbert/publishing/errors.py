@@ -20,6 +20,16 @@ class PublishError(Exception):
     """The publication stopped: one line that says why, what is on the Hub now and what to do. The command exits with 1."""
 
 
+class Unreachable(PublishError):
+    """There was no answer at all."""
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Whether a request got no answer: no network, or none wanted."""
+    root = _root(error)
+    return isinstance(root, ConnectionError) or (isinstance(root, HTTPError) and not isinstance(root, HfHubHTTPError))
+
+
 def explain(error: BaseException) -> str:
     """One line on why a request to the Hub failed. It never quotes addresses or headers, which may carry credentials."""
     root = _root(error)

@@ -15,9 +15,19 @@ from ..kernels.inhibitor_attention import inhibitor_attention
 from . import kernel_stranger
 from .assemble import Candidate
 from .card import CARD
-from .checks import KNOWN_SOURCES, PLACEHOLDER, READ_IT, Check, Problem, check_secrets
+from .checks import (
+    KNOWN_SOURCES,
+    PLACEHOLDER,
+    READ_IT,
+    Check,
+    Problem,
+    check_known_metadata,
+    check_paths,
+    check_secrets,
+)
 from .known_sources import differences
 from .loading import LOADING_ERRORS, TOLERANCE, read_outputs, relative_error
+from .markup import python_string
 from .measurements import read_json
 
 _NAME_IN_CARD = "<organisation>/inhibitor"
@@ -39,7 +49,7 @@ def kernel_branch() -> str:
 
 def kernel_usage(repo_id: str, revision: str) -> tuple[str, str]:
     """The two lines that load the kernel."""
-    call = f'get_kernel("{repo_id}", revision="{revision}", trust_remote_code=True)'
+    call = f"get_kernel({python_string(repo_id)}, revision={python_string(revision)}, trust_remote_code=True)"
     return "from kernels import get_kernel", f"inhibitor = {call}"
 
 
@@ -101,6 +111,8 @@ def _stranger_output(variant: Path) -> Tensor:
 KERNEL_CHECKS: dict[str, Check] = {
     "variants": check_variants,
     KNOWN_SOURCES: check_known_kernel,
+    "private paths": check_paths,
     "secrets": check_secrets,
+    "card metadata": check_known_metadata,
     "card": check_kernel_card,
 }

@@ -13,12 +13,14 @@ the name of a local file, `std` is the deviation over several trainings. `cpu.js
 """
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, reason
+from .metadata import hub_id_problem, is_date, metric_problem
 
 DISTILLATION, EVALUATION = "distillation.json", "eval_results.json"
 BENCHMARKS = {"cpu.json": "model", "kernels_gpu.json": None}
@@ -77,12 +79,48 @@ def read_json(file: Path) -> dict[str, Any]:
         UserError: it cannot be read, or holds something else.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_number, parse_float=_finite)
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file.name!r} cannot be read as JSON: {reason(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{file.name!r} must hold a JSON object, got {type(content).__name__}.")
     return content
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON: leave it out, or measure again")
+
+
+def _finite(digits: str) -> float:
+    return float(digits) if math.isfinite(float(digits)) else _no_number(digits)
+
+
+def _value(metric: Any, value: Any) -> float:
+    """Raises `ValueError` where `value` cannot be one of the metric."""
+    if problem := metric_problem(_text("metric", metric), value):
+        raise ValueError(problem)
+    return float(value)
+
+
+def _text(name: str, value: Any) -> str:
+    """Raises `TypeError` unless it is text."""
+    if not isinstance(value, str) or not value.strip():
+        raise TypeError(f"{name} must be text, got {value!r}")
+    return value
+
+
+def _number(name: str, value: Any) -> Any:
+    """A number, or None; raises `TypeError` for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | None):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return value
+
+
+def _count(name: str, value: Any) -> int:
+    """Raises `ValueError` unless it is a whole number above zero."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}")
+    return value
 
 
 def read_measurements(folder: Path) -> list[Measurement]:
@@ -103,22 +141,28 @@ def read_measurements(folder: Path) -> list[Measurement]:
 
 
 def _evaluations(content: dict[str, Any]) -> Iterator[Measurement]:
+    if not is_date(date := content.get("date")):
+        raise ValueError(f"date must be text of the form 2026-01-31, got {date!r}")
     for row in content["results"]:
-        control = row.get("control") or {}
+        control, metric, published = row.get("control") or {}, row["metric"], row.get("published", True)
+        if published and (problem := hub_id_problem(row["dataset"])):
+            raise ValueError(f'dataset {problem}; add "published": false where it is not on the Hub')
+        optional = {name: row[name] for name in ("config", "revision") if row.get(name) is not None}
+        if (std := _number("std", row.get("std"))) is not None and std < 0:
+            raise ValueError(f"std must be 0 or more, got {std}")
         yield Measurement(
-            dataset=row["dataset"],
-            published=row.get("published", True),
-            metric=row["metric"],
-            value=float(row["value"]),
-            examples=int(row["examples"]),
-            split=row["split"],
-            config=row.get("config"),
-            revision=row.get("revision"),
-            task_id=row.get("task_id", "default"),
-            control=control.get("value"),
-            control_model=control.get("model"),
-            date=content.get("date"),
-            std=row.get("std"),
+            dataset=_text("dataset", row["dataset"]),
+            published=bool(published),
+            metric=metric,
+            value=_value(metric, row["value"]),
+            examples=_count("examples", row["examples"]),
+            split=_text("split", row["split"]),
+            **{name: _text(name, value) for name, value in optional.items()},
+            task_id=_text("task_id", row.get("task_id", "default")),
+            control=None if control.get("value") is None else _value(metric, control["value"]),
+            control_model=None if control.get("model") is None else _text("model", control["model"]),
+            date=date,
+            std=std,
         )
 
 
@@ -131,12 +175,14 @@ def _tests(content: dict[str, Any]) -> Iterator[Measurement]:
     for path, row in student.items():
         for metric in sorted(row.keys() - {"texts"}):
             control = teacher.get(path, {}).get(metric)
+            if control is not None:
+                control = _value(metric, control)
             yield Measurement(
                 dataset=Path(path).stem,
                 published=False,
                 metric=metric,
-                value=float(row[metric]),
-                examples=int(row["texts"]),
+                value=_value(metric, row[metric]),
+                examples=_count("texts", row["texts"]),
                 control=control,
                 control_model=None if control is None else "its teacher",
             )
@@ -154,7 +200,7 @@ def read_benchmarks(folder: Path) -> list[Benchmark]:
             content = read_json(folder / name)
             try:
                 found.append(_benchmark(content, level))
-            except (KeyError, TypeError) as error:
+            except (KeyError, TypeError, AttributeError) as error:
                 raise UserError(f"{name!r} is not of its form: {type(error).__name__} {reason(error)}.") from error
     return found
 
@@ -167,8 +213,8 @@ def _benchmark(content: dict[str, Any], level: str | None) -> Benchmark:
         Timing(
             what=" ".join(str(row[name]) for name in ("rival", "pass") if row.get(name)),
             shape="×".join(str(row[name]) for name in ("batch", "heads", "length", "head_dim")),
-            milliseconds=row["ms"],
-            ratio=row.get("ratio"),
+            milliseconds=_number("ms", row["ms"]),
+            ratio=_number("ratio", row.get("ratio")),
         )
         for row in rows
     )
@@ -214,13 +260,13 @@ def read_costs(folder: Path) -> list[Costs]:
                         row["dtype"],
                         row["batch"],
                         row["length"],
-                        row["samples_per_second"],
-                        row["latency_p50_ms"],
-                        row.get("joules_per_sample"),
+                        _number("samples_per_second", row["samples_per_second"]),
+                        _number("latency_p50_ms", row["latency_p50_ms"]),
+                        _number("joules_per_sample", row.get("joules_per_sample")),
                     )
                     for row in content["results"]
                 )
                 found.append(Costs(machine.get("gpu") or machine["cpu"], machine["date"], machine["energy"], rows))
-            except (KeyError, TypeError) as error:
+            except (KeyError, TypeError, AttributeError) as error:
                 raise UserError(f"{name!r} is not of its form: {type(error).__name__} {reason(error)}.") from error
     return found

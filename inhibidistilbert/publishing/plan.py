@@ -6,14 +6,18 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub import HfApi, get_token, hf_hub_download
+from huggingface_hub.errors import BadRequestError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from ..errors import UserError
 from .assemble import TOKENIZER, WEIGHTS
 from .measurements import read_json
+from .metadata import check_ref_name
+from .private_paths import find_private_paths
+from .secrets import find_secrets
 
 # Left over on the Hub, these would be loaded in place of, or together with, the new files.
 STALE = (*WEIGHTS, *TOKENIZER, "*.py")
@@ -43,6 +47,12 @@ class Target:
     message: str = "Publish with inhibidistilbert"
 
     def __post_init__(self) -> None:
+        check_ref_name("--revision", self.revision)
+        if self.tag is not None:
+            check_ref_name("--tag", self.tag)
+        for argument, text in (("--commit-message", self.message), ("--tag", self.tag or ""), ("--revision", self.revision)):
+            if any(True for _ in (*find_secrets(text, get_token()), *find_private_paths(text))):
+                raise UserError(f"{argument} holds a secret or a private path, and goes to the Hub: leave that out.")
         if self.create_pr and self.tag:
             raise UserError("--tag and --create-pr exclude each other: tag when the pull request is merged.")
         if self.create_pr and self.revision.startswith("refs/"):
@@ -141,6 +151,24 @@ def make_plan(api: HfApi, target: Target, files: Mapping[str, Path]) -> Plan:
     changed = bool(plan.changes)
     request = _open_request(api, target, files) if target.create_pr and changed else None
     return Plan(target, remote, planned, tuple(_refusals(api, target, remote, changed)), request)
+
+
+def blind_plan(target: Target, files: Mapping[str, Path]) -> Plan:
+    """The plan where nothing is known of the Hub: all is new."""
+    return Plan(target, Remote(exists=False), tuple(compare(files, {})))
+
+
+def metadata_refusals(api: HfApi, repo_type: str, card: str) -> list[str]:
+    """What the Hub itself would not take of the metadata of `card`; nothing is written there."""
+    headers = build_hf_headers(token=api.token)
+    content = {"repoType": repo_type, "content": card}
+    response = get_session().post(f"{api.endpoint}/api/validate-yaml", json=content, headers=headers)
+    try:
+        hf_raise_for_status(response)
+    except BadRequestError:
+        errors = response.json().get("errors") or [{"message": "without a reason"}]
+        return [" ".join(str(error.get("message")).split()) for error in errors]
+    return []
 
 
 def compare(files: Mapping[str, Path], there: Mapping[str, RepoFile]) -> list[PlannedFile]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..heads import MULTI_LABEL
+from .markup import python_string
 
 PIPELINE_TAGS = {
     "InhibiDistilBertModel": "feature-extraction",
@@ -18,7 +19,9 @@ PIPELINES = ("feature-extraction", "fill-mask", "text-classification", "token-cl
 
 
 def auto_class(architecture: str) -> str:
-    """`"InhibiDistilBertForMaskedLM"` -> `"AutoModelForMaskedLM"`."""
+    """`"InhibiDistilBertForMaskedLM"` -> `"AutoModelForMaskedLM"`; of a class that is none of these `"AutoModel"`."""
+    if architecture not in PIPELINE_TAGS:
+        return "AutoModel"
     return architecture.replace("InhibiDistilBert", "AutoModel").replace("ModelModel", "Model")
 
 
@@ -29,12 +32,12 @@ def is_multi_label(config: Mapping[str, Any]) -> bool:
 
 def usage(architecture: str, repo_id: str, revision: str | None, multi_label: bool = False) -> tuple[str, str]:
     """The two lines that load the model; a multi-label one gives all its labels, where a pipeline's default is one."""
-    pinned = f', revision="{revision}"' if revision else ""
+    source = python_string(repo_id) + (f", revision={python_string(revision)}" if revision else "")
     tag = PIPELINE_TAGS.get(architecture, "")
     if tag in PIPELINES:
         every = ", top_k=None" if multi_label and tag == "text-classification" else ""
-        call = f'pipeline("{tag}", model="{repo_id}"{pinned}, trust_remote_code=True{every})'
+        call = f'pipeline("{tag}", model={source}, trust_remote_code=True{every})'
         return "from transformers import pipeline", f"model = {call}"
     name = auto_class(architecture)
-    call = f'{name}.from_pretrained("{repo_id}"{pinned}, trust_remote_code=True)'
+    call = f"{name}.from_pretrained({source}, trust_remote_code=True)"
     return f"from transformers import {name}", f"model = {call}"

@@ -18,7 +18,7 @@ from huggingface_hub.utils import (
     logging,
 )
 
-from .errors import HUB_ERRORS, PublishError, explain
+from .errors import HUB_ERRORS, PublishError, Unreachable, explain, is_unreachable
 from .plan import Plan, Target
 
 _TOO_MANY = 429
@@ -64,7 +64,8 @@ def telling(state: str) -> Iterator[None]:
         with quiet_hub():
             yield
     except HUB_ERRORS as error:
-        raise PublishError(f"{explain(error)}. {state}") from error
+        kind = Unreachable if is_unreachable(error) else PublishError
+        raise kind(f"{explain(error)}. {state}") from error
 
 
 def send(api: HfApi, plan: Plan, files: Mapping[str, Path]) -> Published:

@@ -136,8 +136,22 @@ SPOILT = {
     "no limits": (set_card("## Limits and bias", "## Praise"), ("card", "README.md", "## Limits and bias")),
     "number from nowhere": (set_card("Irony is", "99.3 % is"), ("card", "README.md", "the number 99.3")),
     "broken table": (
-        lambda folder: edit_json(folder / "eval_results.json", lambda c: c["results"][0].update(split="a|b")),
+        set_card("## Terms", "## Evaluation notes\n\n| a | b |\n|---|---|\n| c |\n\n## Terms"),
         ("card", "README.md", "broken table line"),
+    ),
+    "a licence by another name": (set_card("apache-2.0", "MIT"), ("card metadata", "README.md", "give `mit`")),
+    "a language by its name": (set_card("language: en", "language: English"), ("card metadata", "README.md", "'English'")),
+    "a base model on a disk": (
+        set_card("someone/teacher", "runs/teacher"),
+        ("card metadata", "README.md", "path on a disk"),
+    ),
+    "data on a disk": (
+        set_card("- stanfordnlp/imdb", "- data/train.csv"),
+        ("card metadata", "README.md", "'data/train.csv'"),
+    ),
+    "a label that is no text": (
+        set_config(id2label={"0": ["NEGATIVE"], "1": "POSITIVE"}),
+        ("labels", "config.json", "id2label must give a name"),
     ),
 }
 
@@ -275,6 +289,42 @@ class TestBadInput:
         with pytest.raises(UserError, match=f"'{name}' is not of its form"):
             assembled(checkpoint, tmp_path / "assembled")
 
+    @pytest.mark.parametrize(
+        "value", ["NaN", "Infinity", "-Infinity", "1e999", '"nan"', '"0.81"', "true", "88.45", "-0.1", "[]"]
+    )
+    @pytest.mark.parametrize("name", ["eval_results.json", "distillation.json"])
+    def test_results_that_are_no_results(self, name, value, checkpoint, tmp_path):
+        """Neither read as numbers nor shown: accuracies are fractions."""
+        for result in ("0.8125", "0.875"):
+            (checkpoint / name).write_text((checkpoint / name).read_text().replace(result, value))
+        with pytest.raises(UserError, match=f"'{name}' (cannot be read as JSON|is not of its form)"):
+            assembled(checkpoint, tmp_path / "assembled")
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"dataset": "data/reviews.csv"},
+            {"dataset": "my reviews"},
+            {"examples": 0},
+            {"examples": "many"},
+            {"std": -1},
+            {"std": "0.1"},
+            {"split": None},
+            {"metric": 5},
+            {"revision": 7},
+            {"control": {"value": "0.8"}},
+        ],
+    )
+    def test_results_of_other_kinds(self, fields, checkpoint, tmp_path):
+        edit_json(checkpoint / "eval_results.json", lambda content: content["results"][0].update(fields))
+        with pytest.raises(UserError, match=r"'eval_results\.json' is not of its form"):
+            assembled(checkpoint, tmp_path / "assembled")
+
+    def test_a_date_that_is_none(self, checkpoint, tmp_path):
+        edit_json(checkpoint / "eval_results.json", lambda content: content.update(date="yesterday"))
+        with pytest.raises(UserError, match="date must be text of the form 2026-01-31, got 'yesterday'"):
+            assembled(checkpoint, tmp_path / "assembled")
+
 
 @pytest.mark.parametrize(
     ("table", "broken"),
@@ -283,6 +333,7 @@ class TestBadInput:
         ("| a | b |\n|---|---|\n| 1 |", 1),
         ("| a | b |\n|---|---|\n| 1 | |", 1),
         ("| a |\n\n| b | c |", 0),
+        ("| a | b |\n|---|---|\n| 1\\|2 | 3 |", 0),
     ],
 )
 def test_broken_table_lines(table, broken):

@@ -1,17 +1,23 @@
 """The card: valid metadata, whole text, and numbers from the files of results alone."""
 
+import ast
 import json
+import re
+from html import escape as escape_html
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.hf_api import parse_eval_result_entries
+from markdown_it import MarkdownIt
 from publishable import assembled, edit_json, replace_in
 
 from inhibidistilbert.errors import UserError
-from inhibidistilbert.publishing.card import section
+from inhibidistilbert.publishing.card import _recipe, section
 from inhibidistilbert.publishing.checks import untraced_numbers
+from inhibidistilbert.publishing.markup import one_line
 from inhibidistilbert.publishing.measurements import read_benchmarks
+from inhibidistilbert.publishing.tasks import usage
 
 SECTIONS = (
     "Use",
@@ -153,6 +159,89 @@ class TestText:
             assert f"| tags, test | 321 | {metric} | {100 * value:.1f} | not measured |" in card.text
         assert set(values) <= set(card.data.metrics)
         assert list(untraced_numbers(candidate, card.text)) == []
+
+
+HOSTILE = [
+    '"]); import os #',
+    "</table><script>alert(1)</script>",
+    "a|b",
+    "two\nlines\n\n# A heading",
+    "`code` ``and more``",
+    "[a link](https://example.org) ![x](y)",
+    "**bold** _slanted_ ~~struck~~ $x$",
+    "&lt;b&gt; <b>bold</b> \\",
+    "{{ config }} {% for x in y %}",
+    "---\nlicense: mit\n---",
+    "\x1b[31m\x00red\u2028\u202e",
+]
+
+
+def shown(markdown: str) -> str:
+    return MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(markdown)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+class TestTextOfOthers:
+    """Names and values of any form are shown as they are, on one line, and are no markup, code or metadata."""
+
+    def test_everywhere_on_the_card(self, text, checkpoint, tmp_path, candidate):
+        def edit(config):
+            config.update(id2label={"0": text, "1": "x"}, label2id={text: 0, "x": 1})
+
+        edit_json(checkpoint / "config.json", edit)
+        row = {"split": text, "control": {"model": text, "value": 0.5}}
+        edit_json(checkpoint / "eval_results.json", lambda content: content["results"][0].update(row))
+        edit_json(
+            checkpoint / "distillation.json", lambda log: (log.update(machine=text), log["options"].update(teacher=text))
+        )
+        folder = assembled(checkpoint, tmp_path / "x").folder
+        card, plain = ModelCard.load(folder / "README.md"), ModelCard.load(candidate.folder / "README.md")
+        html = shown(card.text)
+        visible = escape_html(one_line(text)).replace("&#x27;", "'")
+        assert html.count(visible) >= 4, html
+        # No other element than without it, hence no link, table cell, heading or script.
+        assert re.findall(r"</?[a-z]\w*", html) == re.findall(r"</?[a-z]\w*", shown(plain.text))
+        assert card.data.to_dict().keys() == plain.data.to_dict().keys()
+        assert card.data.eval_results[0].dataset_split == text
+
+    def test_names_of_stages(self, text):
+        log = {
+            "recipe": {
+                "teacher": text,
+                "student": {"source": text},
+                "stages": [{"name": text, "teacher": None, "learning_rate": 1, "batch_size": 1, "max_length": 1}],
+                "seed": 7,
+                "bf16": False,
+                "save_dtype": text,
+            },
+            "stages": {text: {"steps": 6}},
+        }
+        (stage,) = _recipe(log).stages
+        html = shown(f"- {stage}\n")
+        assert re.findall(r"</?[a-z]\w*", html) == ["<ul", "<li", "<code", "</code", "</li", "</ul"]
+
+    def test_in_examples_of_code(self, text):
+        for line in (*usage("InhibiDistilBertModel", text, text), *usage("InhibiDistilBertForMultipleChoice", text, text)):
+            tree = ast.parse(line)
+            assert len(tree.body) == 1
+        (value,) = [keyword.value for keyword in tree.body[0].value.keywords if keyword.arg == "revision"]
+        assert value.value == text
+        assert usage(text, "a/b", None)[0] == "from transformers import AutoModel"
+
+
+def test_metadata_keeps_its_form(checkpoint, tmp_path):
+    """Text in the metadata that looks like its end; tags in one word are one tag."""
+    replace_in(checkpoint / "README.md", "A quiet film.", '"a\\n---\\nlicense: mit"')
+    replace_in(checkpoint / "README.md", "tags:\n- sentiment-analysis", "tags: sentiment-analysis")
+    card = ModelCard.load(assembled(checkpoint, tmp_path / "x").folder / "README.md")
+    assert (card.data.license, card.data.get("widget")) == ("apache-2.0", [{"text": "a\n---\nlicense: mit"}])
+    assert card.data.tags == ["custom_code", "inhibitor-attention", "distillation", "sentiment-analysis"]
+
+
+def test_metadata_that_gives_a_thing_twice(checkpoint, tmp_path):
+    replace_in(checkpoint / "README.md", "license: apache-2.0", "license: apache-2.0\nlicense: mit")
+    with pytest.raises(UserError, match="gives 'license' twice"):
+        assembled(checkpoint, tmp_path / "x")
 
 
 class TestNumbers:

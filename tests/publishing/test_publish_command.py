@@ -37,8 +37,10 @@ CHECKS = [
     "secrets",
     "card metadata",
     "card",
+    "validate-yaml",
     "loading",
 ]
+KERNEL_CHECKS = ["remote", "variants", "private paths", "secrets", "card metadata", "card", "validate-yaml", "loading"]
 
 
 @pytest.fixture
@@ -102,6 +104,19 @@ class TestDryRun:
         assert err == "error: failed checks: card metadata. Nothing was sent.\n"
         assert hub.bearers == set()
 
+    def test_without_the_hub(self, checkpoint, run, monkeypatch):
+        """All that can be checked is, and it says what was not."""
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        monkeypatch.setattr("inhibidistilbert.commands.publish.check_loading", lambda candidate: iter(()))
+        code, out, err = run(checkpoint, "--repo-id", REPO_ID, "--dry-run", "--json")
+        report = json.loads(out)
+        assert (code, err, report["hub"]) == (0, "", "not asked")
+        assert [check["name"] for check in report["checks"]] == [name for name in CHECKS if name != "validate-yaml"]
+        code, out, err = run(checkpoint, "--repo-id", REPO_ID, "--dry-run")
+        assert "The Hub was not reached" in out
+        code, _, err = run(checkpoint, "--repo-id", REPO_ID, "--yes")
+        assert (code, err.count("\n")) == (1, 1)
+
 
 class TestRefusals:
     def test_failed_check_sends_nothing(self, checkpoint, hub, run):
@@ -112,6 +127,46 @@ class TestRefusals:
         assert failed["secrets"][0]["file"] == "distillation.json"
         assert err == "error: failed checks: secrets. Nothing was sent.\n"
         assert hub.writes == []
+
+    @pytest.mark.parametrize("form", [[], ["--json"]])
+    def test_a_secret_is_never_shown(self, form, checkpoint, hub, run):
+        """Neither on the card, which is shown before the checks, nor in the name of a file; `run` looks for it."""
+        replace_in(checkpoint / "README.md", "Irony is misread.", f"Irony {TOKEN} is misread.")
+        replace_in(checkpoint / "README.md", "license: apache-2.0", f"license: {TOKEN}")
+        (checkpoint / f"{TOKEN}.txt").write_text("")
+        code, out, _ = run(checkpoint, "--repo-id", REPO_ID, "--dry-run", *form)
+        assert code == 1
+        assert "[not shown: the token in use]" in out
+        assert hub.writes == []
+
+    def test_a_secret_is_not_quoted_in_an_error(self, checkpoint, hub, run):
+        replace_in(checkpoint / "README.md", "license: apache-2.0", f"license: [{TOKEN}")
+        code, out, err = run(checkpoint, "--repo-id", REPO_ID, "--dry-run")
+        assert (code, out) == (2, "")
+        assert err.count("\n") == 1
+
+    def test_the_hub_is_asked_before_there_is_a_repository(self, checkpoint, hub, run):
+        """A licence that the package knows and this Hub does not."""
+        replace_in(checkpoint / "README.md", "license: apache-2.0", "license: wtfpl")
+        code, out, err = run(checkpoint, "--repo-id", REPO_ID, "--yes", "--json")
+        (failed,) = [check for check in json.loads(out)["checks"] if not check["passed"]]
+        assert (code, failed["name"], failed["problems"][0]["file"]) == (1, "validate-yaml", "README.md")
+        assert '"license" must be one of' in failed["problems"][0]["what"]
+        assert err == "error: failed checks: validate-yaml. Nothing was sent.\n"
+        assert "POST /api/validate-yaml" in hub.requests
+        assert hub.writes == []
+        assert hub.repositories == {}
+
+    def test_a_hub_that_does_not_say(self, checkpoint, hub, run):
+        hub.fail("POST /api/validate-yaml", 503)
+        code, _, err = run(checkpoint, "--repo-id", REPO_ID, "--yes", "--json")
+        assert (code, err.startswith("error: the Hub failed (HTTP 503)")) == (1, True)
+        assert hub.writes == []
+
+    def test_a_card_with_a_secret_is_not_sent_to_be_checked(self, checkpoint, hub, run):
+        replace_in(checkpoint / "README.md", "Irony is misread.", f"Irony {TOKEN} is misread.")
+        assert run(checkpoint, "--repo-id", REPO_ID, "--yes")[0] == 1
+        assert "POST /api/validate-yaml" not in hub.requests
 
     def test_wrong_token(self, checkpoint, hub, run, monkeypatch):
         monkeypatch.setenv("HF_TOKEN", "hf_AnotherTokenThatIsWrong")
@@ -138,6 +193,12 @@ class TestRefusals:
             (["{folder}", "--repo-id", REPO_ID], "give --yes"),
             (["{folder}", "--repo-id", REPO_ID, "--yes", "--create-pr"], "needs a repository that exists"),
             (["{folder}/nowhere", "--repo-id", REPO_ID, "--yes"], "is not a folder"),
+            (["{folder}", "--repo-id", REPO_ID, "--yes", "--tag", 'v1"); import os #'], "--tag must be a name of"),
+            (["{folder}", "--repo-id", REPO_ID, "--yes", "--revision", "a b"], "--revision must be a name of"),
+            (
+                ["{folder}", "--repo-id", REPO_ID, "--yes", "--commit-message", "from /home/someone/x"],
+                "--commit-message holds",
+            ),
             (["--verify", "tiny"], "--verify must be organisation/name"),
         ],
     )
@@ -325,7 +386,7 @@ def test_kernel(hub, run):
     assert (code, err) == (0, "")
     report = json.loads(out)
     assert report["revision"] == "v0"
-    names = ["remote", "variants", "known sources", "secrets", "card", "loading"]
+    names = ["remote", "variants", "known sources", "private paths", "secrets", "card metadata", "card", "loading"]
     assert [check["name"] for check in report["checks"]] == names
     assert all(check["passed"] for check in report["checks"] + report["verified"])
     head = hub.repository("someone/inhibitor", "kernels").head("v0")
