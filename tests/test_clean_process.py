@@ -82,10 +82,11 @@ def test_what_went_wrong_is_the_last_line(run):
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups here")
 def test_it_ends_in_time_with_all_that_it_started(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(clean_process, "SECONDS", 2)
-    child = "import time, pathlib; time.sleep(3); pathlib.Path('late').write_text('x')"
-    with pytest.raises(ProcessError, match="longer than 2 seconds"):
-        run(f"import subprocess, time; subprocess.Popen([{sys.executable!r}, '-c', {child!r}]); time.sleep(60)")
-    run(f"import subprocess; subprocess.Popen([{sys.executable!r}, '-c', {child!r}])")
-    time.sleep(4)
+    child = "import time, pathlib; time.sleep(2); pathlib.Path('late').write_text('x')"
+    start = f"import subprocess, time; subprocess.Popen([{sys.executable!r}, '-c', {child!r}])"
+    run(start)
+    monkeypatch.setattr(clean_process, "SECONDS", 1)
+    with pytest.raises(ProcessError, match="longer than 1 seconds"):
+        run(f"{start}; time.sleep(60)")
+    time.sleep(2)
     assert not (tmp_path / "folder" / "late").exists()

@@ -1,7 +1,9 @@
 """Loading a stranger's folder: what of it chooses code, another repository or another file is refused or left out."""
 
+import ast
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import huggingface_hub
@@ -13,7 +15,7 @@ from safetensors.torch import load_file
 from tiny_sentiment import write_tiny_checkpoint
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from inhibidistilbert import InhibiDistilBertForSequenceClassification
+from inhibidistilbert import InhibiDistilBertForSequenceClassification, foreign
 from inhibidistilbert.benchmarks import contenders
 from inhibidistilbert.conversion import student_from
 from inhibidistilbert.distillation.recipe import Student
@@ -261,3 +263,26 @@ def test_with_trust_everything_is_left_to_transformers(own):
     model = load_pretrained(AutoModelForSequenceClassification, own, trust_remote_code=True)
     assert isinstance(model, InhibiDistilBertForSequenceClassification)
     assert model.config.custom == "kept"
+
+
+# Calls of transformers' own loaders, by file: of what this package wrote or pinned itself, or in a clean process.
+OWN_FILES = {
+    "foreign.py": 2,
+    "benchmarks/contenders.py": 1,
+    "distillation/review_data.py": 2,
+    "distillation/run.py": 1,
+    "distillation/sizes.py": 1,
+    "publishing/stranger.py": 3,
+}
+
+
+def test_every_loader_goes_through_one_place():
+    found: Counter[str] = Counter()
+    package = Path(foreign.__file__).parent
+    for folder in (package, *(path for path in package.iterdir() if path.is_dir())):
+        if folder.name not in ("modeling", "kernels", "checkpoints"):
+            for file in folder.glob("**/*.py" if folder != package else "*.py"):
+                calls = [node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+                names = [call.attr for call in calls if isinstance(call, ast.Attribute)]
+                found[file.relative_to(package).as_posix()] += sum(map(names.count, ("from_pretrained", "get_config_dict")))
+    assert +found == OWN_FILES
