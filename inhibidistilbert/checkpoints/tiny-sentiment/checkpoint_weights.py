@@ -35,7 +35,8 @@ def check_types(model: Any, stored: Mapping[str, Tensor], source: str) -> None:
     Raises:
         UnfitWeights: naming the tensor.
     """
-    prefix, names = f"{model.base_model_prefix}.", {}
+    prefix = f"{model.base_model_prefix}."
+    names: dict[str, str] = {}
     for name in stored:
         bare = name.removeprefix(prefix)
         if bare in names:
