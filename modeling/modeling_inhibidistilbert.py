@@ -191,7 +191,7 @@ class InhibiDistilBertPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
     _supports_attention_backend = True
     _no_split_modules = ["Embeddings", "TransformerBlock"]
-    _keep_in_fp32_modules_strict = list(SCALARS)
+    _keep_in_fp32_modules_strict: list[str] | set[str] | None = list(SCALARS)
     _can_record_outputs = {"hidden_states": TransformerBlock, "attentions": InhibiDistilBertSelfAttention}
 
     def __init__(self, config: InhibiDistilBertConfig, *inputs: Any, **kwargs: Any) -> None:

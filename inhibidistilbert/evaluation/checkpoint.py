@@ -73,8 +73,8 @@ def load_checkpoint(
             f"{model.config.vocab_size}: they do not belong together."
         )
     # A new head may be missing or have another shape, and nothing else but a pooler.
-    unfit = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
-    if unfit := sorted(name for name in unfit if name.startswith(f"{model.base_model_prefix}.") and "pooler" not in name):
+    new = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+    if unfit := sorted(name for name in new if name.startswith(f"{model.base_model_prefix}.") and "pooler" not in name):
         raise UserError(f"CHECKPOINT {source!r} has no {unfit[0]} of the shape that its config.json says.")
     if num_labels is None and info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"]))

@@ -55,6 +55,7 @@ UNFIT = {
         put("transformer.layer.1.attention.alpha", [1.0]),
         "one tensor under two names: .*layer.1.attention.alpha",
     ),
+    "an older name too": (put("distilbert.embeddings.LayerNorm.gamma", torch.ones(32)), "two names: .*LayerNorm.gamma"),
     "another shape": (put(f"{LINEAR}.bias", torch.ones(3)), rf"{LINEAR}.bias .* has shape \(3,\), .* \(40,\)"),
     "lacking": (drop(f"{LINEAR}.bias"), f"lacks {LINEAR}.bias, which"),
     "lacking a scalar": (drop(f"{LAYER}.attention.alpha"), f"lacks {LAYER}.attention.alpha, which"),
@@ -149,6 +150,22 @@ def test_position_ids_of_older_checkpoints_and_float16_are_taken(tmp_path):
     rewrite(tmp_path, cast("classifier.weight", torch.float16))
     loaded = type(model).from_pretrained(tmp_path)
     assert torch.equal(loaded.classifier.weight, model.classifier.weight.half().float())
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [lambda name: f"distilbert.{name}", lambda name: name.replace("LayerNorm.weight", "LayerNorm.gamma")],
+    ids=["twice prefixed", "older names"],
+)
+def test_names_that_transformers_changes_are_of_floating_weights_too(tmp_path, rename):
+    model, name = tiny_model(TASK), "distilbert.embeddings.LayerNorm.weight"
+    model.save_pretrained(tmp_path)
+    weights = {rename(name): weight for name, weight in load_file(tmp_path / "model.safetensors").items()}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert torch.equal(type(model).from_pretrained(tmp_path).state_dict()[name], model.state_dict()[name])
+    rewrite(tmp_path, cast(rename(name), torch.int32))
+    with pytest.raises(ValueError, match=r"LayerNorm\..* must be float64, .* got torch.int32"):
+        type(model).from_pretrained(tmp_path)
 
 
 def test_a_head_for_other_labels_starts_anew(tmp_path):

@@ -126,6 +126,8 @@ def test_values_of_a_wrong_type_are_refused_by_name(fields):
         ({"dtype": "int8"}, "dtype must be one of 'float64', .*, got 'int8'"),
         ({"torch_dtype": "float23"}, "torch_dtype must be one of 'float64', .*, got 'float23'"),
         ({"num_labels": 3, "id2label": {"0": "a", "1": "b"}}, "num_labels is 3, but id2label names 2 labels"),
+        ({"n_layers": 0}, "config.json: n_layers must be at least 1, got 0"),
+        ({"n_layers": 6.0}, "config.json: Field 'n_layers' expected int, got float"),
         ({"model_type": "bert"}, "model_type must be 'inhibidistilbert', or 'distilbert' .* got 'bert'"),
     ],
     ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",

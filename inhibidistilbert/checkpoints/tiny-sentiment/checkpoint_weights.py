@@ -29,15 +29,23 @@ def _some(names: Iterable[str]) -> str:
     return f"{first} and {len(others)} more" if others else first
 
 
+def _loaded_as(name: str, prefix: str) -> str:
+    """Where transformers puts a tensor of this name, in an encoder without a head."""
+    while name.startswith(prefix):
+        name = name.removeprefix(prefix)
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
 def check_types(model: Any, stored: Mapping[str, Tensor], source: str) -> None:
     """Only floating tensors where the model has such, int8 ones where it has those, and none under two names.
 
     Raises:
         UnfitWeights: naming the tensor.
     """
-    prefix, names = f"{model.base_model_prefix}.", {}
+    prefix = f"{model.base_model_prefix}."
+    names: dict[str, str] = {}
     for name in stored:
-        bare = name.removeprefix(prefix)
+        bare = _loaded_as(name, prefix)
         if bare in names:
             raise UnfitWeights(f"{source!r} holds one tensor under two names: {names[bare]} and {name}.")
         names[bare] = name

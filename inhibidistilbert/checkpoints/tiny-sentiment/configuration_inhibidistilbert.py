@@ -10,6 +10,7 @@ from transformers.utils.versions import require_version
 require_version("transformers>=5.17,<6", "InhibiDistilBERT: pip install 'transformers>=5.17,<6'")
 
 from huggingface_hub.dataclasses import strict  # noqa: E402
+from huggingface_hub.errors import StrictDataclassError  # noqa: E402
 from transformers.activations import ACT2FN  # noqa: E402
 from transformers.configuration_utils import PreTrainedConfig  # noqa: E402
 
@@ -44,8 +45,8 @@ class InhibiDistilBertConfig(PreTrainedConfig):
             makes such a model.
 
     Raises:
-        huggingface_hub.errors.StrictDataclassError, ValueError: a field of another type, out of its range, or one that
-            contradicts another, such as an `n_heads` that does not divide `dim`.
+        huggingface_hub.errors.StrictDataclassError: a field of another type, out of its range, or one that contradicts
+            another, such as an `n_heads` that does not divide `dim`. A ValueError where it stands in a file.
     """
 
     model_type = "inhibidistilbert"
@@ -99,7 +100,10 @@ class InhibiDistilBertConfig(PreTrainedConfig):
         names, number = config_dict.get("id2label"), config_dict.get("num_labels")
         if names is not None and number is not None and len(names) != number:
             raise ValueError(f"num_labels is {number}, but id2label names {len(names)} labels.")
-        return super().from_dict(config_dict, **kwargs)
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(f"config.json: {error.__cause__ or error}") from error
 
     def __post_init__(self, **kwargs):
         # Before transformers makes something else of them.
