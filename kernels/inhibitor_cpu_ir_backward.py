@@ -12,6 +12,7 @@ from .inhibitor_cpu_ir_forward import (
     define_begin_head,
     define_entry,
     define_prefetch,
+    note_flaws,
     pack_key_panel,
     pack_query_panel,
     set_sizes,
@@ -47,6 +48,7 @@ def _define_pack_queries(g: Generator) -> None:
         gather(f, block, state, "grad_output", head_of(block, "grad_output", batch, head), first, zeros=True)
         unused = state.pointer("query_halves")
         call(f, block, state, "pack_transposed", state.pointer("grads"), unused, state.pointer("zeros"))
+        note_flaws(f, block, f.sum_of_lanes(state.pointer("norms").load(g.vector)))
         gather(f, block, state, "query", head_of(block, "query", batch, head), first)
         call(f, block, state, "pack_rows", state.pointer("query_rows"), f.integer(g.lanes * g.lanes))
         call(f, block, state, "count_keys", first)
@@ -138,7 +140,7 @@ def _define_panel(g: Generator) -> None:
         destination = head_of(block, "grad_query", batch, head)
         with f.loop(0, rows) as r:
             row = destination.at((first + r) * block.integer("grad_query_l"), I8)
-            factor = state.pointer("betas").load(F32, r) * state.number("slope")
+            factor = state.number("beta") * state.number("slope")
             call(
                 f,
                 block,

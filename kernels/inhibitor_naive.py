@@ -25,33 +25,31 @@ def naive_inhibitor_attention(
 
     query `(B, H, M, d)`; key, value `(B, H, N, d)`; alpha, beta, gamma `(1, 1 or H, 1, 1)`; all of one floating dtype,
     in which everything is computed. Returns the output `(B, H, M, d)` and, with `return_scores`, Z `(B, H, M, N)`.
-    """
-    queries, keys = query.shape[-2], key.shape[-2]
-    visible = masks.visible(queries, keys, query.device)
-    if masks.padding is not None:
-        # Whatever stands at a padded position must not reach the result: 0 * nan is nan.
-        padded = ~masks.padding[:, None, :, None]
-        key, value = key.masked_fill(padded, 0), value.masked_fill(padded, 0)
 
-    distance = (query[..., :, None, :] - key[..., None, :, :]).abs().sum(-1)
-    scores = gamma * query.shape[-1] ** -0.5 * distance
+    NaN and infinity pass through the formulas wherever a query sees them, and autograd's rules hold for their gradients:
+    relu passes a gradient on at NaN, abs does not. What a query does not see, and a dropped value, reaches nothing of it.
+    """
+    visible = masks.visible(query.shape[-2], key.shape[-2], query.device)
+    aggregated = masks.aggregated(visible)
+
+    # Pairs that do not count are taken out before there is any arithmetic with them, forward or backward: 0 * nan is nan.
+    difference = query[..., :, None, :] - key[..., None, :, :]
+    if visible is not None:
+        difference = difference.masked_fill(~visible[..., None], 0)
+    distance, scale = difference.abs().sum(-1), gamma * query.shape[-1] ** -0.5
+    scores = scale * distance
     if centered:
-        if visible is None:
-            scores = scores - scores.mean(-1, keepdim=True)
-        else:
-            count = visible.sum(-1, keepdim=True).clamp(min=1)
-            scores = scores - scores.masked_fill(~visible, 0).sum(-1, keepdim=True) / count
+        count = max(1, key.shape[-2]) if visible is None else visible.sum(-1, keepdim=True).clamp(min=1)
+        scores = scores - scale * (distance.sum(-1, keepdim=True) / count)
     z = (scores + alpha).relu()
     if visible is not None:
         z = z.masked_fill(~visible, 0)
 
-    shift, value = z[..., None], value[..., None, :, :]
-    if signed:
-        inhibited = (value.relu() - shift).relu() - ((-value).relu() - shift).relu()
-    else:
-        inhibited = (value - shift).relu()
-    aggregated = masks.aggregated(visible)
+    value, shift = value[..., None, :, :], z[..., None]
+    # relu(v⁺ - Z) - relu(v⁻ - Z): at most one of the two is not 0.
+    excess = (value.abs() if signed else value) - shift
     if aggregated is not None:
-        inhibited = inhibited.masked_fill(~aggregated[..., None], 0)
+        excess = excess.masked_fill(~aggregated[..., None], 0)
+    inhibited = value.sign() * excess.relu() if signed else excess.relu()
     output = beta * inhibited.sum(-2)
     return output, z if return_scores else None

@@ -34,36 +34,40 @@ def _distances(query: Tensor, key: Tensor) -> Tensor:
 
 
 def _row_mean(x: Tensor, visible: Tensor | None) -> Tensor:
-    """Mean over the visible keys of each row, 0 for a row without any."""
+    """Mean of each row over its visible keys, 0 for a row without any; `x` is 0 at the others."""
     if visible is None:
         return x.mean(-1, keepdim=True)
-    return x.masked_fill(~visible, 0).sum(-1, keepdim=True) / visible.sum(-1, keepdim=True).clamp(min=1)
+    return x.sum(-1, keepdim=True) / visible.sum(-1, keepdim=True).clamp(min=1)
 
 
-def _centered_distances(query: Tensor, key: Tensor, visible: Tensor | None, centered: bool) -> Tensor:
-    distance = _distances(query, key)
-    # The scores are linear in the distances, so centring these centres those, whatever the sign of gamma.
-    return distance - _row_mean(distance, visible) if centered else distance
+def _only_visible(x: Tensor, visible: Tensor | None) -> Tensor:
+    """0 at invisible keys, whatever stood there: 0 * nan is nan."""
+    return x if visible is None else x.masked_fill(~visible, 0)
 
 
-def _inhibit(value: Tensor, shift: Tensor, signed: bool) -> Tensor:
-    """Sum over the keys of the values that exceed the shift: `(B, H, N, d)`, `(B, H, m, N)` -> `(B, H, m, d)`.
+def _excess(value: Tensor, shift: Tensor, removed: Tensor | None, signed: bool) -> Tensor:
+    """By how much values exceed the shift: `(B, H, N, d)`, `(B, H, m, N)` -> `(B, H, m, N, d)`, 0 where it is removed."""
+    excess = (value.abs() if signed else value)[..., None, :, :] - shift[..., None]
+    return excess if removed is None else excess.masked_fill_(removed[..., None], 0)
 
-    Signed inhibition is soft-thresholding, since Z >= 0. A shift of infinity removes a key exactly. The sign is a factor
-    because ONNX has no copysign.
+
+def _inhibit(value: Tensor, excess: Tensor, signed: bool) -> Tensor:
+    """Sum over the keys of what passes: `(B, H, N, d)`, `(B, H, m, N, d)`, overwritten -> `(B, H, m, d)`.
+
+    Signed inhibition is soft-thresholding, since Z >= 0. The sign is a factor because ONNX has no copysign.
     """
-    value = value[..., None, :, :]
-    if signed:
-        return (value.abs() - shift[..., None]).relu_().mul_(value.sign()).sum(-2)
-    return (value - shift[..., None]).relu_().sum(-2)
+    passed = excess.relu_()
+    return (passed.mul_(value.sign()[..., None, :, :]) if signed else passed).sum(-2)
 
 
 class _Block(NamedTuple):
-    """One block of queries `(B, H, m, d)` and what its scores are made of, `(B, H, m, N)`; the scores before their relu."""
+    """One block of queries `(B, H, m, d)` and what its scores, before their relu, are made of: the distances `(B, H, m, N)`,
+    0 at invisible keys, and where centred their means `(B, H, m, 1)`."""
 
     query: Tensor
     visible: Tensor | None
     distance: Tensor
+    mean: Tensor | None
     scores: Tensor
 
 
@@ -72,47 +76,101 @@ def _score_block(
 ) -> _Block:
     visible = masks.visible(query.shape[-2], key.shape[-2], query.device, rows)
     block = query[..., rows, :]
-    distance = _centered_distances(block, key, visible, centered)
-    return _Block(block, visible, distance, gamma * query.shape[-1] ** -0.5 * distance + alpha)
+    distance = _only_visible(_distances(block, key), visible)
+    scale = gamma * query.shape[-1] ** -0.5
+    if not centered:
+        return _Block(block, visible, distance, None, scale * distance + alpha)
+    mean = _row_mean(distance, visible)
+    # The scores are linear in the distances, so centring these centres those; but no infinite scale has a centred score.
+    return _Block(block, visible, distance, mean, scale * (distance - mean) + (alpha + 0 * gamma))
 
 
 def _score_gradients(
-    block: _Block, key: Tensor, alpha: Tensor, gamma: Tensor, centered: bool, grad_z: Tensor
+    block: _Block, key: Tensor, alpha: Tensor, gamma: Tensor, grad_z: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients through a block's Z: of its queries, of key, alpha and gamma."""
-    root = key.shape[-1] ** -0.5
-    # Through the relu, then the scalars, then the centring.
-    grad_s = torch.where(block.scores > 0, grad_z, 0.0)
-    if block.visible is not None:
-        grad_s = grad_s.masked_fill(~block.visible, 0)
+    root, visible, distance, mean = key.shape[-1] ** -0.5, block.visible, block.distance, block.mean
+    scale = gamma * root
+    # Through the relu, which passes a gradient on at NaN, then the scalars, then the centring.
+    grad_s = _only_visible(torch.where(block.scores <= 0, 0.0, grad_z), visible)
     grad_alpha = grad_s.sum_to_size(alpha.shape)
-    grad_gamma = root * (grad_s * block.distance).sum_to_size(gamma.shape)
-    if centered:
-        grad_s = grad_s - _row_mean(grad_s, block.visible)
-        if block.visible is not None:
-            grad_s = grad_s.masked_fill(~block.visible, 0)
-    # Distances: sign(0) = 0, so a query next to its own duplicate gets nothing from it.
+    grad_gamma = (grad_s * distance).sum_to_size(gamma.shape)
+    grad_distance = scale * grad_s
+    if mean is not None:
+        # The exact form, but for what is not finite: there the parts it is made of count.
+        grad_gamma = grad_gamma - (grad_s.sum(-1, keepdim=True) * mean).sum_to_size(gamma.shape)
+        deviation = _only_visible(distance - mean, visible)
+        grad_gamma = torch.where(grad_gamma.isfinite(), (grad_s * deviation).sum_to_size(gamma.shape), grad_gamma)
+        grad_distance = grad_distance - scale * _row_mean(grad_s, visible)
+    # Distances: sign(0) = 0, so a query next to its own duplicate gets nothing from it; and sign(nan) = 0.
     direction = (block.query[..., :, None, :] - key[..., None, :, :]).sign_()
-    direction = direction * (gamma * root * grad_s)[..., None]
-    return direction.sum(-2), -direction.sum(-3), grad_alpha, grad_gamma
+    direction = direction * _only_visible(grad_distance, visible)[..., None]
+    return direction.sum(-2), -direction.sum(-3), grad_alpha, root * grad_gamma
 
 
-def _shift(scores: Tensor, aggregated: Tensor | None) -> Tensor:
-    """What a value must exceed to pass, from scores before or after their relu; nothing exceeds it at a removed key."""
-    shift = scores.relu()
-    return shift if aggregated is None else shift.masked_fill_(~aggregated, torch.inf)
+class _Keys(NamedTuple):
+    """What a block's values must exceed, `(B, H, m, N)`, and at which keys they are removed for one query, not for all.
+
+    Nothing exceeds the shift of infinity that stands at removed keys, unless it is not finite itself. Values that key masks
+    remove are 0.
+    """
+
+    shift: Tensor
+    removed: Tensor | None
+
+
+def _keys(scores: Tensor, visible: Tensor | None, masks: KeyMasks) -> _Keys:
+    """From scores before or after their relu."""
+    shift, aggregated = scores.relu(), masks.aggregated(visible)
+    if aggregated is None:
+        return _Keys(shift, None)
+    removed = ~aggregated
+    by_query = masks.causal or masks.attention is not None
+    return _Keys(shift.masked_fill_(removed, torch.inf), removed if by_query else None)
 
 
 def _inhibition_gradients(
-    value: Tensor, shift: Tensor, beta: Tensor, grad_output: Tensor, signed: bool
+    value: Tensor, keys: _Keys, beta: Tensor, grad_output: Tensor, signed: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients through a block's `beta * _inhibit(value, shift, signed)`: of value, of the shift and of beta."""
-    grad_beta = (grad_output * _inhibit(value, shift, signed)).sum_to_size(beta.shape)
-    # Each value takes the gradient of the queries that let it pass.
-    passed = (value.abs() if signed else value)[..., None, :, :] > shift[..., None]
-    passed = torch.where(passed, (beta * grad_output)[..., :, None, :], 0.0)
-    grad_shift = -(passed * value.sign()[..., None, :, :] if signed else passed).sum(-1)
-    return passed.sum(-3), grad_shift, grad_beta
+    """Gradients through a block's `beta * _inhibit(value, …, signed)`: of value, of the shift and of beta."""
+    excess = _excess(value, *keys, signed)
+    grad = (beta * grad_output)[..., :, None, :]
+    sign = value.sign() if signed else None
+    # Each value takes the gradient of the queries that let it pass, and at NaN too, as relu does.
+    passed = torch.where(excess <= 0, 0.0, grad if sign is None else grad * sign[..., None, :, :])
+    grad_beta = (grad_output * _inhibit(value, excess, signed)).sum_to_size(beta.shape)
+    of_value = passed.sum(-3)
+    return of_value if sign is None else of_value * sign, -passed.sum(-1), grad_beta
+
+
+def _output(query, key, value, alpha, beta, gamma, masks: KeyMasks, centered: bool, signed: bool) -> Tensor:
+    output = torch.empty_like(query, memory_format=torch.contiguous_format)
+    for rows in _query_blocks(query, key):
+        block = _score_block(query, key, alpha, gamma, masks, centered, rows)
+        excess = _excess(value, *_keys(block.scores, block.visible, masks), signed)
+        output[..., rows, :] = beta * _inhibit(value, excess, signed)
+    return output
+
+
+def _gradients(
+    query, key, value, alpha, beta, gamma, masks: KeyMasks, centered: bool, signed: bool, grad_output: Tensor
+) -> tuple[Tensor, ...]:
+    """Of the first six arguments of `_output`."""
+    grad_query = torch.empty_like(query, memory_format=torch.contiguous_format)
+    grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
+    grad_alpha, grad_beta, grad_gamma = (torch.zeros_like(scalar) for scalar in (alpha, beta, gamma))
+    for rows in _query_blocks(query, key):
+        block = _score_block(query, key, alpha, gamma, masks, centered, rows)
+        keys = _keys(block.scores, block.visible, masks)
+        of_value, grad_z, of_beta = _inhibition_gradients(value, keys, beta, grad_output[..., rows, :], signed)
+        of_query, of_key, of_alpha, of_gamma = _score_gradients(block, key, alpha, gamma, grad_z)
+        grad_query[..., rows, :] = of_query
+        grad_key += of_key
+        grad_value += of_value
+        grad_alpha += of_alpha
+        grad_beta += of_beta
+        grad_gamma += of_gamma
+    return grad_query, grad_key, grad_value, grad_alpha, grad_beta, grad_gamma
 
 
 class _InhibitorAttention(torch.autograd.Function):
@@ -120,40 +178,17 @@ class _InhibitorAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query, key, value, alpha, beta, gamma, masks: KeyMasks, centered, signed):
-        output = torch.empty_like(query, memory_format=torch.contiguous_format)
-        for rows in _query_blocks(query, key):
-            block = _score_block(query, key, alpha, gamma, masks, centered, rows)
-            output[..., rows, :] = beta * _inhibit(value, _shift(block.scores, masks.aggregated(block.visible)), signed)
         ctx.save_for_backward(query, key, value, alpha, beta, gamma, masks.padding, masks.dropout, masks.attention)
         ctx.causal, ctx.centered, ctx.signed = masks.causal, centered, signed
-        return output
+        return _output(query, key, value, alpha, beta, gamma, masks, centered, signed)
 
     @staticmethod
     def backward(ctx, grad_output):
         saved = ctx.saved_tensors  # read once: checkpointing recomputes them for one reading
+        masks = KeyMasks(*saved[6:], ctx.causal)
         with torch.no_grad():
-            gradients = _InhibitorAttention._gradients(ctx, saved, grad_output)
+            gradients = _gradients(*saved[:6], masks, ctx.centered, ctx.signed, grad_output)
         return *first_order_only(gradients, *saved[:6], grad_output), None, None, None
-
-    @staticmethod
-    def _gradients(ctx, saved, grad_output):
-        query, key, value, alpha, beta, gamma, padding, dropout, attention = saved
-        masks = KeyMasks(padding, dropout, attention, ctx.causal)
-        grad_query = torch.empty_like(query, memory_format=torch.contiguous_format)
-        grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
-        grad_alpha, grad_beta, grad_gamma = (torch.zeros_like(scalar) for scalar in (alpha, beta, gamma))
-        for rows in _query_blocks(query, key):
-            block = _score_block(query, key, alpha, gamma, masks, ctx.centered, rows)
-            shift = _shift(block.scores, masks.aggregated(block.visible))
-            of_value, grad_z, of_beta = _inhibition_gradients(value, shift, beta, grad_output[..., rows, :], ctx.signed)
-            of_query, of_key, of_alpha, of_gamma = _score_gradients(block, key, alpha, gamma, ctx.centered, grad_z)
-            grad_query[..., rows, :] = of_query
-            grad_key += of_key
-            grad_value += of_value
-            grad_alpha += of_alpha
-            grad_beta += of_beta
-            grad_gamma += of_gamma
-        return grad_query, grad_key, grad_value, grad_alpha, grad_beta, grad_gamma
 
 
 class _Scores(torch.autograd.Function):
@@ -185,9 +220,7 @@ class _Scores(torch.autograd.Function):
         grad_key, grad_alpha, grad_gamma = (torch.zeros_like(tensor) for tensor in (key, alpha, gamma))
         for rows in _query_blocks(query, key):
             block = _score_block(query, key, alpha, gamma, masks, ctx.centered, rows)
-            of_query, of_key, of_alpha, of_gamma = _score_gradients(
-                block, key, alpha, gamma, ctx.centered, grad_z[..., rows, :]
-            )
+            of_query, of_key, of_alpha, of_gamma = _score_gradients(block, key, alpha, gamma, grad_z[..., rows, :])
             grad_query[..., rows, :] = of_query
             grad_key += of_key
             grad_alpha += of_alpha
@@ -202,8 +235,8 @@ class _Inhibition(torch.autograd.Function):
     def forward(ctx, value, z, beta, masks: KeyMasks, signed):
         output = value.new_empty((*z.shape[:-1], value.shape[-1]))
         for rows in _query_blocks(output, value):
-            shift = _shift(z[..., rows, :], _aggregated(masks, z, rows))
-            output[..., rows, :] = beta * _inhibit(value, shift, signed)
+            keys = _keys(z[..., rows, :], _visible(masks, z, rows), masks)
+            output[..., rows, :] = beta * _inhibit(value, _excess(value, *keys, signed), signed)
         ctx.save_for_backward(value, z, beta, masks.padding, masks.dropout, masks.attention)
         ctx.causal, ctx.signed = masks.causal, signed
         return output
@@ -222,16 +255,16 @@ class _Inhibition(torch.autograd.Function):
         grad_z = torch.empty_like(z, memory_format=torch.contiguous_format)
         grad_value, grad_beta = torch.zeros_like(value), torch.zeros_like(beta)
         for rows in _query_blocks(grad_output, value):
-            shift = _shift(z[..., rows, :], _aggregated(masks, z, rows))
-            of_value, of_z, of_beta = _inhibition_gradients(value, shift, beta, grad_output[..., rows, :], ctx.signed)
+            keys = _keys(z[..., rows, :], _visible(masks, z, rows), masks)
+            of_value, of_z, of_beta = _inhibition_gradients(value, keys, beta, grad_output[..., rows, :], ctx.signed)
             grad_z[..., rows, :] = of_z
             grad_value += of_value
             grad_beta += of_beta
         return grad_value, grad_z, grad_beta
 
 
-def _aggregated(masks: KeyMasks, z: Tensor, rows: slice) -> Tensor | None:
-    return masks.aggregated(masks.visible(z.shape[-2], z.shape[-1], z.device, rows))
+def _visible(masks: KeyMasks, z: Tensor, rows: slice) -> Tensor | None:
+    return masks.visible(z.shape[-2], z.shape[-1], z.device, rows)
 
 
 def first_order_only(gradients: tuple[Tensor, ...], *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -253,6 +286,16 @@ class _RefuseSecondDerivative(torch.autograd.Function):
         raise RuntimeError('inhibitor_attention has no second derivative in its fast forms; use backend="naive" for one.')
 
 
+def without_hidden(key: Tensor, value: Tensor, masks: KeyMasks) -> tuple[Tensor, Tensor]:
+    """Key and value, 0 where key masks take them out: whatever stands there must not reach the result."""
+    if masks.padding is not None:
+        padded = ~masks.padding[:, None, :, None]
+        key, value = key.masked_fill(padded, 0), value.masked_fill(padded, 0)
+    if masks.dropout is not None:
+        value = value.masked_fill(~masks.dropout[:, None, :, None], 0)
+    return key, value
+
+
 def torch_inhibitor_attention(
     query: Tensor,
     key: Tensor,
@@ -271,11 +314,30 @@ def torch_inhibitor_attention(
     the output is then computed from them, so that it has a gradient with respect to them. Differentiating its gradients
     raises RuntimeError.
     """
-    if masks.padding is not None:
-        # Whatever stands at a padded position must not reach the result: 0 * nan is nan.
-        padded = ~masks.padding[:, None, :, None]
-        key, value = key.masked_fill(padded, 0), value.masked_fill(padded, 0)
+    key, value = without_hidden(key, value, masks)
     if not return_scores:
         return _InhibitorAttention.apply(query, key, value, alpha, beta, gamma, masks, centered, signed), None
     z = _Scores.apply(query, key, alpha, gamma, masks, centered)
     return _Inhibition.apply(value, z, beta, masks, signed), z
+
+
+# For compiled backends, whose arguments `register_backend` describes: calls in which something is not finite.
+
+
+def torch_forward(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal) -> Tensor:
+    """The output, float32."""
+    masks = KeyMasks(padding, dropout, None, causal)
+    key, value = without_hidden(key.float(), value.float(), masks)
+    scalars = (scalar.view(1, -1, 1, 1) for scalar in (alpha, beta, gamma))
+    return _output(query.float(), key, value, *scalars, masks, centered, signed)
+
+
+def torch_backward(
+    grad_output, query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal
+) -> tuple[Tensor, ...]:
+    """The gradients of query, key, value, alpha, beta and gamma, float32."""
+    masks = KeyMasks(padding, dropout, None, causal)
+    query, (key, value) = query.float(), without_hidden(key.float(), value.float(), masks)
+    scalars = [scalar.view(1, -1, 1, 1) for scalar in (alpha, beta, gamma)]
+    gradients = _gradients(query, key, value, *scalars, masks, centered, signed, grad_output.float())
+    return *gradients[:3], *(gradient.view(-1) for gradient in gradients[3:])

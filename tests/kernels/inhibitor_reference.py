@@ -93,18 +93,30 @@ class Result:
 
 
 def relative_rms(got: Tensor, want: Tensor) -> float:
-    """Root mean square of the error over that of `want`; absolute where `want` is all zero. NaN stays NaN."""
+    """Root mean square of the error over that of `want`; absolute where `want` is all zero.
+
+    Over the numbers that are finite in `want`. NaN where one is not finite in `got`, or where others are not the same.
+    """
     assert got.shape == want.shape, f"shape {tuple(got.shape)} instead of {tuple(want.shape)}"
     if want.numel() == 0:
         return 0.0
     got, want = got.double(), want.double()
+    if not want.isfinite().all():
+        got, want = got.where(~same_infinite(got, want), 0), want.where(want.isfinite(), 0)
     error, size = (got - want).square().mean().sqrt().item(), want.square().mean().sqrt().item()
     return error / size if size else error
+
+
+def same_infinite(got: Tensor, want: Tensor) -> Tensor:
+    """Where both are NaN, or both infinity of the same sign."""
+    return (got.isnan() & want.isnan()) | (want.isinf() & (got == want))
 
 
 def assert_only_rounded(got: Tensor, want: Tensor) -> None:
     """`got` is `want`, computed in float32 and rounded once to the dtype of `got`."""
     limits = torch.finfo(got.dtype)
+    if not want.isfinite().all():
+        got, want = got.where(~same_infinite(got, want), 0), want.where(want.isfinite(), 0)
     size = want.square().mean().sqrt().item()
     bound = want.abs() * limits.eps / 2 + limits.smallest_normal * limits.eps / 2 + 1e-5 * size
     excess = ((got.double() - want).abs() - bound).max().item()
@@ -138,18 +150,17 @@ def run(inputs: Inputs, backend: str, return_scores: bool = False) -> Result:
 
 
 def _relu(x: float) -> float:
-    return x if x > 0 else 0.0
+    return 0.0 if x <= 0 else x
+
+
+def _through_relu(x: float, gradient: float) -> float:
+    """As torch's relu has it: at NaN the gradient passes."""
+    return 0.0 if x <= 0 else gradient
 
 
 def _sign(x: float) -> int:
+    """As torch's sign: 0 for NaN."""
     return (x > 0) - (x < 0)
-
-
-def _term(v: float, z: float, signed: bool) -> tuple[float, int]:
-    """One term of the sum, and its derivative by v; its derivative by z is minus that times the sign of the term."""
-    if signed:
-        return _relu(_relu(v) - z) - _relu(_relu(-v) - z), int(abs(v) > z)
-    return _relu(v - z), int(v > z)
 
 
 class _Head:
@@ -168,44 +179,50 @@ class _Head:
 
     def row(self, i: int, seen: list[int], kept: list[bool], g: list[float], gz: list[float]) -> None:
         """Query i, which sees the keys `seen`, with the gradients g of its output and gz of its scores."""
-        if not seen:
-            return
-        root = 1 / math.sqrt(self.size)
-        distance = {j: root * sum(abs(a - b) for a, b in zip(self.q[i], self.k[j], strict=True)) for j in seen}
-        if self.centered:
-            mean = sum(distance.values()) / len(seen)
-            distance = {j: x - mean for j, x in distance.items()}
-        ds = {}
+        root = 1 / math.sqrt(self.size) if self.size else 0.0
+        distance = {j: sum(abs(a - b) for a, b in zip(self.q[i], self.k[j], strict=True)) for j in seen}
+        mean = sum(distance.values()) / len(seen) if self.centered and seen else 0.0
+        scale = self.gamma * root
+        sums, ds = [0.0] * self.size, {}
         for j in seen:
-            s = self.gamma * distance[j] + self.alpha
+            s = scale * distance[j] + self.alpha
+            if self.centered:
+                s -= scale * mean
             self.scores[i][j] = z = _relu(s)
-            dz = gz[j] + (self._inhibit(i, j, z, g) if kept[j] else 0.0)
-            ds[j] = dz if s > 0 else 0.0
-        self._distances(i, distance, ds, root)
-
-    def _inhibit(self, i: int, j: int, z: float, g: list[float]) -> float:
-        """Add key j's values to the output of query i; returns the gradient of z."""
-        dz = 0.0
-        for c, v in enumerate(self.v[j]):
-            term, passes = _term(v, z, self.signed)
-            self.output[i][c] += self.beta * term
-            self.dbeta += g[c] * term
-            self.dv[j][c] += self.beta * g[c] * passes
-            dz -= self.beta * g[c] * passes * (_sign(v) if self.signed else 1)
-            self.terms += 1
-            self.active += passes
-        return dz
-
-    def _distances(self, i: int, distance: dict[int, float], ds: dict[int, float], root: float) -> None:
-        """From the gradients of the scores to those of alpha, gamma, query and keys."""
+            dz = gz[j] + (self._inhibit(j, z, g, sums) if kept[j] else 0.0)
+            ds[j] = _through_relu(s, dz)
+        for c, x in enumerate(sums):
+            self.output[i][c] = self.beta * x
+            self.dbeta += g[c] * x
         self.dalpha += sum(ds.values())
-        self.dgamma += sum(ds[j] * x for j, x in distance.items())
-        mean = sum(ds.values()) / len(ds) if self.centered else 0.0
-        for j in ds:
-            slope = self.gamma * root * (ds[j] - mean)
+        self.dgamma += root * sum(ds[j] * x for j, x in distance.items())
+        ds_mean = 0.0
+        if self.centered and seen:
+            self.dgamma -= root * sum(ds.values()) * mean
+            ds_mean = scale * sum(ds.values()) / len(seen)
+        for j in seen:
+            slope = scale * ds[j] - ds_mean
             for c, (a, b) in enumerate(zip(self.q[i], self.k[j], strict=True)):
                 self.dq[i][c] += slope * _sign(a - b)
                 self.dk[j][c] -= slope * _sign(a - b)
+
+    def _inhibit(self, j: int, z: float, g: list[float], sums: list[float]) -> float:
+        """Add what passes of key j's values to `sums`; returns the gradient of z."""
+        dz = 0.0
+        for c, v in enumerate(self.v[j]):
+            if self.signed:
+                # sign(v) relu(|v| - z), and both factors take part in the gradient.
+                sign, excess = _sign(v), abs(v) - z
+                sums[c] += _relu(_relu(v) - z) - _relu(_relu(-v) - z)
+            else:
+                sign, excess = 1, v - z
+                sums[c] += _relu(excess)
+            passed = _through_relu(excess, self.beta * g[c] * sign)
+            self.dv[j][c] += passed * sign
+            dz -= passed
+            self.terms += 1
+            self.active += excess > 0
+        return dz
 
 
 def visible_keys(
@@ -405,6 +422,47 @@ def judge(inputs: Inputs, through_scores: bool = False) -> Result:
     if not through_scores:
         inputs = Inputs(inputs.tensors, inputs.options, inputs.grad_output, torch.zeros_like(inputs.grad_scores))
     return loop_attention(inputs)
+
+
+# Numbers that are not finite
+
+NOT_FINITE = (math.nan, math.inf, -math.inf)
+# What is not finite: one number of the middle query, of the first or the last key or value that is seen, of the gradient of
+# the middle query, or a scalar of the first head; nothing that counts; and always all that is not seen, or is dropped.
+SPOILT = ("nothing", "query", "key", "last key", "value", "last value", "gradient", "alpha", "beta", "gamma")
+
+
+def spoil(inputs: Inputs, number: float, place: str) -> Inputs:
+    """The inputs of a call with numbers that are not finite: in the first head of the last sequence, if they count."""
+    tensors = {name: tensor.clone() for name, tensor in inputs.tensors.items()}
+    options, grad_output = inputs.options, inputs.grad_output.clone()
+    batch, _, keys, size = tensors["key"].shape
+    everything = torch.ones(batch, keys, dtype=torch.bool)
+    real, kept = (everything if options.get(f"key_{n}_mask") is None else options[f"key_{n}_mask"] for n in _KEY_MASKS)
+    if options.get("attn_mask") is not None:
+        real = real & options["attn_mask"].expand(*grad_output.shape[:3], keys).any(1).any(1)
+    for name, counts in (("key", real), ("value", real & kept)):
+        tensors[name].masked_fill_(~counts[:, None, :, None], number)
+        if place.endswith(name):
+            index = counts[-1].nonzero().flatten()[-1 if place.startswith("last") else 0]
+            tensors[name][-1, 0, index, size // 2] = number
+    middle = grad_output.shape[2] // 2
+    if place == "query":
+        tensors["query"][-1, 0, middle, size // 2] = number
+    elif place == "gradient":
+        grad_output[-1, 0, middle, size // 2] = number
+    elif place in tensors and tensors[place].ndim < 4:
+        tensors[place].view(-1)[0] = number
+    return Inputs(tensors, options, grad_output, inputs.grad_scores)
+
+
+_KEY_MASKS = ("padding", "dropout")
+
+
+def spoilt(case: Case, number: float, place: str, through_scores: bool = False) -> tuple[Inputs, Result]:
+    """Spoilt inputs of a case and the judge's result."""
+    inputs = spoil(draw(case), number, place)
+    return inputs, judge(inputs, through_scores)
 
 
 @cache

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from inhibitor_reference import NOT_FINITE, SPOILT, Case, draw, spoil
 from torch import Tensor
 
 from inhibidistilbert import inhibitor_attention
@@ -97,6 +98,28 @@ def test_numbers_that_are_not_finite(spoiled: int, bad: float) -> None:
         assert want.isnan().any()
         assert torch.equal(got.isnan(), want.isnan())
         assert torch.equal(got.nan_to_num(), want.nan_to_num())
+
+
+@pytest.mark.parametrize("name", ["host", *PROCESSORS])
+@pytest.mark.parametrize("place", [place for place in SPOILT if place != "gradient"])
+def test_rows_that_are_not_finite(place: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same ones as in the definition: those that see it."""
+    machine = processor(name)
+    monkeypatch.setattr(int8, "machine", lambda: machine)
+    for signed, causal in ((True, True), (False, True), (True, False)):
+        drawn = draw(Case(M=20, N=37, D=9, padding="holes", dropout=True, signed=signed, causal=causal, scalars=(2,)))
+        for number in NOT_FINITE:
+            spoilt = spoil(drawn, number, place)
+            got, want = both(**spoilt.tensors, **spoilt.options)
+            assert torch.equal(got.nan_to_num(nan=1e30), want.nan_to_num(nan=1e30))
+            assert got.isfinite().all() == (place == "nothing" or (number == -torch.inf and "value" in place and not signed))
+
+
+def test_no_finite_key() -> None:
+    query, key, value = inputs(1, 2, 24, 16)
+    got, want = both(query, torch.full_like(key, torch.nan), value)
+    assert got.isnan().all()
+    assert want.isnan().all()
 
 
 def test_padded_positions_are_never_read() -> None:

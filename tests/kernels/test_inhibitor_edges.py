@@ -1,12 +1,16 @@
 """Where forms tend to break: half precision, strides, empty shapes, rows without keys, rubbish behind the padding."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from covering import pairwise
 from inhibitor_reference import (
     BACKENDS,
+    NOT_FINITE,
     PLAIN_BACKENDS,
+    SPOILT,
     Case,
     Inputs,
     Result,
@@ -17,6 +21,7 @@ from inhibitor_reference import (
     judged,
     relative_rms,
     run,
+    spoilt,
 )
 from matrix_backends import MATRIX_BACKENDS
 from torch import Tensor
@@ -205,6 +210,52 @@ def test_rubbish_behind_the_padding_does_not_leak(
     assert_agrees(got, want)
     assert not got.gradients["key"].masked_select(padded).any()
     assert not got.gradients["value"].masked_select(padded).any()
+
+
+SPOILT_OPTIONS = {
+    "place": SPOILT,
+    "number": NOT_FINITE,
+    "signed": (True, False),
+    "centered": (True, False),
+    "causal": (False, True),
+    "padding": (None, "left", "right", "holes"),
+    "dropout": (False, True),
+    "gamma": (0.8, -0.8, 0.0),
+    "lengths": ((7, 9), (9, 7), (5, 5), (40, 33)),
+    "scalars": ((1,), (2,)),
+    "dtype": (torch.float32, torch.bfloat16, torch.float16),
+}
+
+
+@every_backend_many_cases
+@pytest.mark.parametrize("options", pairwise(SPOILT_OPTIONS), ids=lambda options: f"{options['number']}-{options['place']}")
+def test_numbers_that_are_not_finite(options: dict[str, Any], backend: str) -> None:
+    """They go where the definition has them go, with their sign, in the output and in every gradient; else nothing changes.
+
+    Whatever a query does not see is not finite in all of these.
+    """
+    (queries, keys), number, place = (options[name] for name in ("lengths", "number", "place"))
+    options = {name: option for name, option in options.items() if name not in ("lengths", "number", "place")}
+    inputs, want = spoilt(Case(M=queries, N=keys, seed=1, **options), number, place)
+    got = run(inputs, backend)
+    if options["dtype"] == torch.float32:
+        assert_agrees(got, want)
+        return
+    assert_only_rounded(got.output, want.output)
+    for name in ("query", "key", "value"):
+        assert_only_rounded(got.gradients[name], want.gradients[name])
+
+
+@pytest.mark.parametrize("place", SPOILT)
+@pytest.mark.parametrize("number", NOT_FINITE, ids=str)
+@pytest.mark.parametrize(
+    "masks", [{"attn_mask": (2, 2, 7, 9)}, {"attn_mask": (2, 1, 7, 9), "causal": True, "padding": "holes"}]
+)
+@pytest.mark.parametrize("backend", PLAIN_BACKENDS)
+def test_numbers_that_are_not_finite_behind_any_mask(backend: str, masks: dict, number: float, place: str) -> None:
+    """Also through the scores."""
+    inputs, want = spoilt(Case(dropout=True, centered="causal" in masks, **masks), number, place, through_scores=True)
+    assert_agrees(run(inputs, backend, return_scores=True), want)
 
 
 @every_backend

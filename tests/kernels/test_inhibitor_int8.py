@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from inhibitor_reference import Case, draw, judge, relative_rms
+from inhibitor_reference import NOT_FINITE, SPOILT, Case, draw, judge, relative_rms, spoilt
 from torch import Tensor
 
 from inhibidistilbert import inhibitor_attention
@@ -230,6 +230,29 @@ def test_numbers_that_are_not_finite() -> None:
             assert got[where].isnan().all(), f"{bad} in {spoiled}"
             got[where] = fine[where]
             assert torch.equal(got, fine)
+
+
+@pytest.mark.parametrize("centered", [True, False], ids=["centered", "uncentered"])
+@pytest.mark.parametrize("place", [place for place in SPOILT if place != "gradient"])
+@pytest.mark.parametrize(
+    "masks", [{"causal": True, "padding": "holes"}, {"attn_mask": (2, 2, 12, 12)}], ids=["causal", "mask"]
+)
+def test_rows_that_are_not_finite(masks: dict, place: str, centered: bool) -> None:
+    """They show wherever the exact form shows any, and whoever does not see what spoils them has its result."""
+    for number in NOT_FINITE:
+        case = Case(M=12, N=12, D=8, dropout=True, centered=centered, scalars=(2,), **masks)
+        drawn, want = spoilt(case, number, place)
+        got = int8_attention(**drawn.tensors, **drawn.options)
+        spoils = ~got.isfinite().all(-1)
+        assert spoils[~want.output.isfinite().all(-1)].all()
+        clean = ~spoils
+        if place == "nothing":
+            assert clean.all()
+        # Another head, another sequence, and for a key or value that comes late whoever asks earlier.
+        assert clean[:, 1].all()
+        if place in ("last key", "last value", "query"):
+            assert clean[-1, 0].any()
+        assert relative_rms(got[clean], want.output[clean]) <= 0.03
 
 
 # The public call

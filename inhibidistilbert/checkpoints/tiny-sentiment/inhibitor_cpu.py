@@ -20,6 +20,7 @@ from .inhibitor_cpu_ir_forward import forward_ir
 from .inhibitor_cpu_jit import CompilerUnavailable, Machine, compiled, host_machine
 from .inhibitor_cpu_threads import run_on_threads
 from .inhibitor_custom_op import op_namespace, register_backend
+from .inhibitor_torch import torch_backward, torch_forward
 
 LARGEST_HEAD = 512
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -129,12 +130,12 @@ def _run(
     flags: tuple[bool, bool, bool],
     mean: Tensor,
     sums: Tensor | None = None,
-) -> None:
-    """Run a compiled pass on tensors in the order of its fields."""
+) -> bool:
+    """Run a compiled pass on tensors in the order of its fields; returns whether a number that counts is not finite."""
     query, key = tensors[:2]
     plan = _plan(name, machine(), query.shape, key.shape[2], query.dtype, flags, torch.get_num_threads())
     workspace = torch.empty(plan.memory, dtype=torch.uint8)
-    words = [0, 0, workspace.data_ptr(), mean.data_ptr(), 0 if sums is None else sums.data_ptr()]
+    words = [0, 0, 0, workspace.data_ptr(), mean.data_ptr(), 0 if sums is None else sums.data_ptr()]
     for scalar in scalars:
         words += _scalar_words(scalar)
     for mask in masks:
@@ -143,11 +144,18 @@ def _run(
         words += _tensor_words(tensor, query.element_size())
     block = create_string_buffer(plan.words + struct.pack(f"{len(words)}q", *words))
     run_on_threads(plan.entry, addressof(block), plan.threads)
+    return block[len(plan.words) + 16] != b"\0"  # `flawed`
 
 
 def _forward(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean) -> None:
-    tensors = query, key, value, output
-    _run("forward", tensors, (padding, dropout), (alpha, beta, gamma), (centered, signed, causal), mean)
+    tensors, masks, scalars, flags = (
+        (query, key, value, output),
+        (padding, dropout),
+        (alpha, beta, gamma),
+        (centered, signed, causal),
+    )
+    if _run("forward", tensors, masks, scalars, flags, mean):
+        output.copy_(torch_forward(query, key, value, *masks, *scalars, *flags))
 
 
 def _backward(
@@ -169,8 +177,13 @@ def _backward(
     grad_value,
 ) -> tuple[Tensor, ...]:
     tensors = query, key, value, grad_output, grad_query, grad_key, grad_value
+    masks, scalars, flags = (padding, dropout), (alpha, beta, gamma), (centered, signed, causal)
     sums = torch.empty(*query.shape[:2], 3, dtype=torch.float32)
-    _run("backward", tensors, (padding, dropout), (alpha, beta, gamma), (centered, signed, causal), mean, sums)
+    if _run("backward", tensors, masks, scalars, flags, mean, sums):
+        gradients = torch_backward(grad_output, query, key, value, *masks, *scalars, *flags)
+        for destination, gradient in zip(tensors[4:], gradients, strict=False):
+            destination.copy_(gradient)
+        return gradients[3:]
     of_alpha, of_beta, of_gamma = sums.sum(0, dtype=torch.float64).unbind(-1)
     return tuple(x.sum_to_size(y.shape).float() for x, y in ((of_alpha, alpha), (of_beta, beta), (of_gamma, gamma)))
 

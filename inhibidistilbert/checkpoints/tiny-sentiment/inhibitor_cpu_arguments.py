@@ -26,6 +26,7 @@ def _tensor_fields(*names: str) -> tuple[str, ...]:
 
 _CALL_FIELDS = (
     *("next", "arrived"),  # counters, 0 in the beginning
+    "flawed",  # set to 1 where a number that counts is not finite
     "workspace",
     *("mean", "sums"),  # (B, H, M) float32; (items, 3) float32, what each adds to the gradients of alpha, beta and gamma
     *("alpha", "alpha_h", "beta", "beta_h", "gamma", "gamma_h"),
@@ -53,7 +54,6 @@ _SHARED_BUFFERS = (
     "plain_keys",  # as `keys`, not shifted
     "query",  # one panel: [channel][lane = query]
     "query_halves",
-    "betas",  # what each row of a panel is multiplied with in the end
     "scores",  # of a panel with all keys: [key][lane = query], in the backward pass [panel of keys][query][lane = key]
     "row_sums",
     "outputs",  # of a panel: [block of channels][query][lane = channel]
@@ -129,7 +129,7 @@ def workspace_layout(lanes: int, queries: int, keys: int, size: int, backward: b
     words = {
         **{"rows": 2 * row, "fetched": panel, "zeros": size, "shift": size, "index": keys, "prefix": keys, "counts": row},
         **{"norms": row, "keys": keys * size, "key_halves": keys, "plain_keys": keys * size, "query": panel},
-        **{"query_halves": row, "betas": row, "scores": keys * lanes, "row_sums": lanes * lanes, "outputs": panel},
+        **{"query_halves": row, "scores": keys * lanes, "row_sums": lanes * lanes, "outputs": panel},
         **{"values": keys * size, "value_sums": ceil(keys / RUN) * size, "value_signs": keys * size},
         **{"value_grads": keys * size, "key_rows": keys * size, "key_grads": keys * size, "query_rows": panel},
         **{"grads": panel, "means": row, "distances": keys * lanes, "totals": 3 * lanes},

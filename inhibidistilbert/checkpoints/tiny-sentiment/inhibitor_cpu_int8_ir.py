@@ -66,6 +66,7 @@ BLOCK = CALL_WORDS + SHAPE_WORDS
 STATE = (
     *BUFFERS,
     *("real", "panels", "query_rows", "output_rows"),
+    "clean",  # how many visible keys come before the first one that has a number that is not finite
     *("key_rate", "value_rate", "power", "factor", "shift", "scale"),
 )
 
@@ -266,11 +267,38 @@ def _define_measure_keys(g: Generator) -> None:
         reach.store(g.fold(f, largest.value, f.larger) + g.sum_of_lanes(f, value_flaw.value))
 
 
+def _define_set_aside(g: Generator) -> None:
+    """Keys that are not finite, or whose values are not, make way for another key without a value."""
+    with g.routine("set_aside") as (f, block, state):
+        key_rows, value_rows, zeros = (state.pointer(name) for name in ("key_rows", "value_rows", "zeros"))
+        substitute, real = f.variable(zeros), state.integer("real")
+
+        def is_flawed(j: Value) -> Value:
+            flaw, zero = f.number(g.floats, 0.0), f.number(g.floats, 0.0)
+            for k in range(0, g.size, g.lanes):
+                flaw = f.fma(key_rows.load(PTR, j).load(g.floats, k), zero, flaw)
+                flaw = f.fma(_value(g, f, block, value_rows.load(PTR, j).load(g.floats, k)), zero, flaw)
+            return g.any_lane(f, flaw.is_nan())
+
+        with f.loop(0, real) as j, f.when(is_flawed(j).equals(0)):
+            substitute.value = key_rows.load(PTR, j)
+        clean = f.variable(real)
+        with f.loop(0, real) as j, f.when(is_flawed(j)):
+            key_rows.store(substitute.value, j)
+            value_rows.store(zeros, j)
+            clean.value = (j < clean.value).where(j, clean.value)
+        state.set("clean", clean.value)
+
+
 def _define_choose_grids(g: Generator) -> None:
     """The steps of both grids, and what follows from them and from the head's scalars."""
     with g.routine("choose_grids", head=I64) as (f, block, state, head):
         spread, reach = state.place("power"), state.place("shift")  # not yet in use
         _call(f, block, state, "measure_keys", spread, reach)
+        state.set("clean", state.integer("real"))
+        with f.when((spread.load(F32) + reach.load(F32)).is_nan()):
+            _call(f, block, state, "set_aside")
+            _call(f, block, state, "measure_keys", spread, reach)
         alpha, beta, gamma = (
             block.pointer(name).load(F32, head * block.integer(f"{name}_h")) for name in ("alpha", "beta", "gamma")
         )
@@ -403,7 +431,8 @@ def _define_fetch_query(g: Generator) -> None:
                 total = total + on_grid - (beyond < 0).where(nothing - beyond, beyond)
                 g.store_bytes(tile, on_grid, k)
             state.pointer("baselines").store(g.sum_of_lanes(f, total).convert("sitofp", F32), r)
-        flawed = g.any_lane(f, flaw.value.is_nan())
+        sees_flaw = state.pointer("counts").load(I64, r) > state.integer("clean")
+        flawed = g.any_lane(f, flaw.value.is_nan()) | sees_flaw
         state.pointer("scales").store(flawed.where(f.number(F32, math.nan), state.number("scale")), r)
 
 
@@ -624,7 +653,14 @@ def int8_ir(machine: Machine, size: int) -> str:
     """The IR of a module that exports `void attention(void *block)`, for heads of `size` channels."""
     g = Generator(machine, size)
     for define in (
-        *(_define_index_keys, _define_measure_keys, _define_choose_grids, _define_pack_keys, _define_pack_values),
+        *(
+            _define_index_keys,
+            _define_measure_keys,
+            _define_set_aside,
+            _define_choose_grids,
+            _define_pack_keys,
+            _define_pack_values,
+        ),
         *(_define_fetch_query, _define_fetch_queries, _define_score_groups, _define_inhibit),
     ):
         define(g)

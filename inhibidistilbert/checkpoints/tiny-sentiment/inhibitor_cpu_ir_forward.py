@@ -64,6 +64,16 @@ def define_prefetch(g: Generator, reads: Sequence[str], writes: Sequence[str]) -
                 panel(tensor, following)
 
 
+def note_flaws(f: Function, block: Fields, *sizes: Value) -> None:
+    """Sets `flawed` where one of these float32 numbers is not finite; sums of absolute values, none of which can be lost.
+
+    Minima, maxima and comparisons here lose NaN, and sums of parts lose infinity: such a call is done again in plain torch.
+    """
+    nothing = [size * 0.0 for size in sizes]
+    with f.when(sum(nothing[1:], nothing[0]).is_nan()):
+        block.set("flawed", f.integer(1))
+
+
 def define_begin_head(g: Generator) -> None:
     """What forward and backward pass first do with a head: its scalars, its visible keys, and the shift."""
     with g.routine("begin_head", batch=I64, head=I64, key=PTR) as (f, block, state, batch, head, key):
@@ -73,6 +83,7 @@ def define_begin_head(g: Generator) -> None:
                 state.set("slope", scalar * block.number("root"))
             else:
                 state.set(name, scalar)
+        note_flaws(f, block, *(state.number(name) for name in ("alpha", "beta", "slope")))
         call(f, block, state, "index_keys", batch)
         state.set("shifted", f.integer(0))
         state.set("plain_ready", f.integer(0))
@@ -110,13 +121,15 @@ def pack_key_panel(f: Function, g: Generator, block: Fields, state: Fields, j: V
 
 
 def set_sizes(f: Function, g: Generator, block: Fields, state: Fields, sizes: HeadSizes) -> None:
-    """What `pack_query_panel` must know of a head's keys and values; keys that are not numbers have no size."""
+    """What `pack_query_panel` must know of a head's keys and values."""
     visible = state.integer("visible")
     in_panels = ((visible + g.lanes - 1) // g.lanes * g.lanes).convert("sitofp", F32)
     state.set("largest_key", f.largest_lane(sizes.largest_key.value))
-    state.set("mean_key", f.sum_of_lanes(sizes.keys.value) / in_panels)
+    keys, values = f.sum_of_lanes(sizes.keys.value), f.sum_of_lanes(sizes.values.value)
+    note_flaws(f, block, keys, values)
+    state.set("mean_key", keys / in_panels)
     count = (visible * block.integer("size")).convert("sitofp", F32)
-    budget = f.sum_of_lanes(sizes.values.value) / count * _ROUNDING_BUDGET
+    budget = values / count * _ROUNDING_BUDGET
     state.set("limit", budget / f.absolute(state.number("slope")))
 
 
@@ -138,15 +151,11 @@ def _fast_form_is_exact(f: Function, g: Generator, block: Fields, state: Fields,
 
 
 def pack_query_panel(f: Function, block: Fields, state: Fields, key: Value, g: Generator) -> tuple[Value, Value]:
-    """The gathered queries, in the form in which they meet the keys; returns whether that is the direct one, and the keys.
-
-    Also sets `betas`: beta, or NaN for a query that is not a number or, without causality, sees a key that is none.
-    """
+    """The gathered queries, in the form in which they meet the keys; returns whether that is the direct one, and keys."""
     query, halves, zeros = state.pointer("query"), state.pointer("query_halves"), state.pointer("zeros")
     call(f, block, state, "pack_transposed", query, halves, state.pointer("shift"))
     norms = state.pointer("norms").load(g.vector)
-    everything = block.flag("causal").where(norms, norms + g.splat(f, state.number("mean_key")))
-    state.pointer("betas").store(everything.is_nan().where(everything, g.splat(f, state.number("beta"))))
+    note_flaws(f, block, f.sum_of_lanes(norms))
     exact = _fast_form_is_exact(f, g, block, state, norms).convert("uitofp", g.vector)
     direct = f.sum_of_lanes(exact) < float(g.lanes)
     replace = direct & state.flag("shifted")
@@ -288,8 +297,8 @@ def _define_panel(g: Generator) -> None:
         destination = head_of(block, "output", batch, head)
         with f.loop(0, rows) as r:
             row = destination.at((first + r) * block.integer("output_l"), I8)
-            source, beta = state.pointer("outputs").at(r * g.lanes), state.pointer("betas").load(F32, r)
-            call(f, block, state, "store_row", source, f.integer(g.lanes * g.lanes), beta, row)
+            source = state.pointer("outputs").at(r * g.lanes)
+            call(f, block, state, "store_row", source, f.integer(g.lanes * g.lanes), state.number("beta"), row)
 
 
 def _define_item(g: Generator) -> None:

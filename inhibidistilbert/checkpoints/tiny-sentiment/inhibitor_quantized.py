@@ -22,6 +22,10 @@ The scores come from whole numbers, as many bits wide as the vector instructions
   which z would be 1023 or more;
 - \(H_{ik} = \beta t \sum_j \mathrm{sign}(v_8) \mathrm{relu}(|v_8| - z_{ij})\).
 
+A key with a number that is not finite, of its own or of its value where that counts, is left out of the grids, and the row
+of every query that sees it is NaN. So are the row of a query with such a number, and all rows of a head with such a scalar.
+What a query does not see, and a dropped value, spoil nothing of it.
+
 What leads to the whole numbers is one float32 operation at a time, rounded to the nearest, ties to even: a compiled form
 can, and does, agree with this one to the bit.
 """
@@ -32,7 +36,7 @@ import torch
 from torch import Tensor
 
 from .inhibitor_masks import KeyMasks
-from .inhibitor_torch import _distances, _query_blocks
+from .inhibitor_torch import _distances, _query_blocks, without_hidden
 
 LEVELS = 255
 # Values below this are 0 to their grid: its reciprocal must not overflow.
@@ -48,7 +52,7 @@ LARGEST_16 = 32767
 
 
 class Grids(NamedTuple):
-    """The grids of every head, each `(B, H, 1, 1)` float32 or as said. NaN where a key or value is not finite.
+    """The grids of every head, each `(B, H, 1, 1)` float32 or as said.
 
     origin: `(B, H, 1, d)`, the least key of each channel.
     key_rate: 1 / s, steps of the grid of queries and keys in one unit.
@@ -67,20 +71,17 @@ def _largest(x: Tensor) -> Tensor:
     return x.amax((-2, -1), keepdim=True)
 
 
-def choose_grids(key: Tensor, value: Tensor, real: Tensor | None, gamma: Tensor) -> Grids:
-    """The grids of `key` and `value`, `(B, H, N, d)`; `real` `(B, 1, N, 1)` bool, and None where all keys are.
+def choose_grids(key: Tensor, value: Tensor, real: Tensor, gamma: Tensor) -> Grids:
+    """The grids of the keys `real`, `(B, H, N, 1)` bool, of `key` and `value`, `(B, H, N, d)`.
 
     Values that do not count must be 0.
     """
-    lowest = highest = key
-    if real is not None:
-        lowest, highest = key.masked_fill(~real, torch.inf), key.masked_fill(~real, -torch.inf)
+    lowest, highest = key.masked_fill(~real, torch.inf), key.masked_fill(~real, -torch.inf)
     origin = lowest.amin(-2, keepdim=True)
     spread = _largest(highest.amax(-2, keepdim=True) - origin)
-    if real is not None:
-        # A sequence of padding alone has any grid.
-        empty = ~real.any(-2, keepdim=True)
-        origin, spread = origin.masked_fill(empty, 0), spread.masked_fill(empty, 0)
+    # A sequence of padding alone has any grid.
+    empty = ~real.any(-2, keepdim=True)
+    origin, spread = origin.masked_fill(empty, 0), spread.masked_fill(empty, 0)
 
     reach = _largest(value.abs())
     value_step = torch.where(reach < SMALLEST, 1.0, reach * (1 / LEVELS))
@@ -144,19 +145,16 @@ def quantized_inhibitor_attention(
     """Inhibitor attention on int8 grids: O(B·H·block·N·d) extra memory, as the plain torch form.
 
     query `(B, H, M, d)`; key, value `(B, H, N, d)`; alpha, beta, gamma `(1, 1 or H, 1, 1)`; all float32. Sums are whole
-    numbers in float32, exact up to 65 793 keys. Returns `(B, H, M, d)`; NaN in a head whose keys or values are not finite,
-    and in the row of such a query.
+    numbers in float32, exact up to 65 793 keys. Returns `(B, H, M, d)`.
     """
     if query.numel() == 0 or key.numel() == 0:
         return torch.zeros_like(query)
-    real = None
-    if masks.padding is not None:
-        real = masks.padding[:, None, :, None]
-        key, value = key.masked_fill(~real, 0), value.masked_fill(~real, 0)
-    if masks.dropout is not None:
-        value = value.masked_fill(~masks.dropout[:, None, :, None], 0)
+    key, value = without_hidden(key, value, masks)
     if not signed:
         value = value.relu()
+    flawed = ~(key.isfinite() & value.isfinite()).all(-1, keepdim=True)
+    key, value = key.masked_fill(flawed, 0), value.masked_fill(flawed, 0)
+    real = ~flawed if masks.padding is None else ~flawed & masks.padding[:, None, :, None]
 
     grids = choose_grids(key, value, real, gamma)
     slope = choose_slope(grids.slope)
@@ -180,5 +178,7 @@ def quantized_inhibitor_attention(
         if visible is not None:
             z = z.masked_fill(~visible, LEVELS)  # no value exceeds it
         whole = ((magnitude - z[..., None]).relu_() * sign).sum(-2)
-        output[..., rows, :] = (scale + (0 * query[..., rows, :]).sum(-1, keepdim=True)) * whole
+        seen = flawed.mT if visible is None else flawed.mT & visible
+        row_scale = torch.where(seen.any(-1, keepdim=True), torch.nan, scale)
+        output[..., rows, :] = (row_scale + (0 * query[..., rows, :]).sum(-1, keepdim=True)) * whole
     return output
