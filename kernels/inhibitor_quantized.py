@@ -49,6 +49,9 @@ LARGEST_SHIFT = 5
 FARTHEST = 2.0**20
 LARGEST_OFFSET = 2.0**24
 LARGEST_16 = 32767
+# Keys whose values a float32 sums exactly, and those whose values a sum of 32 bits holds.
+EXACT_KEYS = 2**24 // LEVELS
+LARGEST_KEYS = (2**31 - 1) // LEVELS
 
 
 class Grids(NamedTuple):
@@ -145,7 +148,7 @@ def quantized_inhibitor_attention(
     """Inhibitor attention on int8 grids: O(B·H·block·N·d) extra memory, as the plain torch form.
 
     query `(B, H, M, d)`; key, value `(B, H, N, d)`; alpha, beta, gamma `(1, 1 or H, 1, 1)`; all float32. Sums are whole
-    numbers in float32, exact up to 65 793 keys. Returns `(B, H, M, d)`.
+    numbers, exact for any number of keys. Returns `(B, H, M, d)`.
     """
     if query.numel() == 0 or key.numel() == 0:
         return torch.zeros_like(query)
@@ -161,6 +164,7 @@ def quantized_inhibitor_attention(
     steps, keys, values = quantize_rows(query, grids), quantize_rows(key, grids), quantize_values(value, grids)
     shift = alpha / grids.value_step / grids.slope
     scale = beta * grids.value_step + 0 * (grids.slope + shift + grids.value_step)  # NaN where a grid is not finite
+    exact = torch.float32 if key.shape[-2] <= EXACT_KEYS else torch.int64
     magnitude, sign = values.abs()[..., None, :, :], values.sign()[..., None, :, :]
 
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
@@ -177,7 +181,7 @@ def quantized_inhibitor_attention(
         z = (distance * slope.factor * 2.0**-15 + 0.5).floor().clamp(0, LEVELS)
         if visible is not None:
             z = z.masked_fill(~visible, LEVELS)  # no value exceeds it
-        whole = ((magnitude - z[..., None]).relu_() * sign).sum(-2)
+        whole = ((magnitude - z[..., None]).relu_() * sign).sum(-2, dtype=exact)
         seen = flawed.mT if visible is None else flawed.mT & visible
         row_scale = torch.where(seen.any(-1, keepdim=True), torch.nan, scale)
         output[..., rows, :] = (row_scale + (0 * query[..., rows, :]).sum(-1, keepdim=True)) * whole

@@ -1,5 +1,6 @@
 """Inhibitor attention fused in Triton kernels, for GPUs: nothing of size M x N is ever stored."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -7,11 +8,13 @@ import torch
 from torch import Tensor
 
 from .inhibitor_custom_op import op_namespace, register_backend, register_inference
+from .inhibitor_memory import INPUTS, addresses, reach
 from .inhibitor_notice import NO_TRITON
 
 try:
     import triton
 
+    from .inhibitor_triton_flawed_kernel import _backward_flawed_kernel
     from .inhibitor_triton_half_kernels import _forward_half_kernel, _half_value_sum_kernel, _pack_kernel
     from .inhibitor_triton_kernels import (
         _backward_key_kernel,
@@ -31,6 +34,8 @@ KEY_BLOCK = 32
 _FORWARD = {"channels": 16, "most": 4}
 _BACKWARD_QUERY = {"channels": 32, "most": 1}
 _BACKWARD_KEY = {"channels": 16, "most": 2}
+# Elements that the kernels can count: within a head they do so in 32 bits.
+_LARGEST_HEAD = 2**31 - 1
 # Triples (query, key, channel) from which float16 pairs save more time than their two further launches take.
 HALF_FROM = 1 << 27
 
@@ -111,6 +116,32 @@ def _strides(letters: str, tensor: Tensor) -> dict[str, int]:
     return dict(zip((f"s_{name}{x}" for x in ("b", "h", length, "d")), tensor.stride(), strict=True))
 
 
+def _readable(names: Sequence[str], tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The tensors, or copies whose heads the kernels can index, which they do in 32 bits.
+
+    Raises:
+        ValueError: the storage of one does not hold its elements, or a head is too large.
+    """
+    elements = [0 if x is None else reach(x.shape, x.stride()) for x in tensors]
+    addresses(names, tensors, [0 if x is None else x.itemsize * n for x, n in zip(tensors, elements, strict=True)])
+    return [
+        x if x is None or max(n, x.numel()) <= _LARGEST_HEAD else _within_reach(name, x)
+        for name, x, n in zip(names, tensors, elements, strict=True)
+    ]
+
+
+def _within_reach(name: str, x: Tensor) -> Tensor:
+    """x `(B, H, L, d)`, or a mask `(B, N)`, or a copy whose heads are within reach."""
+    # Outputs have the rows of a sequence's heads side by side; rows are padded to 128 channels at most.
+    if x.ndim == 4 and x.shape[2] * max(x.shape[1] * x.shape[3], MAX_HEAD_SIZE) > _LARGEST_HEAD:
+        raise ValueError(
+            f"{name} of shape {tuple(x.shape)} is too long for the Triton kernels, which take up to {_LARGEST_HEAD} elements "
+            'of a sequence; use backend="torch".'
+        )
+    head = x.ndim // 2
+    return x.contiguous() if reach(x.shape[head:], x.stride()[head:]) > _LARGEST_HEAD else x
+
+
 def _launch_forward(
     query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean, tile, wanted=None
 ) -> None:
@@ -119,12 +150,12 @@ def _launch_forward(
     keys, device = key.shape[2], _device(query.device)
     common = {"H": heads, "N": keys, "D": size, "CAUSAL": causal, "v": value} | _strides("vn", value)
     common |= _masks(padding, dropout, query) | {"wanted": query if wanted is None else wanted, "CHOSEN": wanted is not None}
-    tiles, total = triton.cdiv(queries, tile.rows), mean
-    if signed:
-        total = query.new_empty((batch, heads, *((keys,) if causal else ()), size), dtype=torch.float32)
-        _value_sum_kernel[(batch * heads,)](
-            **common, total=total, tiles=tiles, COLUMNS=triton.next_power_of_2(size), num_warps=1, num_stages=1
-        )
+    common |= {"SIGNED": signed}
+    tiles = triton.cdiv(queries, tile.rows)
+    total = query.new_empty((batch, heads, *((keys,) if causal else ()), size), dtype=torch.float32)
+    _value_sum_kernel[(batch * heads,)](
+        **common, total=total, tiles=tiles, COLUMNS=triton.next_power_of_2(size), num_warps=1, num_stages=1
+    )
     _forward_kernel[(tiles * batch * heads,)](
         **common,
         **_scalars(alpha, beta, gamma, size),
@@ -137,7 +168,6 @@ def _launch_forward(
         mean=mean,
         M=queries,
         BLOCK=KEY_BLOCK,
-        SIGNED=signed,
         CENTERED=centered,
         ASM=device.ptx,
         XORSIGN=device.xorsign,
@@ -147,15 +177,16 @@ def _launch_forward(
 
 
 def _forward(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean) -> None:
+    inputs = _readable(INPUTS, (query, key, value, padding, dropout, alpha, beta, gamma))
     batch, heads, queries, size = query.shape
     tile = _choose_tile(**_FORWARD, head_size=size, heads=batch * heads, length=queries, device=_device(query.device))
-    _launch_forward(
-        query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean, tile
-    )  # fmt: skip
+    _launch_forward(*inputs, centered, signed, causal, output, mean, tile)
 
 
 def _forward_half(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean) -> None:
     """The forward pass in float16 pairs, then in float32 whatever float16 could not hold."""
+    inputs = _readable(INPUTS, (query, key, value, padding, dropout, alpha, beta, gamma))
+    query, key, value, padding, dropout = inputs[:5]
     batch, heads, queries, size = query.shape
     keys, device = key.shape[2], _device(query.device)
     tile = _choose_tile(**_FORWARD, head_size=size, heads=batch * heads, length=queries, device=device)
@@ -211,15 +242,16 @@ def _forward_half(query, key, value, padding, dropout, alpha, beta, gamma, cente
         num_warps=tile.W,
         num_stages=1,
     )
-    _launch_forward(
-        query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean, tile, again
-    )  # fmt: skip
+    _launch_forward(*inputs, centered, signed, causal, output, mean, tile, again)
 
 
 def _backward(
     grad_output, query, key, value, padding, dropout, alpha, beta, gamma, mean, centered, signed, causal,
     grad_query, grad_key, grad_value,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    names = (*INPUTS, "mean", "the gradient of the output")
+    inputs = _readable(names, (query, key, value, padding, dropout, alpha, beta, gamma, mean, grad_output))
+    query, key, value, padding, dropout, *_, grad_output = inputs
     batch, heads, queries, size = query.shape
     keys, device = key.shape[2], _device(query.device)
     per_query = mean.new_empty((3, batch, heads, queries))
@@ -250,8 +282,20 @@ def _backward(
         dbeta=per_key,
         num_warps=tile.W,
     )
+    _backward_flawed_kernel[(batch * heads,)](
+        **common,
+        **(_strides("dqm", grad_query) | _strides("dkn", grad_key) | _strides("dvn", grad_value)),
+        sums=per_query,
+        dbeta=per_key,
+        dq=grad_query,
+        dk=grad_key,
+        dv=grad_value,
+        COLUMNS=triton.next_power_of_2(size),
+        BLOCK=16,
+        num_warps=4,
+    )
     per_head = per_query.sum((1, 3))
-    per_head[1] += per_key.sum((0, 2))
+    per_head[1].add_(per_key.sum((0, 2)))
     # Tensors of their own, as torch wants them of an operator.
     grad_alpha, grad_beta, grad_gamma = (
         gradient.sum(0, keepdim=True) if scalar.numel() == 1 else gradient.clone()
