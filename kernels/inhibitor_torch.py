@@ -109,24 +109,28 @@ def _score_gradients(
 
 
 class _Keys(NamedTuple):
-    """What a block's values must exceed, `(B, H, m, N)`, and at which keys they are removed for one query, not for all.
-
-    Nothing exceeds the shift of infinity that stands at removed keys, unless it is not finite itself. Values that key masks
-    remove are 0.
-    """
+    """What a block's values must exceed, `(B, H, m, N)`, and at which keys not even NaN or infinity does, None where that is
+    no question."""
 
     shift: Tensor
     removed: Tensor | None
 
 
-def _keys(scores: Tensor, visible: Tensor | None, masks: KeyMasks) -> _Keys:
-    """From scores before or after their relu."""
+def _keys(scores: Tensor, visible: Tensor | None, masks: KeyMasks, wild: bool) -> _Keys:
+    """From scores before or after their relu; `wild`: whether a value that only some queries see may not be finite."""
     shift, aggregated = scores.relu(), masks.aggregated(visible)
     if aggregated is None:
         return _Keys(shift, None)
     removed = ~aggregated
-    by_query = masks.causal or masks.attention is not None
-    return _Keys(shift.masked_fill_(removed, torch.inf), removed if by_query else None)
+    return _Keys(shift.masked_fill_(removed, torch.inf), removed if wild else None)
+
+
+def _maybe_wild(value: Tensor, masks: KeyMasks) -> bool:
+    """See `_keys`. Values that key masks take out are 0. A look at the others must not break a trace, or wait for a GPU."""
+    if not masks.causal and masks.attention is None:
+        return False
+    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or type(value) is not Tensor
+    return traced or value.device.type != "cpu" or not value.isfinite().all().item()
 
 
 def _inhibition_gradients(
@@ -145,9 +149,10 @@ def _inhibition_gradients(
 
 def _output(query, key, value, alpha, beta, gamma, masks: KeyMasks, centered: bool, signed: bool) -> Tensor:
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
+    wild = _maybe_wild(value, masks)
     for rows in _query_blocks(query, key):
         block = _score_block(query, key, alpha, gamma, masks, centered, rows)
-        excess = _excess(value, *_keys(block.scores, block.visible, masks), signed)
+        excess = _excess(value, *_keys(block.scores, block.visible, masks, wild), signed)
         output[..., rows, :] = beta * _inhibit(value, excess, signed)
     return output
 
@@ -159,9 +164,10 @@ def _gradients(
     grad_query = torch.empty_like(query, memory_format=torch.contiguous_format)
     grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
     grad_alpha, grad_beta, grad_gamma = (torch.zeros_like(scalar) for scalar in (alpha, beta, gamma))
+    wild = _maybe_wild(value, masks)
     for rows in _query_blocks(query, key):
         block = _score_block(query, key, alpha, gamma, masks, centered, rows)
-        keys = _keys(block.scores, block.visible, masks)
+        keys = _keys(block.scores, block.visible, masks, wild)
         of_value, grad_z, of_beta = _inhibition_gradients(value, keys, beta, grad_output[..., rows, :], signed)
         of_query, of_key, of_alpha, of_gamma = _score_gradients(block, key, alpha, gamma, grad_z)
         grad_query[..., rows, :] = of_query
@@ -185,9 +191,12 @@ class _InhibitorAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output):
         saved = ctx.saved_tensors  # read once: checkpointing recomputes them for one reading
-        masks = KeyMasks(*saved[6:], ctx.causal)
+        query, key, value, alpha, beta, gamma, padding, dropout, attention = saved
+        masks = KeyMasks(padding, dropout, attention, ctx.causal)
         with torch.no_grad():
-            gradients = _gradients(*saved[:6], masks, ctx.centered, ctx.signed, grad_output)
+            gradients = _gradients(
+                query, key, value, alpha, beta, gamma, masks, ctx.centered, ctx.signed, grad_output
+            )  # fmt: skip
         return *first_order_only(gradients, *saved[:6], grad_output), None, None, None
 
 
@@ -234,8 +243,9 @@ class _Inhibition(torch.autograd.Function):
     @staticmethod
     def forward(ctx, value, z, beta, masks: KeyMasks, signed):
         output = value.new_empty((*z.shape[:-1], value.shape[-1]))
+        wild = _maybe_wild(value, masks)
         for rows in _query_blocks(output, value):
-            keys = _keys(z[..., rows, :], _visible(masks, z, rows), masks)
+            keys = _keys(z[..., rows, :], _visible(masks, z, rows), masks, wild)
             output[..., rows, :] = beta * _inhibit(value, _excess(value, *keys, signed), signed)
         ctx.save_for_backward(value, z, beta, masks.padding, masks.dropout, masks.attention)
         ctx.causal, ctx.signed = masks.causal, signed
@@ -254,8 +264,9 @@ class _Inhibition(torch.autograd.Function):
         masks = KeyMasks(padding, dropout, attention, ctx.causal)
         grad_z = torch.empty_like(z, memory_format=torch.contiguous_format)
         grad_value, grad_beta = torch.zeros_like(value), torch.zeros_like(beta)
+        wild = _maybe_wild(value, masks)
         for rows in _query_blocks(grad_output, value):
-            keys = _keys(z[..., rows, :], _visible(masks, z, rows), masks)
+            keys = _keys(z[..., rows, :], _visible(masks, z, rows), masks, wild)
             of_value, of_z, of_beta = _inhibition_gradients(value, keys, beta, grad_output[..., rows, :], ctx.signed)
             grad_z[..., rows, :] = of_z
             grad_value += of_value
@@ -328,8 +339,8 @@ def torch_forward(query, key, value, padding, dropout, alpha, beta, gamma, cente
     """The output, float32."""
     masks = KeyMasks(padding, dropout, None, causal)
     key, value = without_hidden(key.float(), value.float(), masks)
-    scalars = (scalar.view(1, -1, 1, 1) for scalar in (alpha, beta, gamma))
-    return _output(query.float(), key, value, *scalars, masks, centered, signed)
+    alpha, beta, gamma = (scalar.view(1, -1, 1, 1) for scalar in (alpha, beta, gamma))
+    return _output(query.float(), key, value, alpha, beta, gamma, masks, centered, signed)
 
 
 def torch_backward(
@@ -337,7 +348,9 @@ def torch_backward(
 ) -> tuple[Tensor, ...]:
     """The gradients of query, key, value, alpha, beta and gamma, float32."""
     masks = KeyMasks(padding, dropout, None, causal)
-    query, (key, value) = query.float(), without_hidden(key.float(), value.float(), masks)
-    scalars = [scalar.view(1, -1, 1, 1) for scalar in (alpha, beta, gamma)]
-    gradients = _gradients(query, key, value, *scalars, masks, centered, signed, grad_output.float())
+    key, value = without_hidden(key.float(), value.float(), masks)
+    alpha, beta, gamma = (scalar.view(1, -1, 1, 1) for scalar in (alpha, beta, gamma))
+    gradients = _gradients(
+        query.float(), key, value, alpha, beta, gamma, masks, centered, signed, grad_output.float()
+    )  # fmt: skip
     return *gradients[:3], *(gradient.view(-1) for gradient in gradients[3:])

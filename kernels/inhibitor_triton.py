@@ -11,6 +11,7 @@ from .inhibitor_custom_op import op_namespace, register_backend, register_infere
 try:
     import triton
 
+    from .inhibitor_triton_flawed_kernel import _backward_flawed_kernel
     from .inhibitor_triton_half_kernels import _forward_half_kernel, _half_value_sum_kernel, _pack_kernel
     from .inhibitor_triton_kernels import (
         _backward_key_kernel,
@@ -118,12 +119,12 @@ def _launch_forward(
     keys, device = key.shape[2], _device(query.device)
     common = {"H": heads, "N": keys, "D": size, "CAUSAL": causal, "v": value} | _strides("vn", value)
     common |= _masks(padding, dropout, query) | {"wanted": query if wanted is None else wanted, "CHOSEN": wanted is not None}
-    tiles, total = triton.cdiv(queries, tile.rows), mean
-    if signed:
-        total = query.new_empty((batch, heads, *((keys,) if causal else ()), size), dtype=torch.float32)
-        _value_sum_kernel[(batch * heads,)](
-            **common, total=total, tiles=tiles, COLUMNS=triton.next_power_of_2(size), num_warps=1, num_stages=1
-        )
+    common |= {"SIGNED": signed}
+    tiles = triton.cdiv(queries, tile.rows)
+    total = query.new_empty((batch, heads, *((keys,) if causal else ()), size), dtype=torch.float32)
+    _value_sum_kernel[(batch * heads,)](
+        **common, total=total, tiles=tiles, COLUMNS=triton.next_power_of_2(size), num_warps=1, num_stages=1
+    )
     _forward_kernel[(tiles * batch * heads,)](
         **common,
         **_scalars(alpha, beta, gamma, size),
@@ -136,7 +137,6 @@ def _launch_forward(
         mean=mean,
         M=queries,
         BLOCK=KEY_BLOCK,
-        SIGNED=signed,
         CENTERED=centered,
         ASM=device.ptx,
         XORSIGN=device.xorsign,
@@ -249,8 +249,20 @@ def _backward(
         dbeta=per_key,
         num_warps=tile.W,
     )
+    _backward_flawed_kernel[(batch * heads,)](
+        **common,
+        **(_strides("dqm", grad_query) | _strides("dkn", grad_key) | _strides("dvn", grad_value)),
+        sums=per_query,
+        dbeta=per_key,
+        dq=grad_query,
+        dk=grad_key,
+        dv=grad_value,
+        COLUMNS=triton.next_power_of_2(size),
+        BLOCK=16,
+        num_warps=4,
+    )
     per_head = per_query.sum((1, 3))
-    per_head[1] += per_key.sum((0, 2))
+    per_head[1].add_(per_key.sum((0, 2)))
     # Tensors of their own, as torch wants them of an operator.
     grad_alpha, grad_beta, grad_gamma = (
         gradient.sum(0, keepdim=True) if scalar.numel() == 1 else gradient.clone()

@@ -26,10 +26,13 @@ from inhibitor_matrix import (
     Row,
     assert_half_is_near,
     assert_row_agrees,
+    check_spoilt_half,
     pairs,
     run_triton,
+    spoilt_pairs,
 )
 from inhibitor_reference import (
+    SPOILT,
     Case,
     Inputs,
     Result,
@@ -329,6 +332,10 @@ def checks() -> dict[str, Callable[[], None]]:
     named: dict[str, Callable[[], None]] = gpu_checks()
     named |= {f"model size {large}": partial(check_large, large) for large in LARGE}
     named |= {f"options {row}": partial(check_row, row) for row in pairs()}
+    named |= {f"not-finite {row}": row.check for row in spoilt_pairs()}
+    named |= {
+        f"not-finite half pairs, {place}": partial(check_spoilt_half, place) for place in SPOILT if place != "gradient"
+    }
     for queries in (1, 129):
         for causal in (False, True):
             name = f"single key, {queries} queries{', causal' if causal else ''}"

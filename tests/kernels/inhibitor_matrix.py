@@ -10,7 +10,17 @@ from unittest import mock
 
 import torch
 from covering import pairwise
-from inhibitor_reference import Case, Inputs, Result, assert_agrees, assert_only_rounded, relative_rms
+from inhibitor_reference import (
+    NOT_FINITE,
+    SPOILT,
+    Case,
+    Inputs,
+    Result,
+    assert_agrees,
+    assert_only_rounded,
+    relative_rms,
+    spoilt,
+)
 from torch import Tensor
 
 from inhibidistilbert import inhibitor_attention
@@ -49,6 +59,20 @@ OPTIONS = {
     "D": HEAD_SIZES,
     "lengths": LENGTHS,
     "scalars": SCALAR_FORMS,
+    "layout": tuple(LAYOUTS),
+}
+
+
+# With numbers that are not finite. What they reach does not depend on sizes, so that these are small.
+SPOILT_OPTIONS = {
+    **FLAGS,
+    "padding": (None, "holes"),
+    "dropout": MASKS["dropout"],
+    "place": SPOILT,
+    "number": NOT_FINITE,
+    "dtype": DTYPES,
+    "lengths": ((4, 5), (5, 4)),
+    "scalars": ("layer", "head"),
     "layout": tuple(LAYOUTS),
 }
 
@@ -111,6 +135,29 @@ def pairs() -> list[Row]:
     return [Row.of(**options) for options in pairwise(OPTIONS)]
 
 
+@dataclass(frozen=True)
+class SpoiltRow:
+    """A row whose inputs hold `number`, which is not finite, at `place`, as `inhibitor_reference.spoil` has it."""
+
+    row: Row
+    number: float
+    place: str
+
+    def __str__(self) -> str:
+        return f"{self.row}-{self.number}-{self.place.replace(' ', '_')}"
+
+    def check(self) -> None:
+        assert_row_agrees(self.row, *spoilt(self.row.case, self.number, self.place))
+
+
+def spoilt_pairs() -> list[SpoiltRow]:
+    """As `pairs`, of options that say what is not finite as well."""
+    return [
+        SpoiltRow(number=options.pop("number"), place=options.pop("place"), row=Row.of(**options, D=16))
+        for options in pairwise(SPOILT_OPTIONS)
+    ]
+
+
 # Inference in float16 pairs
 
 HALF_TOLERANCE = 1e-2
@@ -128,6 +175,9 @@ HALF_CASES = tuple(
         {"B": 1, "offset": 100.0},
     )
 )
+
+
+HALF_SPOILT = Case(B=1, H=1, M=3, N=5, padding="holes", dropout=True, causal=True, dtype=torch.float16)
 
 
 def run_half(inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
@@ -154,3 +204,9 @@ def assert_half_is_near(inputs: Inputs, want: Result) -> None:
     assert got.dtype == inputs.tensors["query"].dtype
     assert relative_rms(got, want.output) < HALF_TOLERANCE
     assert not again.any(), "float32 has done the work"
+
+
+def check_spoilt_half(place: str) -> None:
+    """What is not finite goes where it does in float64."""
+    inputs, want = spoilt(HALF_SPOILT, NOT_FINITE[SPOILT.index(place) % len(NOT_FINITE)], place)
+    assert relative_rms(run_half(inputs)[0], want.output) < HALF_TOLERANCE

@@ -77,8 +77,9 @@ def test_a_wrong_output_of_inference_is_found(plain, monkeypatch: pytest.MonkeyP
 
 def test_the_list_is_whole() -> None:
     kinds = [name.split(",")[0].split(" ")[0] for name in checks()]
-    assert {kind: kinds.count(kind) for kind in ("options", "model", "half", "single", "CUDA")} == {
+    assert {kind: kinds.count(kind) for kind in ("options", "not-finite", "model", "half", "single", "CUDA")} == {
         "options": len(device_checks.pairs()),
+        "not-finite": len(device_checks.spoilt_pairs()) + len(device_checks.SPOILT) - 1,
         "model": len(LARGE),
         "half": 2 * len(device_checks.HALF_CASES),
         "single": 4,

@@ -26,10 +26,12 @@ from inhibitor_matrix import (
     SCALARS,
     TENSORS,
     Row,
+    SpoiltRow,
     assert_row_agrees,
     on_device,
     pairs,
     run_triton,
+    spoilt_pairs,
 )
 from inhibitor_reference import Case, Inputs, Result, assert_agrees, draw, judge, judged, relative_rms
 from torch import Tensor
@@ -45,6 +47,11 @@ pytestmark = pytest.mark.skipif(inhibitor_triton.triton is None, reason="triton 
 @pytest.mark.parametrize("row", pairs(), ids=str)
 def test_every_pair_of_options(row: Row) -> None:
     assert_row_agrees(row, *judged(row.case))
+
+
+@pytest.mark.parametrize("row", spoilt_pairs(), ids=str)
+def test_every_pair_of_options_where_something_is_not_finite(row: SpoiltRow) -> None:
+    row.check()
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])

@@ -12,10 +12,11 @@ from inhibitor_matrix import (
     HALF_DTYPES,
     HALF_TOLERANCE,
     assert_half_is_near,
+    check_spoilt_half,
     on_device,
     run_half,
 )
-from inhibitor_reference import Case, Inputs, draw, judge, judged, relative_rms
+from inhibitor_reference import SPOILT, Case, Inputs, draw, judge, judged, relative_rms
 
 from inhibidistilbert import inhibitor_attention
 from inhibidistilbert.kernels import inhibitor_triton
@@ -78,13 +79,9 @@ def test_one_wild_head_does_not_slow_the_others() -> None:
     assert again.tolist() == [0, 1, 0, 0]
 
 
-def test_a_nan_of_the_user_is_not_lost() -> None:
-    inputs = draw(Case(dtype=torch.float16, **FREE))
-    inputs.tensors["value"][1, 1, 3, 2] = torch.nan
-    got, _ = run_half(inputs)
-    want = inhibitor_attention(**inputs.tensors, **inputs.options, backend="torch")
-    assert got.isnan().any()
-    assert torch.equal(got.isnan(), want.isnan())
+@pytest.mark.parametrize("place", [place for place in SPOILT if place != "gradient"])
+def test_what_is_not_finite_is_not_lost(place: str) -> None:
+    check_spoilt_half(place)
 
 
 @pytest.mark.parametrize(

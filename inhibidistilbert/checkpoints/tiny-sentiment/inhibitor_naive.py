@@ -26,8 +26,9 @@ def naive_inhibitor_attention(
     query `(B, H, M, d)`; key, value `(B, H, N, d)`; alpha, beta, gamma `(1, 1 or H, 1, 1)`; all of one floating dtype,
     in which everything is computed. Returns the output `(B, H, M, d)` and, with `return_scores`, Z `(B, H, M, N)`.
 
-    NaN and infinity pass through the formulas wherever a query sees them, and autograd's rules hold for their gradients:
-    relu passes a gradient on at NaN, abs does not. What a query does not see, and a dropped value, reaches nothing of it.
+    NaN and infinity pass through the formulas wherever a query sees them (if it sees no key, beta · 0 is left), and
+    autograd's rules hold for their gradients: relu passes a gradient on at NaN, and sign(nan) is 0. What a query does not
+    see, and a dropped value, reaches nothing of it.
     """
     visible = masks.visible(query.shape[-2], key.shape[-2], query.device)
     aggregated = masks.aggregated(visible)

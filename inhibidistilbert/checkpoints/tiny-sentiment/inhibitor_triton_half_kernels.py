@@ -284,6 +284,7 @@ def _forward_half_kernel(
 
     # Beyond float16 the check is inf or nan; where all distances are tiny, or rounded to 0, so is it.
     fits = tl.where(b_check < float("inf"), 1, 0) * tl.where(b_check > stop * D * _SMALLEST_DISTANCE, 1, 0)
+    fits *= tl.where(tl.abs(b_alpha) + tl.abs(b_beta) + tl.abs(scale) < float("inf"), 1, 0)
     fits = tl.where(m_m, fits, 1)
     tl.store(again + pid, 1 - tl.min(fits) * (1 - tl.load(unfit + bh)))
 

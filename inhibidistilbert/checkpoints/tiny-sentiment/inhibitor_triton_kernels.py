@@ -86,8 +86,14 @@ def _load_row(pointer, m_columns, D: tl.constexpr, C: tl.constexpr, T: tl.conste
 
 
 @triton.jit
+def _relu(x):
+    """NaN stays NaN, which it does not in tl.maximum by itself."""
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def _clamp(v, z, XORSIGN: tl.constexpr):
-    """clamp(v, -z, z) for z >= 0; one instruction from sm_86 on."""
+    """clamp(v, -z, z) for z >= 0, where NaN counts as infinity; one instruction from sm_86 on."""
     if XORSIGN:
         return tl.inline_asm_elementwise(
             "min.xorsign.abs.f32 $0, $1, $2;", "=f,f,f", [v, z], dtype=tl.float32, is_pure=True, pack=1
@@ -185,13 +191,13 @@ def _mean_distance(
 def _value_sum_kernel(
     v, padding, dropout, total, wanted,
     H, N, tiles, s_vb, s_vh, s_vn, s_vd, s_pb, s_pn, s_db, s_dn,
-    D: tl.constexpr, COLUMNS: tl.constexpr, CAUSAL: tl.constexpr, PADDED: tl.constexpr, DROPPED: tl.constexpr,
-    CHOSEN: tl.constexpr,
+    D: tl.constexpr, COLUMNS: tl.constexpr, SIGNED: tl.constexpr, CAUSAL: tl.constexpr, PADDED: tl.constexpr,
+    DROPPED: tl.constexpr, CHOSEN: tl.constexpr,
 ):  # fmt: skip
     """Sum of the values that count, float32: total (B, H, D), or with CAUSAL all running sums, (B, H, N, D).
 
-    Key by key, as the forward kernel subtracts: where everything is inhibited the two cancel exactly. With CHOSEN only
-    for the heads of which `wanted` marks one of the `tiles`.
+    Of their positive parts where not signed. Key by key, as the forward kernel subtracts: where everything is inhibited the
+    two cancel exactly. With CHOSEN only for the heads of which `wanted` marks one of the `tiles`.
     """
     pid = tl.program_id(0).to(tl.int64)
     if CHOSEN:
@@ -209,7 +215,8 @@ def _value_sum_kernel(
     for j in range(0, N):
         place = _place(_place(j, j, padding + b * s_pb, s_pn, PADDED), j, dropout + b * s_db, s_dn, DROPPED)
         counts = o_d < tl.where(place < _NEVER, D, 0)
-        b_sum += tl.load(p_v + j * s_vn, mask=counts, other=0.0).to(tl.float32)
+        b_v = tl.load(p_v + j * s_vn, mask=counts, other=0.0).to(tl.float32)
+        b_sum += b_v if SIGNED else _relu(b_v)
         if CAUSAL:
             tl.store(p_total + j * D, b_sum, mask=m_d)
     if not CAUSAL:
@@ -228,7 +235,9 @@ def _forward_kernel(
 ):  # fmt: skip
     """out = beta · sum of the values that pass the scores; mean, where centred: each row's mean distance.
 
-    With CHOSEN only the programs that `wanted` marks do anything.
+    What passes is the sum of the values less that of their clamped parts; unsigned inhibition is the signed one of the
+    positive parts. The sum of the values holds what is not finite of them, and b_top whether a score is NaN. With CHOSEN
+    only the programs that `wanted` marks do anything.
     """
     blocks = tl.cdiv(M, R * W * A)
     pid = tl.program_id(0)
@@ -260,6 +269,7 @@ def _forward_kernel(
         shift = shift - scale * b_mean
 
     b_out = _full(R, C, W, A, T, 0.0, tl.float32)
+    b_top = _full(R, 1, W, A, T, 0.0, tl.float32)
     for j0 in range(0, stop, BLOCK):
         some = True
         if PADDED:
@@ -269,21 +279,19 @@ def _forward_kernel(
                 j = _opaque(i, ASM)
                 b_k = _load_row(p_k + j * s_kn, m_d, D, C, T)
                 b_v = _load_row(p_v + j * s_vn, m_d, D, C, T)
-                z = tl.maximum(_row_sum(tl.abs(b_q - b_k)) * scale + shift, 0.0)
+                z = _relu(_row_sum(tl.abs(b_q - b_k)) * scale + shift)
                 place = _place(_place(j, j, p_padding, s_pn, PADDED), j, p_dropout, s_dn, DROPPED)
-                # What takes no part: nothing of it is clamped away, or nothing passes.
-                z = _where_seen(place, last, z, 0.0 if SIGNED else float("inf"), CAUSAL, PADDED or DROPPED)
-                if SIGNED:
-                    b_out -= _clamp(b_v, z, XORSIGN)
-                else:
-                    b_out += tl.maximum(b_v - z, 0.0)
-    if SIGNED:
-        p_total = total + bh * D * (N if CAUSAL else 1) + o_d
-        if CAUSAL:
-            last = tl.minimum(last, N - 1)
-            b_out += tl.load(p_total + last * D * s_od, mask=m_q & (last >= 0), other=0.0)
-        else:
-            b_out += tl.load(p_total, mask=m_d, other=0.0)
+                # What takes no part: nothing of it is clamped away.
+                z = _where_seen(place, last, z, 0.0, CAUSAL, PADDED or DROPPED)
+                b_top = tl.maximum(b_top, z, propagate_nan=tl.PropagateNan.ALL)
+                b_out -= _clamp(b_v if SIGNED else tl.maximum(b_v, 0.0), z, XORSIGN)
+    p_total = total + bh * D * (N if CAUSAL else 1) + o_d
+    if CAUSAL:
+        last = tl.minimum(last, N - 1)
+        b_out += tl.load(p_total + last * D * s_od, mask=m_q & (last >= 0), other=0.0)
+    else:
+        b_out += tl.load(p_total, mask=m_d, other=0.0)
+    b_out = tl.where(b_top >= 0, b_out, float("nan"))
     p_out = out + b * s_ob + h * s_oh + o_m * s_om + o_d * s_od
     tl.store(p_out, (b_beta * b_out).to(out.dtype.element_ty), mask=m_q)
 
@@ -310,7 +318,7 @@ def _backward_query_kernel(
     DROPPED: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """The row pass: dq; where centred ds_mean, each row's mean of the gradients of its scores; and in sums (3, B, H, M)
-    each row's share of the gradients of alpha, beta and gamma."""
+    each row's share of the gradients of alpha, beta and gamma. That of alpha is NaN for a row that is not finite."""
     blocks = tl.cdiv(M, R * W * A)
     pid = tl.program_id(0)
     bh = (pid // blocks).to(tl.int64)
@@ -331,6 +339,8 @@ def _backward_query_kernel(
     b_g = tl.load(g + b * s_gb + h * s_gh + o_m * s_gm + o_d * s_gd, mask=m_q, other=0.0).to(tl.float32)
     b_alpha, b_beta = tl.load(alpha + h * s_alpha), tl.load(beta + h * s_beta)
     scale = tl.load(gamma + h * s_gamma) * root
+    # To be stored at once: it would take a register in the loop.
+    tl.store(sums + bh * M + o_m * s_row, _row_sum((b_q + b_g) * 0.0), mask=m_first)
     b_mean = _full(R, 1, W, A, T, 0.0, tl.float32)
     if CENTERED:
         b_mean = tl.load(mean + bh * M + o_m * s_row, mask=m_m, other=0.0)
@@ -387,7 +397,7 @@ def _backward_query_kernel(
     tl.store(p_dq, (scale * b_beta * b_dq).to(dq.dtype.element_ty), mask=m_q)
     p_sums = sums + bh * M + o_m * s_row
     rows = (tl.num_programs(0) // blocks).to(tl.int64) * M
-    tl.store(p_sums, -b_beta * b_ds, mask=m_first)
+    tl.store(p_sums, tl.load(p_sums, mask=m_first, other=0.0) - b_beta * b_ds, mask=m_first)
     # sum of z · dz / beta, where z = scale · distance + alpha
     tl.store(p_sums + rows, -(scale * b_moment + b_alpha * b_ds), mask=m_first)
     tl.store(p_sums + 2 * rows, -b_beta * root * b_moment, mask=m_first)
@@ -403,7 +413,8 @@ def _backward_key_kernel(
     SIGNED: tl.constexpr, CENTERED: tl.constexpr, CAUSAL: tl.constexpr, PADDED: tl.constexpr,
     DROPPED: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """The column pass, its rows are keys: dk, dv, and in dbeta (B, H, N) each key's share of the gradient of beta."""
+    """The column pass, its rows are keys: dk, dv, and in dbeta (B, H, N) each key's share of the gradient of beta, NaN for
+    one that is not finite."""
     blocks = tl.cdiv(N, R * W * A)
     pid = tl.program_id(0)
     bh = (pid // blocks).to(tl.int64)
@@ -421,6 +432,7 @@ def _backward_key_kernel(
     m_k = seen & m_d
     b_k = tl.load(k + b * s_kb + h * s_kh + o_n * s_kn + o_d * s_kd, mask=m_k, other=0.0).to(tl.float32)
     b_v = tl.load(v + b * s_vb + h * s_vh + o_n * s_vn + o_d * s_vd, mask=kept & m_d, other=0.0).to(tl.float32)
+    tl.store(dbeta + bh * N + o_n * s_row, _row_sum((b_k + b_v) * 0.0), mask=m_first)
     p_q, p_g = q + b * s_qb + h * s_qh + o_d * s_qd, g + b * s_gb + h * s_gh + o_d * s_gd
     b_alpha, b_beta = tl.load(alpha + h * s_alpha), tl.load(beta + h * s_beta)
     scale = tl.load(gamma + h * s_gamma) * root
@@ -454,8 +466,8 @@ def _backward_key_kernel(
             ds = tl.where(i >= first, ds, 0.0)
         b_ds += ds
         b_dk += ds * _half_step(b_x)
-    b_dbeta = _row_sum(b_v * b_dv)
-    tl.store(dbeta + bh * N + o_n * s_row, tl.where(kept, b_dbeta, 0.0), mask=m_first)
+    b_dbeta = _row_sum(b_v * b_dv) + tl.load(dbeta + bh * N + o_n * s_row, mask=m_first, other=0.0)
+    tl.store(dbeta + bh * N + o_n * s_row, b_dbeta, mask=m_first)
     b_dk = tl.where(seen, scale * (b_ds - 2 * b_dk), 0.0)
     b_dv = tl.where(kept, b_beta * b_dv, 0.0)
     m_out = m_n & m_d
