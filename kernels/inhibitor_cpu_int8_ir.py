@@ -48,8 +48,8 @@ BUFFERS = (
     "shifts",  # z: [row][key]
 )
 
-# One block for all threads: what changes from call to call, and what shapes and strides decide. Strides are in elements: `_b`
-# from sequence to sequence, `_h` head to head, `_l` token to token.
+# One block for all threads: what changes from call to call, and what shapes and strides decide. Strides are in elements:
+# `_b` from sequence to sequence, `_h` head to head, `_l` token to token.
 _SCALARS, _MASKS, _TENSORS = ("alpha", "beta", "gamma"), ("padding", "dropout"), ("query", "key", "value", "output")
 CALL_WORDS = (*("next", "slots", "workspace", "centered", "signed", "causal"), *_SCALARS, *_MASKS, *_TENSORS)
 SHAPE_WORDS = (

@@ -182,9 +182,7 @@ def _attend(
         return output.zero_()
     channels = query.shape[-1]
     size = _whole_vectors(channels)
-    query, key, value = (
-        _prepared(name, x, size) for name, x in (("query", query), ("key", key), ("value", value))
-    )
+    query, key, value = (_prepared(name, x, size) for name, x in (("query", query), ("key", key), ("value", value)))
     in_place = output.dtype == torch.float32 and size == channels
     result = output if in_place else like_heads(query)
     tensors, flags = (query, key, value, result), (centered, signed, causal)

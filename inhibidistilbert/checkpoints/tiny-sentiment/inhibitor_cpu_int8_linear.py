@@ -108,9 +108,7 @@ def _linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Te
     return output[:, :width].to(x.dtype).contiguous().view(*x.shape[:-1], width)
 
 
-_compiled_int8_linear = torch.library.custom_op(
-    f"{op_namespace(__name__, __file__)}::int8_linear", _linear, mutates_args=()
-)
+_compiled_int8_linear = torch.library.custom_op(f"{op_namespace(__name__, __file__)}::int8_linear", _linear, mutates_args=())
 
 
 @_compiled_int8_linear.register_fake

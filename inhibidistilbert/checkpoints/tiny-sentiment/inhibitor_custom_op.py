@@ -15,6 +15,7 @@ from torch import Tensor
 from .inhibitor_memory import has_tangent, untraced
 from .inhibitor_torch import first_order_only
 
+
 def like_heads(x: Tensor) -> Tensor:
     """An uninitialised `(B, H, L, d)` in x's dtype, in memory `(B, L, H, d)`: what the projections read without a copy."""
     batch, heads, length, size = x.shape

@@ -126,7 +126,7 @@ def _keys(scores: Tensor, visible: Tensor | None, masks: KeyMasks, wild: bool) -
 
 
 def _maybe_wild(value: Tensor, masks: KeyMasks) -> bool:
-    """See `_keys`. Values that key masks take out are 0; to look at the others must neither break a trace nor wait for a GPU."""
+    """See `_keys`. Values that key masks take out are 0. A look at the others must not break a trace, or wait for a GPU."""
     if not masks.causal and masks.attention is None:
         return False
     traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or type(value) is not Tensor

@@ -135,8 +135,8 @@ def _within_reach(name: str, x: Tensor) -> Tensor:
     # Outputs have the rows of a sequence's heads side by side; rows are padded to 128 channels at most.
     if x.ndim == 4 and x.shape[2] * max(x.shape[1] * x.shape[3], MAX_HEAD_SIZE) > _LARGEST_HEAD:
         raise ValueError(
-            f"{name} of shape {tuple(x.shape)} is too long for the Triton kernels, which take up to {_LARGEST_HEAD} elements "
-            'of a sequence; use backend="torch".'
+            f"{name} of shape {tuple(x.shape)} is too long for the Triton kernels, which take up to {_LARGEST_HEAD} "
+            'elements of a sequence; use backend="torch".'
         )
     head = x.ndim // 2
     return x.contiguous() if reach(x.shape[head:], x.stride()[head:]) > _LARGEST_HEAD else x
