@@ -101,7 +101,7 @@ class InhibiDistilBertConfig(PreTrainedConfig):
             raise ValueError(f"num_labels is {number}, but id2label names {len(names)} labels.")
         try:
             return super().from_dict(config_dict, **kwargs)
-        except StrictDataclassError as error:
+        except (StrictDataclassError, AttributeError, TypeError) as error:  # as transformers stumbles over a field
             raise ValueError(f"config.json: {error.__cause__ or error}") from error
 
     def __post_init__(self, **kwargs):
