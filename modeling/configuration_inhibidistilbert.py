@@ -96,13 +96,15 @@ class InhibiDistilBertConfig(PreTrainedConfig):
         kind = config_dict.get("model_type", cls.model_type)
         if kind not in (cls.model_type, "distilbert"):
             raise ValueError(f"model_type must be {cls.model_type!r}, or 'distilbert' to start from one, got {kind!r}.")
+        if config_dict.get("per_layer_config"):
+            raise ValueError("per_layer_config must be left out: the layers of this model are alike.")
         # Of the file alone: whoever gives num_labels on loading wants another head than the file's.
         names, number = config_dict.get("id2label"), config_dict.get("num_labels")
         if names is not None and number is not None and len(names) != number:
             raise ValueError(f"num_labels is {number}, but id2label names {len(names)} labels.")
         try:
             return super().from_dict(config_dict, **kwargs)
-        except StrictDataclassError as error:
+        except (StrictDataclassError, AttributeError, TypeError) as error:  # as transformers stumbles over a field
             raise ValueError(f"config.json: {error.__cause__ or error}") from error
 
     def __post_init__(self, **kwargs):

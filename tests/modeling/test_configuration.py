@@ -128,6 +128,7 @@ def test_values_of_a_wrong_type_are_refused_by_name(fields):
         ({"num_labels": 3, "id2label": {"0": "a", "1": "b"}}, "num_labels is 3, but id2label names 2 labels"),
         ({"n_layers": 0}, "config.json: n_layers must be at least 1, got 0"),
         ({"n_layers": 6.0}, "config.json: Field 'n_layers' expected int, got float"),
+        ({"per_layer_config": {"0": {"n_heads": 2}}}, "per_layer_config must be left out"),
         ({"model_type": "bert"}, "model_type must be 'inhibidistilbert', or 'distilbert' .* got 'bert'"),
     ],
     ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
