@@ -22,7 +22,7 @@ from rich.table import Table
 from ..errors import UserError
 from ..publishing.assemble import Candidate, assemble
 from ..publishing.card import CARD, dropped_sections, read_card
-from ..publishing.checks import FILE_CHECKS, CheckResult, Problem, run_checks
+from ..publishing.checks import FILE_CHECKS, Check, CheckResult, Problem, run_checks
 from ..publishing.errors import PublishError, Unreachable
 from ..publishing.kernel import KERNEL_CHECKS, assemble_kernel, check_kernel_loading, kernel_branch, kernel_usage
 from ..publishing.loading import check_loading
@@ -122,7 +122,8 @@ def bring(report: "Report", target: Target, source: Path | None, folder: Path, d
         plan, reached = make_plan(api, target, candidate.files), True
     report.show_plan(plan, candidate)
     gate, load = (KERNEL_CHECKS, check_kernel_loading) if source is None else (FILE_CHECKS, check_loading)
-    checks = run_checks(candidate, {"remote": lambda _: refusals(plan), **gate})
+    remote: dict[str, Check] = {"remote": lambda _: refusals(plan)} if reached else {}
+    checks = run_checks(candidate, remote | gate)
     if reached and all(check.passed for check in checks):
         # Only now, as the card goes there.
         with telling("Nothing was sent."):

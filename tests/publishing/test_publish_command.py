@@ -102,11 +102,12 @@ class TestDryRun:
     def test_without_the_hub(self, checkpoint, run, monkeypatch):
         """All that can be checked is, and it says what was not."""
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setattr("inhibidistilbert.commands.publish.check_loading", lambda candidate: iter(()))
         code, out, err = run(checkpoint, "--repo-id", REPO_ID, "--dry-run", "--json")
         report = json.loads(out)
         assert (code, err, report["hub"]) == (0, "", "not asked")
-        assert [check["name"] for check in report["checks"]] == [name for name in CHECKS if name != "validate-yaml"]
+        assert [check["name"] for check in report["checks"]] == [n for n in CHECKS if n not in ("remote", "validate-yaml")]
         code, out, err = run(checkpoint, "--repo-id", REPO_ID, "--dry-run")
         assert "The Hub was not reached" in out
         code, _, err = run(checkpoint, "--repo-id", REPO_ID, "--yes")
@@ -317,14 +318,7 @@ def test_kernel(hub, run):
     assert (code, err) == (0, "")
     report = json.loads(out)
     assert report["revision"] == "v0"
-    assert [check["name"] for check in report["checks"]] == [
-        "remote",
-        "variants",
-        "private paths",
-        "secrets",
-        "card",
-        "loading",
-    ]
+    assert [check["name"] for check in report["checks"]] == KERNEL_CHECKS
     assert all(check["passed"] for check in report["checks"] + report["verified"])
     head = hub.repository("someone/inhibitor", "kernels").head("v0")
     assert not [name for name in head.files if name.endswith(".pyc")]
