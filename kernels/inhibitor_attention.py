@@ -220,8 +220,8 @@ def inhibitor_attention(
     Raises:
         TypeError: a tensor that is not floating point.
         ValueError: shapes, masks or dtypes that do not fit, a float scalar that is not finite, an unknown backend, one that
-            cannot be used here, a tensor whose storage does not hold it, or `quantized` with `return_scores` or an input that
-            requires a gradient.
+            cannot be used here, a tensor whose storage does not hold it, or `quantized` with `return_scores` or an input
+            that requires a gradient.
 
     Source: Brännvall, arXiv 2310.02041; Zhang and Brännvall, arXiv 2503.15983.
     """

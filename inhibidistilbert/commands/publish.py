@@ -21,8 +21,8 @@ from rich.table import Table
 
 from ..errors import UserError
 from ..publishing.assemble import Candidate, assemble
-from ..publishing.card import CARD, dropped_sections, read_card
-from ..publishing.checks import FILE_CHECKS, CheckResult, Problem, run_checks
+from ..publishing.card import CARD, dropped_sections, metadata_text, read_card
+from ..publishing.checks import FILE_CHECKS, Check, CheckResult, Problem, run_checks
 from ..publishing.errors import PublishError, Unreachable
 from ..publishing.kernel import KERNEL_CHECKS, assemble_kernel, check_kernel_loading, kernel_branch, kernel_usage
 from ..publishing.loading import check_loading
@@ -133,9 +133,10 @@ def bring(report: "Report", target: Target, source: Path | None, folder: Path, d
         plan, reached = make_plan(api, target, candidate.files), True
     report.show_plan(plan, candidate)
     gate, load = (KERNEL_CHECKS, check_kernel_loading) if source is None else (FILE_CHECKS, check_loading)
-    checks = run_checks(candidate, {"remote": lambda _: refusals(plan), **gate})
+    remote: dict[str, Check] = {"remote": lambda _: refusals(plan)} if reached else {}
+    checks = run_checks(candidate, remote | gate)
     if reached and all(check.passed for check in checks):
-        # Only now, as the card goes there.
+        # Only now, when it holds no secret.
         with telling("Nothing was sent."):
             checks += run_checks(candidate, {"validate-yaml": lambda _: hub_refusals(api, target, candidate)})
     if all(check.passed for check in checks):
@@ -184,9 +185,8 @@ def refusals(plan: Plan) -> Iterator[Problem]:
 
 
 def hub_refusals(api: HfApi, target: Target, candidate: Candidate) -> Iterator[Problem]:
-    """What the Hub says of the card's metadata, before a repository is made for it."""
-    card = candidate.folder / CARD
-    for refusal in metadata_refusals(api, target.repo_type, card.read_text(encoding="utf-8")):
+    """What the Hub says of the card's metadata, which alone goes there, before a repository is made for it."""
+    for refusal in metadata_refusals(api, target.repo_type, metadata_text(candidate.folder)):
         yield Problem(CARD, f"the Hub does not take its metadata: {refusal}", f"correct the metadata of the folder's {CARD}")
 
 

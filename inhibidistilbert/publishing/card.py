@@ -104,9 +104,7 @@ def read_card(folder: Path) -> ModelCard:
         UserError: metadata that is not YAML, or gives a thing twice.
     """
     try:
-        content = _content(folder)
-        repeated = repeated_name(match[2]) if (match := REGEX_YAML_BLOCK.search(content)) else None
-        card = ModelCard(content)
+        repeated, card = repeated_name(metadata_text(folder)), ModelCard(_content(folder))
     except Exception as error:  # PyYAML has its own.
         raise UserError(f"the metadata of {CARD!r} cannot be read: {reason(error)}") from error
     if repeated is not None:
@@ -121,8 +119,13 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         UserError: as `read_card`.
     """
     read_card(folder)
+    return yaml.safe_load(metadata_text(folder)) or {}
+
+
+def metadata_text(folder: Path) -> str:
+    """The YAML at the head of the card in `folder`; empty where there is none."""
     match = REGEX_YAML_BLOCK.search(_content(folder))
-    return (yaml.safe_load(match[2]) if match else None) or {}
+    return match[2] if match else ""
 
 
 def _content(folder: Path) -> str:

@@ -158,11 +158,11 @@ def blind_plan(target: Target, files: Mapping[str, Path]) -> Plan:
     return Plan(target, Remote(exists=False), tuple(compare(files, {})))
 
 
-def metadata_refusals(api: HfApi, repo_type: str, card: str) -> list[str]:
-    """What the Hub itself would not take of the metadata of `card`; nothing is written there."""
+def metadata_refusals(api: HfApi, repo_type: str, metadata: str) -> list[str]:
+    """What the Hub itself would not take of a card's metadata, given as YAML; nothing is written there."""
     headers = build_hf_headers(token=api.token)
-    content = {"repoType": repo_type, "content": card}
-    response = get_session().post(f"{api.endpoint}/api/validate-yaml", json=content, headers=headers)
+    card = {"repoType": repo_type, "content": f"---\n{metadata}\n---\n"}
+    response = get_session().post(f"{api.endpoint}/api/validate-yaml", json=card, headers=headers)
     try:
         hf_raise_for_status(response)
     except BadRequestError:

@@ -6,25 +6,28 @@ from collections.abc import Collection, Iterator
 from .contents import readings
 
 _REST = r"[^\s\"'`<>|)\]},;]*"
-_ADDRESS = re.compile(rf"\b(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://+|(?P<one>(?i:file|dbfs|hdfs)):/){_REST}")
+_ADDRESS = re.compile(rf"\b(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{{1,20}})://+|(?P<one>(?i:file|dbfs|hdfs)):/){_REST}")
 # What everybody can open, or is sent elsewhere than to storage.
-_PUBLIC = (
-    "http",
-    "https",
-    "git",
-    "git+https",
-    "doi",
-    "arxiv",
-    "ws",
-    "wss",
-    "grpc",
-    "tcp",
-    "udp",
-    "docker",
-    "pypi",
-    "swh",
-    "purl",
-)
+_PUBLIC = {
+    *(
+        "http",
+        "https",
+        "ftp",
+        "git",
+        "git+https",
+        "git+http",
+        "doi",
+        "arxiv",
+        "swh",
+        "ipfs",
+        "docker",
+        "pypi",
+        "conda",
+        "ws",
+        "wss",
+    ),
+    *("grpc", "tcp", "udp", "redis", "rediss", "postgres", "postgresql", "mysql", "mongodb", "mongodb+srv", "amqp", "kafka"),
+}
 _HUB = re.compile(r"hf://(?:(?:datasets|models|spaces)/)?([\w.-]+/[\w.-]+?)(?:@[\w./-]+)?(?:/.*)?")
 # The first folder of what belongs to a system, and of routes on a server: the same everywhere.
 _SHARED = (
@@ -45,16 +48,16 @@ _START = r"(?<![\w/~.\\-])"
 _PATTERNS = (
     # /home/someone, /scratch/x; any other absolute path of two folders and more
     rf"(?:(?<=\s-[A-Za-z])|{_START})/+(?:{_ROOTS})/+[^\s\"'`<>|)\]}},;]{_REST}",
-    rf"(?<!\]\(){_START}/(?!{_SHARED}/)[^\W\d][\w.@+-]{{2,}}/[\w.@+-]*[^\W\d]{_REST}",
+    rf"(?<!\]\(){_START}/(?!{_SHARED}/)(?:[^\W\d][\w.@+-]+/|[a-z]/[^\W\d][\w.-]+/)[\w.@+-]*[^\W\d]{_REST}",
     # C:\Users, C:/Users, \\server\share, //server/share as a whole, \\?\C:\
-    rf"(?<![\w:/\\])[A-Za-z]:(?:\\+|/(?!/))[\w.$~ -]*[\w$]{_REST}",
+    rf"(?<![\w:/\\])[A-Za-z]:(?:\\+|/(?!/))[\w.$~ -]{{0,80}}[\w$]{_REST}",
     rf"(?<![\w\\])\\\\[\w.$?-]+\\+[\w.$:-]+{_REST}",
     r"\A//[\w.-]+/[\w.$-]+\S*\Z",
     # ~/x, ~someone/x, $HOME/x, ${HOME}, %USERPROFILE%, $env:USERPROFILE
     rf"{_START}~(?!/\.cache/huggingface)(?:[^\W\d][\w.-]*)?[/\\]+[\w.]{_REST}",
     rf"(?:\$\{{?(?:env:)?{_VARIABLES}\}}?|%{_VARIABLES}%)[/\\]{_REST}",
     # ../x: out of the folder
-    rf"(?<![\w.])(?:[\w.-]+[/\\])*\.\.[/\\]+(?:\.\.[/\\]*)*[\w.]{_REST}",
+    rf"(?<![\w.])\.\.[/\\]+[\w.]{_REST}",
 )
 _PRIVATE = re.compile("|".join(f"(?:{pattern})" for pattern in _PATTERNS), flags=re.IGNORECASE)
 

@@ -69,13 +69,14 @@ _PATTERNS = {
     "a private key": r"-----BEGIN [A-Z0-9 ]*(?:PRIVATE KEY|Static key)|PuTTY-User-Key-File-\d",
     "a hashed password": r"\$(?:apr1|2[abxy]|[156y]|argon2(?:id|i|d))\$[\w./$=,+-]{20,}",
     "a password in an address": (
-        r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^\s/:@\"'<>]*:[^\s/:@\"'<>${]+|(?=[^@\s]*\d)[\w.%~-]{16,})@(?=[\w\[])"
+        r"[A-Za-z][A-Za-z0-9+.-]{0,20}://(?:[^\s/:@\"'<>]{0,99}:[^\s/:@\"'<>${]{1,199}|(?=[^@\s]{0,199}\d)[\w.%~-]{16,199})@(?=[\w\[])"
     ),
     "a signed address": r"(?i:(?<=[?&])(?:sig|signature|x-(?:amz|goog)-(?:signature|credential))=[\w%+/=.~-]{20,})",
     "a password in a command": (
-        r"(?i:login\s+\S+\s+password\s+\S{4,}|curl\b[^\n]*\s(?:-u|--user)[\s=]*[\"']?[\w.@-]+:[^\s$<{\"']{4,})"
+        r"(?i:login\s+\S+\s+password\s+\S{4,}|sshpass\s+-p\s*[^\s$<]{4,}|password\s+is\s+[\"'`]?(?!sha|md5|base|utf|[ab]\w*crypt)(?=\S*\d)\S{6,}"
+        r"|(?m:^[ \t]*password[ \t]+(?=\S*\d)\S{6,}[ \t]*$)|curl\b[^\n]{0,300}\s(?:-u|--user)[\s=]*[\"']?[\w.@-]+:[^\s$<{\"']{4,})"
     ),
-    "a header that logs in": r"(?i:(?:bearer|authorization:\s*\w+)[ \t]+(?=[\w.~+/=-]*\d)[\w.~+/-]{12,}=*)",
+    "a header that logs in": r"(?i:bearer|authorization:\s*\w+)[ \t]+(?=[\w.~+/=-]*(?:\d|[a-z][A-Z]))[\w.~+/-]{12,}=*",
 }
 # Not in the middle of a longer word or number.
 _SECRETS = {kind: re.compile(rf"(?<![A-Za-z0-9])(?:{pattern})") for kind, pattern in _PATTERNS.items()}
@@ -89,25 +90,25 @@ _STRONG_NAME = re.compile(
     r"|(?:api|auth|access|bot|hf|hub|face|refresh|bearer|session|personal|deploy|oauth|wandb|github|gitlab|slack|npm|pypi"
     r"|kaggle|telegram|discord|neptune|comet|mlflow)_?token(?:_|$)"
 )
-_WEAK_NAME = re.compile(r"(?:^|_)(?:token|key|pass|auth|sas|dsn|signature|cookie|bearer|login|id_token)$")
+_WEAK_NAME = re.compile(r"(?:^|_)(?:token|key|pass|auth|sas|dsn|signature|cookie|session_?id|bearer|login|id_token)$")
 _OTHER_THING = re.compile(
     r"_(?:len|length|size|count|type|reset|required|policy|hint|field|column|label|name|env|var|min|max)$"
 )
 _ASSIGNED = re.compile(
     # name, closing marks, an annotation
-    r"(?P<name>[A-Za-z_][\w.-]*)[\"'`\]\\*]*(?:[ \t]*:[ \t]*[\w\[\]|., ]{1,40}?(?=[ \t]*=[^=]))?"
+    r"(?<![\w.])(?P<name>[A-Za-z_][\w.-]{0,80})[\"'`\]\\*]*(?:[ \t]*:[ \t]*[\w\[\]|., ]{1,40}?(?=[ \t]*=[^=]))?"
     r"[ \t]*(?:[:=|]|:=|=>|={2,3})[ \t]*"
     r"(?:\\?(?P<quote>[\"'`])(?P<quoted>[^\"'`\n]+)|(?P<bare>[^\s\"'`]+)(?P<rest>[^\n]*))"
 )
-_FLAG = re.compile(r"--?(?P<name>[A-Za-z][\w-]*)[ \t]+[\"']?(?P<bare>[^\s\"'-][^\s\"']*)")
+_FLAG = re.compile(r"(?<![\w-])--?(?P<name>[A-Za-z][\w-]{0,60})[ \t]+[\"']?(?P<bare>[^\s\"'-][^\s\"']*)")
 _NO_SECRET = re.compile(
     # what is to be filled in
-    r"[<{(\[%$].*|.*[>}]|\W+|.*(?:\.\.\.|…).*|\w*[xX]{3,}\w*|your(?:[-_ ]?\w+)*|(?:insert|replace|enter|paste)[-_ ]\w.*"
-    r"|(?:my|some|the|an?)[-_](?:\w+[-_])*(?:token|key|password|secret)|placeholder|change_?me|redacted|removed|hidden|unset"
+    r"[<{(\[%$].*|.*[>}]|\W+|.*(?:\.\.\.|…).*|\w*[xX]{3,}\w*|your[\w -]*|(?:insert|replace|enter|paste)[-_ ]\w.*"
+    r"|(?:my|some|the|an?)[-_][\w-]*(?:token|key|password|secret)|placeholder|change_?me|redacted|removed|hidden|unset"
     # types, words of prose, other names
     r"|str(?:ing)?|int|bytes|bool|any|none|null|nil|true|false|yes|no|optional|required|empty|unknown|default|prompt|input"
     r"|environment|secretstr|text|type|unchanged|needed|stdin|vault|keyring|getpass"
-    r"|(?:reset|forgot|change|password|passwd|secret|token|key|api[-_]?key)(?:[-_]?[a-z]+)*",
+    r"|(?:reset|forgot|change|password|passwd|secret|token|key|api[-_]?key)[a-z_-]*",
     flags=re.IGNORECASE,
 )
 _CODE = re.compile(r"[A-Za-z_][\w.]*[(\[].*|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")

@@ -5,12 +5,14 @@ All are made up, and put together here from parts: this file holds nothing that 
 
 import base64
 import json
+import time
 
 import pytest
 from publishable import TOKEN, assembled, edit_json, edit_weights, replace_in
 
 from inhibidistilbert.publishing.checks import FILE_CHECKS, run_checks
 from inhibidistilbert.publishing.contents import pieces
+from inhibidistilbert.publishing.private_paths import find_private_paths
 from inhibidistilbert.publishing.secrets import find_secrets, redact, secrets_in
 
 HEX = "3f9a0c7b" * 8
@@ -80,6 +82,10 @@ FORMS = {
     "Twilio": "S" + "K" + HEX[:32],
     "Basic": "Authorization: Basic " + base64.b64encode(b"someone:sesame").decode(),
     "Bearer in a command": 'curl -H "Authorization: Bearer ' + HEX[:32] + '" https://example.org',
+    "Bearer, of letters": "Authorization: Bearer " + "aBcDeFgHiJkLmNoPqRsT",
+    "netrc": "  password hunt" + "er2x",
+    "prose": "The password is hunt" + "er2x.",
+    "sshpass": "sshpass -p hunt" + "er2x ssh me@example.org",
     "curl": "curl -u someone:" + "sesame12 https://example.org",
     "password, unquoted": "password: hunt" + "er2x",
     "password, of letters": "password: openses" + "ame",
@@ -115,6 +121,7 @@ HARMLESS = [
     "the secret: a quiet film",
     "commit e6281661ce1c48d982bc483cf8a173c1bbeb5d31",
     "password: str",
+    "The password is sha256-hashed, the password is required.",
     "disk-" + "a" * 30,
     "Use the password reset link; the token is sent by mail.",
     "Password: reset it in the settings",
@@ -168,6 +175,15 @@ def test_every_form_is_found(form):
 @pytest.mark.parametrize("text", HARMLESS)
 def test_harmless(text):
     assert not list(find_secrets(text))
+
+
+@pytest.mark.parametrize("text", ["a-" * 30_000, "http://" * 8_000, "password=reset" + "-a" * 30_000 + "1", "../a" * 15_000])
+def test_long_lines_take_no_time(text):
+    """Of a stranger's card, too: no pattern runs from every place to the end."""
+    began = time.process_time()
+    list(find_secrets(text))
+    list(find_private_paths(text))
+    assert time.process_time() - began < 10
 
 
 def test_own_token_of_any_form():
@@ -267,13 +283,13 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("check", ["secrets", "private paths"])
 @pytest.mark.parametrize("place", PLACES)
-def test_every_place_is_searched(place, check, checkpoint, tmp_path):
-    text = {"secrets": f"x-{TOKEN}", "private paths": "/scratch/someone/runs"}[check]
-    PLACES[place](checkpoint, text)
-    results = run_checks(assembled(checkpoint, tmp_path / "assembled"), {check: FILE_CHECKS[check]})
-    assert place.partition(",")[0] in {problem.file for result in results for problem in result.problems}
+def test_every_place_is_searched(place, checkpoint, tmp_path):
+    PLACES[place](checkpoint, f"/scratch/someone/x-{TOKEN}")
+    checks = {name: FILE_CHECKS[name] for name in ("secrets", "private paths")}
+    results = run_checks(assembled(checkpoint, tmp_path / "assembled"), checks)
+    for result in results:
+        assert place.partition(",")[0] in {problem.file for problem in result.problems}
     assert TOKEN not in repr(results)
 
 
