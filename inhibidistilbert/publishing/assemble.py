@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, reason
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from ..modeling.remote_code import source_files, write_remote_code
 from .card import CARD, render_card, write_eval_results
@@ -72,8 +72,12 @@ def assemble(source: Path, target: Path, repo_id: str, revision: str | None) -> 
     if not source.is_dir():
         raise UserError(f"CHECKPOINT_DIR: {str(source)!r} is not a folder; give one written by save_pretrained.")
     target.mkdir(parents=True)
-    # Not `glob`, which passes over a link that leads nowhere.
-    wanted = sorted(name for name in os.listdir(source) if any(fnmatch(name, pattern) for pattern in (*ALLOWED, CARD)))
+    try:
+        # Not `glob`, which passes over a link that leads nowhere.
+        names = sorted(os.listdir(source))
+    except OSError as error:
+        raise UserError(f"CHECKPOINT_DIR: {str(source)!r} cannot be read: {reason(error)}.") from error
+    wanted = [name for name in names if any(fnmatch(name, pattern) for pattern in (*ALLOWED, CARD))]
     refuse_others([source / name for name in wanted])
     for name in wanted:
         copy_regular(source / name, target / name)

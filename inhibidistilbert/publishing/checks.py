@@ -269,9 +269,7 @@ def check_metadata(candidate: Candidate) -> Iterator[Problem]:
 def check_known_metadata(candidate: Candidate) -> Iterator[Problem]:
     """What the card's metadata and the entries of results give is what the Hub takes, and every result a number."""
     for what, remedy in metadata_problems(read_metadata(candidate.folder), candidate.files):
-        yield Problem(
-            CARD, what, f"{remedy}, in the metadata of the folder's {CARD}" if "model-index" not in what else remedy
-        )
+        yield Problem(CARD, what, remedy)
     for name, file in candidate.files.items():
         if fnmatch.fnmatch(name, f"{EVAL_RESULTS}/*.yaml"):
             try:

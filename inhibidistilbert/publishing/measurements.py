@@ -109,11 +109,15 @@ def _text(name: str, value: Any) -> str:
     return value
 
 
-def _number(name: str, value: Any) -> Any:
-    """A number, or None; raises `TypeError` for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float | None):
+def _number(name: str, value: Any) -> float:
+    """Raises `TypeError` unless it is a number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number, got {value!r}")
     return value
+
+
+def _optional(name: str, value: Any) -> float | None:
+    return None if value is None else _number(name, value)
 
 
 def _count(name: str, value: Any) -> int:
@@ -148,7 +152,7 @@ def _evaluations(content: dict[str, Any]) -> Iterator[Measurement]:
         if published and (problem := hub_id_problem(row["dataset"])):
             raise ValueError(f'dataset {problem}; add "published": false where it is not on the Hub')
         optional = {name: row[name] for name in ("config", "revision") if row.get(name) is not None}
-        if (std := _number("std", row.get("std"))) is not None and std < 0:
+        if (std := _optional("std", row.get("std"))) is not None and std < 0:
             raise ValueError(f"std must be 0 or more, got {std}")
         yield Measurement(
             dataset=_text("dataset", row["dataset"]),
@@ -214,7 +218,7 @@ def _benchmark(content: dict[str, Any], level: str | None) -> Benchmark:
             what=" ".join(str(row[name]) for name in ("rival", "pass") if row.get(name)),
             shape="×".join(str(row[name]) for name in ("batch", "heads", "length", "head_dim")),
             milliseconds=_number("ms", row["ms"]),
-            ratio=_number("ratio", row.get("ratio")),
+            ratio=_optional("ratio", row.get("ratio")),
         )
         for row in rows
     )
@@ -262,7 +266,7 @@ def read_costs(folder: Path) -> list[Costs]:
                         row["length"],
                         _number("samples_per_second", row["samples_per_second"]),
                         _number("latency_p50_ms", row["latency_p50_ms"]),
-                        _number("joules_per_sample", row.get("joules_per_sample")),
+                        _optional("joules_per_sample", row.get("joules_per_sample")),
                     )
                     for row in content["results"]
                 )

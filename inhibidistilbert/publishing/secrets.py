@@ -73,8 +73,10 @@ _PATTERNS = {
     ),
     "a signed address": r"(?i:(?<=[?&])(?:sig|signature|x-(?:amz|goog)-(?:signature|credential))=[\w%+/=.~-]{20,})",
     "a password in a command": (
-        r"(?i:login\s+\S+\s+password\s+\S{4,}|sshpass\s+-p\s*[^\s$<]{4,}|password\s+is\s+[\"'`]?(?!sha|md5|base|utf|[ab]\w*crypt)(?=\S*\d)\S{6,}"
-        r"|(?m:^[ \t]*password[ \t]+(?=\S*\d)\S{6,}[ \t]*$)|curl\b[^\n]{0,300}\s(?:-u|--user)[\s=]*[\"']?[\w.@-]+:[^\s$<{\"']{4,})"
+        r"(?i:login\s+\S+\s+password\s+\S{4,}|sshpass\s+-p\s*[^\s$<]{4,}"
+        r"|password\s+is\s+[\"'`]?(?!sha|md5|base|utf|[ab]\w*crypt)(?=\S*\d)\S{6,}"
+        r"|(?m:^[ \t]*password[ \t]+(?=\S*\d)\S{6,}[ \t]*$)"
+        r"|curl\b[^\n]{0,300}\s(?:-u|--user)[\s=]*[\"']?[\w.@-]+:[^\s$<{\"']{4,})"
     ),
     "a header that logs in": r"(?i:bearer|authorization:\s*\w+)[ \t]+(?=[\w.~+/=-]*(?:\d|[a-z][A-Z]))[\w.~+/-]{12,}=*",
 }
@@ -95,10 +97,10 @@ _OTHER_THING = re.compile(
     r"_(?:len|length|size|count|type|reset|required|policy|hint|field|column|label|name|env|var|min|max)$"
 )
 _ASSIGNED = re.compile(
-    # name, closing marks, an annotation
-    r"(?<![\w.])(?P<name>[A-Za-z_][\w.-]{0,80})[\"'`\]\\*]*(?:[ \t]*:[ \t]*[\w\[\]|., ]{1,40}?(?=[ \t]*=[^=]))?"
-    r"[ \t]*(?:[:=|]|:=|=>|={2,3})[ \t]*"
-    r"(?:\\?(?P<quote>[\"'`])(?P<quoted>[^\"'`\n]+)|(?P<bare>[^\s\"'`]+)(?P<rest>[^\n]*))"
+    # A name and closing marks; what follows, a type and the value, is looked at only, as it may hold names of its own.
+    r"(?<![\w.])(?P<name>[A-Za-z_][\w.-]{0,80})[\"'`\]\\*]*[ \t]*(?:[:=|]|:=|=>|={2,3})[ \t]*"
+    r"(?=(?:(?:Optional\[)?(?:str|bytes|int|Any|SecretStr)\b[\w\[\]|., ]{0,30}?=(?!=)[ \t]*)?"
+    r"(?:\\?(?P<quote>[\"'`])(?P<quoted>[^\"'`\n]{1,300})|(?P<bare>[^\s\"'`]{1,300})(?P<rest>[^\n]{0,80})))"
 )
 _FLAG = re.compile(r"(?<![\w-])--?(?P<name>[A-Za-z][\w-]{0,60})[ \t]+[\"']?(?P<bare>[^\s\"'-][^\s\"']*)")
 _NO_SECRET = re.compile(
@@ -208,7 +210,7 @@ def _is_assigned_secret(match: re.Match[str]) -> bool:
         return False
     if re.search(r"\d", value) and re.search(r"[^\W\d]", value):
         # In prose: "Password: sha256 is computed".
-        return len(value) >= 6 and not re.match(r"[ \t]+[a-z]", rest)
+        return len(value) >= 6 and (match["bare"][-1] in ",;" or not re.match(r"[ \t]+[a-z]", rest))
     before = match.string[match.string.rfind("\n", 0, match.start()) + 1 : match.start()]
     alone = re.fullmatch(r"\W*(?:(?:export|set|env)\s+)?", before, flags=re.IGNORECASE) and not re.search(r"\w", rest)
     return bool(alone) and len(value) >= 6

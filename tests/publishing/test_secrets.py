@@ -94,6 +94,8 @@ FORMS = {
     "password, in a table": "| password | hunt" + "er2x |",
     "password, as an option": "train.py --password hunt" + "er2x --epochs 3",
     "password, in a call": "connect(user='me', password='hunt" + "er2x', port=1)",
+    "password, the second on its line": "user: me, password: hunt" + "er2x, port: 1",
+    "password, within a value": "env:PASSWORD=hunt" + "er2x",
     "password, in camel case": 'dbPassword: "hunt' + 'er2x"',
     "a passphrase": 'passphrase = "correct horse ' + 'battery staple"',
     "a client's secret": "client_secret=" + HEX[:24],
