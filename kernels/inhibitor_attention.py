@@ -7,10 +7,12 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .inhibitor_masks import KeyMasks
+from .inhibitor_memory import INPUTS, check_memory, has_tangent, is_differentiated, untraced
 from .inhibitor_naive import naive_inhibitor_attention
-from .inhibitor_quantized import quantized_inhibitor_attention
+from .inhibitor_quantized import LARGEST_KEYS, quantized_inhibitor_attention
 from .inhibitor_torch import torch_inhibitor_attention
 
 logger = logging.getLogger(__name__)
@@ -20,6 +22,13 @@ _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
+    rows, columns, dtype, device = query.shape, key.shape, query.dtype, query.device
+    if (
+        (len(rows) == 4 and columns == value.shape and rows[:2] == columns[:2] and rows[3:] == columns[3:])
+        and (dtype in _DTYPES and key.dtype == dtype and value.dtype == dtype)
+        and (key.device == device and value.device == device)
+    ):
+        return  # else, what is wrong:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if tensor.ndim != 4:
             raise ValueError(
@@ -49,6 +58,12 @@ def _check_key_mask(name: str, mask: Tensor | None, key: Tensor) -> None:
             f"{name} must be a bool tensor of shape (batch, keys) = {expected}, True for a kept key; "
             f"got {mask.dtype} of shape {tuple(mask.shape)}."
         )
+    _check_mask_device(name, mask, key)
+
+
+def _check_mask_device(name: str, mask: Tensor, key: Tensor) -> None:
+    if mask.device != key.device:
+        raise ValueError(f"{name} must be on the device of query, key and value, {key.device}; got one on {mask.device}.")
 
 
 def _check_attn_mask(mask: Tensor | None, query: Tensor, key: Tensor) -> None:
@@ -60,6 +75,7 @@ def _check_attn_mask(mask: Tensor | None, query: Tensor, key: Tensor) -> None:
             f"attn_mask must be a 4-D bool tensor that broadcasts to (batch, heads, queries, keys) = {full}, True for a "
             f"visible key; got {mask.dtype} of shape {tuple(mask.shape)}."
         )
+    _check_mask_device("attn_mask", mask, key)
 
 
 def _scalar(name: str, scalar: float | Tensor, query: Tensor, dtype: torch.dtype) -> Tensor:
@@ -73,11 +89,18 @@ def _scalar(name: str, scalar: float | Tensor, query: Tensor, dtype: torch.dtype
         raise ValueError(f"{name} must be a float or a tensor of shape (), (1,) or ({heads},), got {tuple(scalar.shape)}.")
     if scalar.ndim == 1 and scalar.dtype == dtype and scalar.device == query.device:
         return scalar  # as it comes from a module: the conversions would cost as much as a small call's arithmetic
+    if untraced(scalar):
+        check_memory((name,), (scalar,))
     return scalar.to(device=query.device, dtype=dtype).reshape(-1)
 
 
-def _plain_operations_only() -> bool:
-    """Whether a transform is at work that cannot look into an `autograd.Function`: torch.jit.trace or one of torch.func."""
+def _plain_operations_only(*inputs: Tensor) -> bool:
+    """Whether something is at work that cannot look into an `autograd.Function`.
+
+    That is torch.jit.trace, a transform of torch.func, or forward-mode differentiation of one of the inputs.
+    """
+    if forward_ad._current_level >= 0 and has_tangent(*inputs):
+        return True
     if torch.compiler.is_compiling():
         return False
     return torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
@@ -135,8 +158,10 @@ def _check_inference(return_scores: bool, **inputs: float | Tensor) -> None:
     """What `quantized` does not go with."""
     if return_scores:
         raise ValueError("quantized=True returns no scores; use quantized=False with return_scores=True.")
+    if not torch.is_grad_enabled() and forward_ad._current_level < 0:
+        return
     for name, x in inputs.items():
-        if torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad:
+        if is_differentiated(x):
             raise ValueError(
                 f"quantized=True has no gradient, and {name} requires one; call it under torch.no_grad(), or train with "
                 "quantized=False."
@@ -192,7 +217,7 @@ def inhibitor_attention(
         backend: `"auto"` (the best one for the tensors' device), `"triton"` (fused, for GPUs), `"cpu"` (compiled for this
             processor), `"torch"` (blocked, memory-lean, explicit gradients) or `"naive"` (the definition). Calls with
             `attn_mask` or `return_scores` take `"torch"` where a compiled one was asked for; within torch.jit.trace and
-            the transforms of torch.func it is always the definition.
+            the transforms of torch.func, and for inputs with a forward-mode tangent, it is always the definition.
 
     Returns:
         `(B, H, M, d)` in the dtype of `query`; with `return_scores` also Z, `(B, H, M, N)`, 0 at invisible keys.
@@ -200,7 +225,8 @@ def inhibitor_attention(
     Raises:
         TypeError: a tensor that is not floating point.
         ValueError: shapes, masks or dtypes that do not fit, a float scalar that is not finite, an unknown backend, one that
-            cannot be used here, or `quantized` with `return_scores` or an input that requires a gradient.
+            cannot be used here, a tensor whose storage does not hold it, or `quantized` with `return_scores` or an input
+            that requires a gradient.
 
     Source: Brännvall, arXiv 2310.02041; Zhang and Brännvall, arXiv 2503.15983.
     """
@@ -215,12 +241,17 @@ def inhibitor_attention(
 
     dtype = torch.float64 if query.dtype == torch.float64 and not quantized else torch.float32
     scalars = [_scalar(name, x, query, dtype) for name, x in (("alpha", alpha), ("beta", beta), ("gamma", gamma))]
-    transformed = _plain_operations_only()
+    transformed = _plain_operations_only(query, key, value, *scalars)
     needs_plain = "it returns no scores" if return_scores else "it takes no attn_mask" if attn_mask is not None else None
+    if quantized and key.shape[2] > LARGEST_KEYS:
+        needs_plain = f"its int8 form takes up to {LARGEST_KEYS} keys, and these are {key.shape[2]}"
     compiled = None if transformed else _choose(backend, query, needs_plain, quantized)
     if compiled is not None:
         return compiled(query, key, value, key_padding_mask, key_dropout_mask, *scalars, centered, signed, causal)
 
+    inputs = (query, key, value, key_padding_mask, key_dropout_mask, *scalars, attn_mask)
+    if untraced(*inputs):
+        check_memory((*INPUTS, "attn_mask"), inputs)
     outside = query.dtype
     query, key, value = (x.to(dtype) for x in (query, key, value))
     alpha, beta, gamma = (scalar.view(1, -1, 1, 1) for scalar in scalars)

@@ -7,33 +7,34 @@ from math import ceil
 from .inhibitor_cpu_ir import F32, I64, PTR, Function, Value
 from .inhibitor_cpu_jit import Machine
 
-# A block is two parts: words that depend on shapes and options alone, …
+# A block is two parts: words that depend on shapes, strides and options alone, …
 SHAPE_FIELDS = (
     *("items", "splits", "threads", "workspace_size", "layout"),  # how the threads share the work and their memory
     *("heads", "queries", "keys", "size", "dtype", "centered", "signed", "causal"),
     *("padded_keys", "padded_size"),  # rounded up to whole vectors
     *("root", "one"),  # float32: 1 / sqrt(size), and 1, which the compiler must not know
 )
-# … and those of one call. Strides are in bytes: `_b` from sequence to sequence, `_h` head to head, `_l` token to token,
-# `_d` channel to channel.
-_INPUTS, _FORWARD_TENSORS = ("query", "key", "value"), ("output",)
-_BACKWARD_TENSORS = ("grad_output", "grad_query", "grad_key", "grad_value")
-
-
-def _tensor_fields(*names: str) -> tuple[str, ...]:
-    return tuple(name + part for name in names for part in ("", "_b", "_h", "_l", "_d"))
-
-
+# … and those of one call.
 _CALL_FIELDS = (
     *("next", "arrived"),  # counters, 0 in the beginning
     "workspace",
     *("mean", "sums"),  # (B, H, M) float32; (items, 3) float32, what each adds to the gradients of alpha, beta and gamma
-    *("alpha", "alpha_h", "beta", "beta_h", "gamma", "gamma_h"),
-    *("padding", "padding_b", "padding_l", "dropout", "dropout_b", "dropout_l"),
-    *_tensor_fields(*_INPUTS),
 )
-FORWARD_FIELDS = (*SHAPE_FIELDS, *_CALL_FIELDS, *_tensor_fields(*_FORWARD_TENSORS))
-BACKWARD_FIELDS = (*SHAPE_FIELDS, *_CALL_FIELDS, *_tensor_fields(*_BACKWARD_TENSORS))
+# Of tensors the former have the strides, the latter the addresses. Strides are in bytes: `_b` from sequence to sequence,
+# `_h` head to head, `_l` token to token, `_d` channel to channel.
+_SCALARS, _MASKS = ("alpha", "beta", "gamma"), ("padding", "dropout")
+_INPUTS, _FORWARD_TENSORS = ("query", "key", "value"), ("output",)
+_BACKWARD_TENSORS = ("grad_output", "grad_query", "grad_key", "grad_value")
+
+
+def _fields(*tensors: str) -> tuple[str, ...]:
+    strides = [(_SCALARS, ("_h",)), (_MASKS, ("_b", "_l")), (tensors, ("_b", "_h", "_l", "_d"))]
+    of_strides = [name + part for names, parts in strides for name in names for part in parts]
+    return (*SHAPE_FIELDS, *of_strides, *_CALL_FIELDS, *_SCALARS, *_MASKS, *tensors)
+
+
+FORWARD_FIELDS = _fields(*_INPUTS, *_FORWARD_TENSORS)
+BACKWARD_FIELDS = _fields(*_INPUTS, *_BACKWARD_TENSORS)
 
 # After so many keys the sum over values is taken off: within a run, values that are inhibited cancel exactly.
 RUN = 64

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable
 from ctypes import addressof, create_string_buffer
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -17,7 +17,9 @@ from torch.nn.functional import pad
 from .inhibitor_cpu_int8_ir import CALL_WORDS, SHAPE_WORDS, int8_ir, tile_rows, workspace_layout
 from .inhibitor_cpu_jit import CompilerUnavailable, Machine, compiled, host_machine
 from .inhibitor_cpu_threads import run_on_threads
-from .inhibitor_custom_op import like_heads, op_namespace, untraced
+from .inhibitor_custom_op import like_heads, op_namespace
+from .inhibitor_memory import addresses, check_memory, reach, untraced
+from .inhibitor_quantized import LARGEST_KEYS
 
 LARGEST_HEAD = 256
 # The files that the code comes from, beside this one.
@@ -26,6 +28,8 @@ _SOURCES = ("cpu_int8_ir", "cpu_ir", "cpu_ir_panels", "cpu_arguments", "quantize
 _WORTH_A_THREAD = 1 << 19
 # Packing the keys of a head costs about as much as so many queries.
 _PACKING = 40
+
+_READ = ("alpha", "beta", "gamma", "key_padding_mask", "key_dropout_mask", "query", "key", "value")
 
 # Tests set another machine than the one at hand.
 machine: Callable[[], Machine] = host_machine
@@ -88,35 +92,45 @@ def _float_bits(number: float) -> int:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What the shapes and the number of threads decide: the last words of the block, and how it is run."""
+    """What shapes, strides and the number of threads decide: the last words of the block, and how it is run."""
 
     words: bytes
     threads: int
     memory: int
     entry: int
+    reaches: tuple[int, ...]  # bytes of each tensor that is read, from its first element to its last
 
 
-@cache
+@lru_cache(maxsize=4096)
 def _plan(
-    machine: Machine, batch: int, heads: int, queries: int, keys: int, size: int, channels: int, threads: int
+    machine: Machine,
+    shape: tuple[int, int, int, int],
+    keys: int,
+    channels: int,
+    threads: int,
+    strides: tuple[tuple[tuple[int, ...], ...], ...],
 ) -> _Plan:
-    """`size`: the channels in memory, whole vectors, of which `channels` count for the scale of the scores."""
+    """For queries of `shape`, whose channels in memory, whole vectors, are more than the `channels` that count for the scale
+    of the scores, and `keys` keys; `strides`, in elements: of the scalars, of the masks, and of queries, keys, values and
+    output."""
+    if keys > LARGEST_KEYS:
+        raise ValueError(f"The compiled int8 form takes up to {LARGEST_KEYS} keys, and these are {keys}.")
+    batch, heads, queries, size = shape
     places, workspace_size, padded_keys = workspace_layout(machine, size, keys)
     rows = tile_rows(machine)
     threads = min(threads, -(-batch * heads * queries * keys * size // _WORTH_A_THREAD))
     parts = _parts(batch * heads, -(-queries // rows), rows, threads)
     items = batch * heads * parts
     threads = min(threads, items)
-    words = (items, parts, threads, workspace_size, heads, queries, keys, padded_keys, _float_bits(channels**-0.5), *places)
-    return _Plan(struct.pack(f"{len(SHAPE_WORDS)}q", *words), threads, threads * workspace_size, _entry(machine, size))
-
-
-def _scalar_words(scalar: Tensor) -> tuple[int, int]:
-    return scalar.data_ptr(), scalar.stride(0) if scalar.numel() > 1 else 0
-
-
-def _mask_words(mask: Tensor | None) -> tuple[int, ...]:
-    return (0, 0, 0) if mask is None else (mask.data_ptr(), *mask.stride())
+    words = [items, parts, threads, workspace_size, heads, queries, keys, padded_keys, _float_bits(channels**-0.5), *places]
+    of_scalars, of_masks, of_tensors = strides
+    words += [stride for of_tensor in (*of_scalars, *of_masks) for stride in of_tensor]
+    words += [stride for of_tensor in of_tensors for stride in of_tensor[:3]]
+    reaches = [4 * reach((heads,), of_scalar) for of_scalar in of_scalars]
+    reaches += [reach((batch, keys), of_mask) for of_mask in of_masks]
+    reaches += [4 * reach((batch, heads, n, size), x) for n, x in zip((queries, keys, keys), of_tensors, strict=False)]
+    packed = struct.pack(f"{len(SHAPE_WORDS)}q", *words)
+    return _Plan(packed, threads, threads * workspace_size, _entry(machine, size), tuple(reaches))
 
 
 def _run(
@@ -128,26 +142,26 @@ def _run(
 ) -> None:
     """Each in the order of the operator's arguments, the output last; float32, channels side by side in whole vectors."""
     query, key = tensors[:2]
-    plan = _plan(machine(), *query.shape[:3], *key.shape[2:], channels, torch.get_num_threads())
-    workspace = torch.empty(plan.memory, dtype=torch.uint8)
+    strides = (
+        tuple([scalar.stride() if scalar.numel() > 1 else (0,) for scalar in scalars]),
+        tuple([(0, 0) if mask is None else mask.stride() for mask in masks]),
+        tuple([tensor.stride() for tensor in tensors]),
+    )
+    plan = _plan(machine(), query.shape, key.shape[2], channels, torch.get_num_threads(), strides)
+    workspace = torch.empty(plan.memory, dtype=torch.uint8, device="cpu")
     words = [0, 0, workspace.data_ptr(), *flags]
-    for scalar in scalars:
-        words += _scalar_words(scalar)
-    for mask in masks:
-        words += _mask_words(mask)
-    for tensor in tensors:
-        words += tensor.data_ptr(), *tensor.stride()[:3]
+    words += addresses(_READ, (*scalars, *masks, *tensors[:3]), plan.reaches)
+    words.append(tensors[3].data_ptr())
     block = create_string_buffer(struct.pack(f"{len(CALL_WORDS)}q", *words) + plan.words)
     run_on_threads(plan.entry, addressof(block), plan.threads)
 
 
-def _prepared(x: Tensor, size: int) -> Tensor:
+def _prepared(name: str, x: Tensor, size: int) -> Tensor:
     """x in float32 with `size` channels side by side, the new ones 0."""
-    if x.dtype != torch.float32:
-        x = x.float()
-    if x.shape[-1] != size:
-        return pad(x, (0, size - x.shape[-1]))
-    return x if x.stride(-1) == 1 else x.contiguous()
+    if x.dtype == torch.float32 and x.shape[-1] == size and x.stride(-1) == 1:
+        return x
+    check_memory((name,), (x,))
+    return pad(x.float(), (0, size - x.shape[-1])).contiguous()
 
 
 def _attend(
@@ -168,7 +182,7 @@ def _attend(
         return output.zero_()
     channels = query.shape[-1]
     size = _whole_vectors(channels)
-    query, key, value = (_prepared(x, size) for x in (query, key, value))
+    query, key, value = (_prepared(name, x, size) for name, x in (("query", query), ("key", key), ("value", value)))
     in_place = output.dtype == torch.float32 and size == channels
     result = output if in_place else like_heads(query)
     tensors, flags = (query, key, value, result), (centered, signed, causal)

@@ -45,6 +45,9 @@ LARGEST_SHIFT = 5
 FARTHEST = 2.0**20
 LARGEST_OFFSET = 2.0**24
 LARGEST_16 = 32767
+# Keys whose values a float32 sums exactly, and those whose values a sum of 32 bits holds.
+EXACT_KEYS = 2**24 // LEVELS
+LARGEST_KEYS = (2**31 - 1) // LEVELS
 
 
 class Grids(NamedTuple):
@@ -144,7 +147,7 @@ def quantized_inhibitor_attention(
     """Inhibitor attention on int8 grids: O(B·H·block·N·d) extra memory, as the plain torch form.
 
     query `(B, H, M, d)`; key, value `(B, H, N, d)`; alpha, beta, gamma `(1, 1 or H, 1, 1)`; all float32. Sums are whole
-    numbers in float32, exact up to 65 793 keys. Returns `(B, H, M, d)`; NaN in a head whose keys or values are not finite,
+    numbers, exact for any number of keys. Returns `(B, H, M, d)`; NaN in a head whose keys or values are not finite,
     and in the row of such a query.
     """
     if query.numel() == 0 or key.numel() == 0:
@@ -163,6 +166,7 @@ def quantized_inhibitor_attention(
     steps, keys, values = quantize_rows(query, grids), quantize_rows(key, grids), quantize_values(value, grids)
     shift = alpha / grids.value_step / grids.slope
     scale = beta * grids.value_step + 0 * (grids.slope + shift + grids.value_step)  # NaN where a grid is not finite
+    exact = torch.float32 if key.shape[-2] <= EXACT_KEYS else torch.int64
     magnitude, sign = values.abs()[..., None, :, :], values.sign()[..., None, :, :]
 
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
@@ -179,6 +183,6 @@ def quantized_inhibitor_attention(
         z = (distance * slope.factor * 2.0**-15 + 0.5).floor().clamp(0, LEVELS)
         if visible is not None:
             z = z.masked_fill(~visible, LEVELS)  # no value exceeds it
-        whole = ((magnitude - z[..., None]).relu_() * sign).sum(-2)
+        whole = ((magnitude - z[..., None]).relu_() * sign).sum(-2, dtype=exact)
         output[..., rows, :] = (scale + (0 * query[..., rows, :]).sum(-1, keepdim=True)) * whole
     return output

@@ -1,5 +1,6 @@
 """Inhibitor attention fused in Triton kernels, for GPUs: nothing of size M x N is ever stored."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .inhibitor_custom_op import op_namespace, register_backend, register_inference
+from .inhibitor_memory import INPUTS, addresses, reach
 
 try:
     import triton
@@ -30,6 +32,8 @@ KEY_BLOCK = 32
 _FORWARD = {"channels": 16, "most": 4}
 _BACKWARD_QUERY = {"channels": 32, "most": 1}
 _BACKWARD_KEY = {"channels": 16, "most": 2}
+# Elements that the kernels can count: within a head they do so in 32 bits.
+_LARGEST_HEAD = 2**31 - 1
 # Triples (query, key, channel) from which float16 pairs save more time than their two further launches take.
 HALF_FROM = 1 << 27
 
@@ -110,6 +114,32 @@ def _strides(letters: str, tensor: Tensor) -> dict[str, int]:
     return dict(zip((f"s_{name}{x}" for x in ("b", "h", length, "d")), tensor.stride(), strict=True))
 
 
+def _readable(names: Sequence[str], tensors: Sequence[Tensor | None]) -> list[Any]:
+    """The tensors, or copies whose heads the kernels can index, which they do in 32 bits.
+
+    Raises:
+        ValueError: the storage of one does not hold its elements, or a head is too large.
+    """
+    elements = [0 if x is None else reach(x.shape, x.stride()) for x in tensors]
+    addresses(names, tensors, [0 if x is None else x.itemsize * n for x, n in zip(tensors, elements, strict=True)])
+    return [
+        x if x is None or max(n, x.numel()) <= _LARGEST_HEAD else _within_reach(name, x)
+        for name, x, n in zip(names, tensors, elements, strict=True)
+    ]
+
+
+def _within_reach(name: str, x: Tensor) -> Tensor:
+    """x `(B, H, L, d)`, or a mask `(B, N)`, or a copy whose heads are within reach."""
+    # Outputs have the rows of a sequence's heads side by side; rows are padded to 128 channels at most.
+    if x.ndim == 4 and x.shape[2] * max(x.shape[1] * x.shape[3], MAX_HEAD_SIZE) > _LARGEST_HEAD:
+        raise ValueError(
+            f"{name} of shape {tuple(x.shape)} is too long for the Triton kernels, which take up to {_LARGEST_HEAD} "
+            'elements of a sequence; use backend="torch".'
+        )
+    head = x.ndim // 2
+    return x.contiguous() if reach(x.shape[head:], x.stride()[head:]) > _LARGEST_HEAD else x
+
+
 def _launch_forward(
     query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean, tile, wanted=None
 ) -> None:
@@ -146,6 +176,8 @@ def _launch_forward(
 
 
 def _forward(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean) -> None:
+    inputs = (query, key, value, padding, dropout, alpha, beta, gamma)
+    query, key, value, padding, dropout, alpha, beta, gamma = _readable(INPUTS, inputs)
     batch, heads, queries, size = query.shape
     tile = _choose_tile(**_FORWARD, head_size=size, heads=batch * heads, length=queries, device=_device(query.device))
     _launch_forward(
@@ -155,6 +187,8 @@ def _forward(query, key, value, padding, dropout, alpha, beta, gamma, centered, 
 
 def _forward_half(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean) -> None:
     """The forward pass in float16 pairs, then in float32 whatever float16 could not hold."""
+    inputs = (query, key, value, padding, dropout, alpha, beta, gamma)
+    query, key, value, padding, dropout, alpha, beta, gamma = _readable(INPUTS, inputs)
     batch, heads, queries, size = query.shape
     keys, device = key.shape[2], _device(query.device)
     tile = _choose_tile(**_FORWARD, head_size=size, heads=batch * heads, length=queries, device=device)
@@ -219,6 +253,9 @@ def _backward(
     grad_output, query, key, value, padding, dropout, alpha, beta, gamma, mean, centered, signed, causal,
     grad_query, grad_key, grad_value,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    names = (*INPUTS, "mean", "the gradient of the output")
+    inputs = (query, key, value, padding, dropout, alpha, beta, gamma, mean, grad_output)
+    query, key, value, padding, dropout, *_, grad_output = _readable(names, inputs)
     batch, heads, queries, size = query.shape
     keys, device = key.shape[2], _device(query.device)
     per_query = mean.new_empty((3, batch, heads, queries))

@@ -14,18 +14,26 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from .inhibitor_cpu_arguments import SHAPE_FIELDS, panel_width, workspace_layout
+from .inhibitor_cpu_arguments import panel_width, workspace_layout
 from .inhibitor_cpu_ir_backward import backward_ir
 from .inhibitor_cpu_ir_forward import forward_ir
 from .inhibitor_cpu_jit import CompilerUnavailable, Machine, compiled, host_machine
 from .inhibitor_cpu_threads import run_on_threads
 from .inhibitor_custom_op import op_namespace, register_backend
+from .inhibitor_memory import addresses, reach
 
 LARGEST_HEAD = 512
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _SOURCES = ("arguments", "ir", "ir_panels", "ir_tiles", "ir_forward", "ir_backward")
 # Below so many (query, key, channel) triples the threads would wait for each other longer than they compute.
 _WORTH_A_THREAD = 1 << 17
+
+_READ = (
+    *("alpha", "beta", "gamma", "key_padding_mask", "key_dropout_mask", "query", "key", "value"),
+    "the gradient of the output",
+)
+# How many of its tensors a pass reads.
+_READ_BY = {"forward": 3, "backward": 4}
 
 # Tests set another machine than the one at hand.
 machine: Callable[[], Machine] = host_machine
@@ -77,6 +85,7 @@ class _Plan:
     threads: int
     memory: int  # bytes
     layout: object  # the words point to it
+    reaches: tuple[int, ...]  # bytes of each tensor that is read, from its first element to its last
 
 
 def _float_bits(number: float) -> int:
@@ -85,9 +94,17 @@ def _float_bits(number: float) -> int:
 
 @lru_cache(maxsize=4096)
 def _plan(
-    name: str, machine: Machine, shape: tuple[int, int, int, int], keys: int, dtype: torch.dtype, flags: tuple, threads: int
+    name: str,
+    machine: Machine,
+    shape: tuple[int, int, int, int],
+    keys: int,
+    dtype: torch.dtype,
+    flags: tuple,
+    threads: int,
+    strides: tuple[tuple[tuple[int, ...], ...], ...],
 ) -> _Plan:
-    """For the pass `name`, queries of `shape` and `keys` keys; `flags`: centered, signed, causal."""
+    """For the pass `name`, queries of `shape` and `keys` keys; `flags`: centered, signed, causal; `strides`, in
+    elements: of the scalars, of the masks, and of the tensors."""
     batch, heads, queries, size = shape
     lanes = panel_width(machine)
     offsets, workspace_size = workspace_layout(lanes, queries, keys, size, name == "backward")
@@ -100,25 +117,21 @@ def _plan(
     items = batch * heads * splits
     threads = min(threads, items)
     padded = ceil(keys / lanes) * lanes, ceil(size / lanes) * lanes
+    item = dtype.itemsize
+    of_scalars, of_masks, of_tensors = strides
     words = (
         *(items, splits, threads, workspace_size, addressof(layout)),
         *(heads, queries, keys, size, _DTYPES[dtype], *flags, *padded, _float_bits(size**-0.5), _float_bits(1.0)),
+        *(4 * stride for (stride,) in of_scalars),
+        *(stride for of_mask in of_masks for stride in of_mask),
+        *(item * stride for of_tensor in of_tensors for stride in of_tensor),
     )
-    packed = struct.pack(f"{len(SHAPE_FIELDS)}q", *words)
-    return _Plan(_entry(name, machine), packed, threads, threads * workspace_size, layout)
-
-
-def _scalar_words(scalar: Tensor) -> tuple[int, int]:
-    return scalar.data_ptr(), 4 * scalar.stride(0) if scalar.numel() > 1 else 0
-
-
-def _mask_words(mask: Tensor | None) -> tuple[int, ...]:
-    return (0, 0, 0) if mask is None else (mask.data_ptr(), *mask.stride())
-
-
-def _tensor_words(tensor: Tensor, item: int) -> tuple[int, int, int, int, int]:
-    b, h, t, d = tensor.stride()
-    return tensor.data_ptr(), b * item, h * item, t * item, d * item
+    reaches = [4 * reach((heads,), of_scalar) for of_scalar in of_scalars]
+    reaches += [reach((batch, keys), of_mask) for of_mask in of_masks]
+    for length, of_tensor in zip((queries, keys, keys, queries)[: _READ_BY[name]], of_tensors, strict=False):
+        reaches.append(item * reach((batch, heads, length, size), of_tensor))
+    packed = struct.pack(f"{len(words)}q", *words)
+    return _Plan(_entry(name, machine), packed, threads, threads * workspace_size, layout, tuple(reaches))
 
 
 def _run(
@@ -132,15 +145,18 @@ def _run(
 ) -> None:
     """Run a compiled pass on tensors in the order of its fields."""
     query, key = tensors[:2]
-    plan = _plan(name, machine(), query.shape, key.shape[2], query.dtype, flags, torch.get_num_threads())
-    workspace = torch.empty(plan.memory, dtype=torch.uint8)
+    strides = (
+        tuple([scalar.stride() if scalar.numel() > 1 else (0,) for scalar in scalars]),
+        tuple([(0, 0) if mask is None else mask.stride() for mask in masks]),
+        tuple([tensor.stride() for tensor in tensors]),
+    )
+    plan = _plan(name, machine(), query.shape, key.shape[2], query.dtype, flags, torch.get_num_threads(), strides)
+    workspace = torch.empty(plan.memory, dtype=torch.uint8, device="cpu")
     words = [0, 0, workspace.data_ptr(), mean.data_ptr(), 0 if sums is None else sums.data_ptr()]
-    for scalar in scalars:
-        words += _scalar_words(scalar)
-    for mask in masks:
-        words += _mask_words(mask)
-    for tensor in tensors:
-        words += _tensor_words(tensor, query.element_size())
+    # What is written is as new as the workspace.
+    read = _READ_BY[name]
+    words += addresses(_READ, (*scalars, *masks, *tensors[:read]), plan.reaches)
+    words += [tensor.data_ptr() for tensor in tensors[read:]]
     block = create_string_buffer(plan.words + struct.pack(f"{len(words)}q", *words))
     run_on_threads(plan.entry, addressof(block), plan.threads)
 
@@ -169,7 +185,7 @@ def _backward(
     grad_value,
 ) -> tuple[Tensor, ...]:
     tensors = query, key, value, grad_output, grad_query, grad_key, grad_value
-    sums = torch.empty(*query.shape[:2], 3, dtype=torch.float32)
+    sums = torch.empty(*query.shape[:2], 3, dtype=torch.float32, device="cpu")
     _run("backward", tensors, (padding, dropout), (alpha, beta, gamma), (centered, signed, causal), mean, sums)
     of_alpha, of_beta, of_gamma = sums.sum(0, dtype=torch.float64).unbind(-1)
     return tuple(x.sum_to_size(y.shape).float() for x, y in ((of_alpha, alpha), (of_beta, beta), (of_gamma, gamma)))

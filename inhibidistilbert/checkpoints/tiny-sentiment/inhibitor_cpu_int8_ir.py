@@ -48,17 +48,16 @@ BUFFERS = (
     "shifts",  # z: [row][key]
 )
 
-# One block for all threads: what changes from call to call, and what the shapes decide. Strides are in elements: `_b` from
-# sequence to sequence, `_h` head to head, `_l` token to token.
-CALL_WORDS = (
-    *("next", "slots", "workspace", "centered", "signed", "causal"),
-    *("alpha", "alpha_h", "beta", "beta_h", "gamma", "gamma_h"),
-    *("padding", "padding_b", "padding_l", "dropout", "dropout_b", "dropout_l"),
-    *(name + part for name in ("query", "key", "value", "output") for part in ("", "_b", "_h", "_l")),
-)
+# One block for all threads: what changes from call to call, and what shapes and strides decide. Strides are in elements:
+# `_b` from sequence to sequence, `_h` head to head, `_l` token to token.
+_SCALARS, _MASKS, _TENSORS = ("alpha", "beta", "gamma"), ("padding", "dropout"), ("query", "key", "value", "output")
+CALL_WORDS = (*("next", "slots", "workspace", "centered", "signed", "causal"), *_SCALARS, *_MASKS, *_TENSORS)
 SHAPE_WORDS = (
     *("items", "parts", "threads", "workspace_size", "heads", "queries", "keys", "padded_keys", "root"),
     *("at_" + name for name in BUFFERS),  # where each begins in the memory of a thread, in bytes
+    *(name + "_h" for name in _SCALARS),
+    *(name + part for name in _MASKS for part in ("_b", "_l")),
+    *(name + part for name in _TENSORS for part in ("_b", "_h", "_l")),
 )
 BLOCK = CALL_WORDS + SHAPE_WORDS
 
@@ -72,8 +71,8 @@ STATE = (
 # Adding it rounds a float32 of magnitude below 2^22 to a whole number, which then stands in the lowest bits.
 ROUNDER, ROUNDER_BITS = 1.5 * 2.0**23, 0x4B400000
 _ONES = 0x01010101
-# Keys whose distances may be summed in 32 bits.
-_CHUNK = 512
+# Keys whose distances, and those of the last few, may be summed in 32 bits.
+_CHUNK = 496
 
 
 def tile_rows(machine: Machine) -> int:

@@ -24,17 +24,23 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.functional import linear, pad
 
 from .inhibitor_cpu_int8_linear_ir import BLOCK, LARGEST, block_rows, int8_linear_ir, panel, workspace_size
 from .inhibitor_cpu_jit import CompilerUnavailable, Machine, compiled, host_machine
 from .inhibitor_cpu_threads import run_on_threads
 from .inhibitor_custom_op import op_namespace
+from .inhibitor_memory import check_memory, has_tangent, untraced
 from .inhibitor_quantized import SMALLEST
 
 _SOURCES = ("cpu_int8_linear_ir", "cpu_int8_ir", "cpu_ir", "cpu_ir_panels", "cpu_arguments", "quantized")
+# Inputs whose products a sum of 32 bits holds.
+LARGEST_DEPTH = (2**31 - 1) // LARGEST**2
 # Below so many products the threads would wait for each other longer than they compute.
 _WORTH_A_THREAD = 1 << 21
+
+_NAMES = ("x", "weight", "weight_scale", "bias")
 
 # Tests set another machine than the one at hand.
 machine: Callable[[], Machine] = host_machine
@@ -59,11 +65,12 @@ def _unavailable() -> str | None:
 
 
 def plain_int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
-    """`int8_linear` in plain torch; the product in float32, exact up to 1040 inputs."""
+    """`int8_linear` in plain torch; the product in float32, exact up to 1040 inputs, or for very many in float64."""
     rows = x.float()
     reach = rows.abs().amax(-1, keepdim=True)
     x8 = (rows * torch.where(reach < SMALLEST, 0.0, reach.reciprocal() * LARGEST)).round()
-    return (linear(x8, weight.float()) * (reach * (1 / LARGEST)) * weight_scale + bias).to(x.dtype)
+    exact = torch.float64 if weight.shape[1] > LARGEST_DEPTH and x.device.type != "mps" else torch.float32
+    return (linear(x8.to(exact), weight.to(exact)).float() * (reach * (1 / LARGEST)) * weight_scale + bias).to(x.dtype)
 
 
 def _multiply(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, output: Tensor) -> None:
@@ -77,18 +84,18 @@ def _multiply(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, out
     parts = min(width // panel(chosen), -(-threads // blocks)) if blocks < 4 * threads else 1
     threads = min(threads, blocks * parts)
     memory = workspace_size(chosen, size, depth)
-    workspace = torch.empty(threads * memory, dtype=torch.uint8)
+    workspace = torch.empty(threads * memory, dtype=torch.uint8, device="cpu")
     counts = (0, 0, blocks * parts, parts, workspace.data_ptr(), memory, rows, size, depth, width)
     places = (x.data_ptr(), x.stride(0), *(tensor.data_ptr() for tensor in (weight, weight_scale, bias, output)))
     block = create_string_buffer(struct.pack(f"{len(BLOCK)}q", *counts, *places))
     run_on_threads(_entry(chosen), addressof(block), threads)
 
 
-@torch.library.custom_op(f"{op_namespace(__name__, __file__)}::int8_linear", mutates_args=())
-def _compiled_int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
+def _linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
     width, depth = weight.shape
     if x.numel() == 0 or width == 0:
         return x.new_zeros(*x.shape[:-1], width)
+    check_memory(_NAMES, (x, weight, weight_scale, bias))
     rows = x.reshape(-1, depth).float()
     extra, more = -depth % (4 * machine().lanes), -width % panel(machine())
     if extra or more:
@@ -96,9 +103,12 @@ def _compiled_int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias:
         weight_scale, bias = pad(weight_scale, (0, more)), pad(bias, (0, more))
     if rows.stride(-1) != 1:
         rows = rows.contiguous()
-    output = torch.empty(rows.shape[0], width + more, dtype=torch.float32)
+    output = torch.empty(rows.shape[0], width + more, dtype=torch.float32, device="cpu")
     _multiply(rows, weight.contiguous(), weight_scale.float().contiguous(), bias.float().contiguous(), output)
     return output[:, :width].to(x.dtype).contiguous().view(*x.shape[:-1], width)
+
+
+_compiled_int8_linear = torch.library.custom_op(f"{op_namespace(__name__, __file__)}::int8_linear", _linear, mutates_args=())
 
 
 @_compiled_int8_linear.register_fake
@@ -112,6 +122,22 @@ def _problem() -> str | None:
     return _unavailable()
 
 
+def _check(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> None:
+    if weight.dtype != torch.int8 or weight.ndim != 2:
+        raise ValueError(f"weight must be (outputs, inputs) int8, got {weight.dtype} of shape {tuple(weight.shape)}.")
+    width, depth = weight.shape
+    if x.ndim == 0 or x.shape[-1] != depth:
+        raise ValueError(f"x must end in the {depth} inputs of weight, got shape {tuple(x.shape)}.")
+    for name, of_outputs in (("weight_scale", weight_scale), ("bias", bias)):
+        if of_outputs.shape != (width,):
+            raise ValueError(f"{name} must have shape (outputs,) = ({width},), got {tuple(of_outputs.shape)}.")
+    for name, other in (("weight", weight), ("weight_scale", weight_scale), ("bias", bias)):
+        if other.device != x.device:
+            raise ValueError(f"{name} must be on the device of x, {x.device}; it is on {other.device}.")
+    if forward_ad._current_level >= 0 and has_tangent(x, weight_scale, bias):
+        raise ValueError("An int8 linear layer has no derivative, and an input has a forward-mode tangent.")
+
+
 def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
     """A linear layer, for inference: `(..., inputs)` -> `(..., outputs)` in the dtype of x, computed in float32.
 
@@ -120,7 +146,16 @@ def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -
     bias: `(outputs,)`.
 
     A row that is not finite gives NaN.
+
+    Raises:
+        ValueError: shapes, devices or a dtype of the weights that do not fit, a tensor whose storage does not hold it, or
+            one with a forward-mode tangent: there is no derivative.
     """
-    if x.device.type != "cpu" or torch.compiler.is_exporting() or _problem() is not None:
+    _check(x, weight, weight_scale, bias)
+    direct = untraced(x, weight, weight_scale, bias)
+    if x.device.type != "cpu" or torch.compiler.is_exporting() or weight.shape[1] > LARGEST_DEPTH or _problem() is not None:
+        if direct:
+            check_memory(_NAMES, (x, weight, weight_scale, bias))
         return plain_int8_linear(x, weight, weight_scale, bias)
-    return _compiled_int8_linear(x, weight, weight_scale, bias)
+    differentiable = torch.is_grad_enabled() and (x.requires_grad or weight_scale.requires_grad or bias.requires_grad)
+    return (_linear if direct and not differentiable else _compiled_int8_linear)(x, weight, weight_scale, bias)

@@ -11,15 +11,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
+from .inhibitor_memory import has_tangent, untraced
 from .inhibitor_torch import first_order_only
 
 
 def like_heads(x: Tensor) -> Tensor:
     """An uninitialised `(B, H, L, d)` in x's dtype, in memory `(B, L, H, d)`: what the projections read without a copy."""
     batch, heads, length, size = x.shape
-    return x.new_empty(batch, length, heads, size).transpose(1, 2)
+    row = heads * size
+    return x.new_empty_strided((batch, heads, length, size), (length * row, size, row, 1))
 
 
 def op_namespace(module: str, file: str) -> str:
@@ -82,11 +83,15 @@ def register_backend(namespace: str, forward: Callable, backward: Callable) -> C
 
     def setup_context(ctx, inputs, output):
         *tensors, ctx.centered, ctx.signed, ctx.causal = inputs
-        ctx.save_for_backward(*tensors, output[1])
+        saved = *tensors, output[1]
+        ctx.save_for_backward(*saved)
+        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        ctx.kinds = None if hooks is None else [_kind(x) for x in saved]
         ctx.mark_non_differentiable(output[1])
 
     def differentiate(ctx, grad_output, _):
-        gradients = backward_op(grad_output, *ctx.saved_tensors, ctx.centered, ctx.signed, ctx.causal)
+        _refuse_tangents(grad_output)
+        gradients = backward_op(grad_output, *_unpacked(ctx), ctx.centered, ctx.signed, ctx.causal)
         return *gradients[:3], None, None, *gradients[3:], None, None, None
 
     forward_op.register_autograd(differentiate, setup_context=setup_context)
@@ -102,18 +107,22 @@ def register_backend(namespace: str, forward: Callable, backward: Callable) -> C
 
         @staticmethod
         def backward(ctx, grad_output, _):
-            saved = ctx.saved_tensors  # read once: checkpointing recomputes them for one reading
+            saved = _unpacked(ctx)
             arguments: list[Any] = [grad_output, *saved, ctx.centered, ctx.signed, ctx.causal]
+            _refuse_tangents(grad_output)
             with torch.no_grad():
-                computed = run_backward(*arguments)
+                direct = untraced(*arguments) and torch._C._has_storage(grad_output)  # not one of a batch
+                computed = (run_backward if direct else backward_op)(*arguments)
             gradients = first_order_only(computed, *saved[:3], *saved[5:8], grad_output)
             return *gradients[:3], None, None, *gradients[3:], None, None, None
 
     def attention(*arguments) -> Tensor:
         if not untraced(*arguments):
             return forward_op(*arguments)[0]
-        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments):
-            return Attention.apply(*arguments)[0]
+        if torch.is_grad_enabled():
+            for x in arguments[:8]:
+                if x is not None and x.requires_grad:
+                    return Attention.apply(*arguments)[0]
         return run_forward(*arguments)[0]
 
     return attention
@@ -129,14 +138,34 @@ def register_inference(namespace: str, name: str, forward: Callable) -> Callable
     return attention
 
 
-def untraced(*arguments: Any) -> bool:
-    """Whether nothing looks at what is done with these arguments, so that it can be done without asking torch.
+def _kind(x: Tensor | None) -> tuple | None:
+    return None if x is None else (x.shape, x.dtype, x.device)
 
-    The dispatch of a registered operator takes torch longer than a small call's arithmetic.
+
+def _unpacked(ctx: Any) -> tuple[Any, ...]:
+    """What was saved for the backward pass; read once, as checkpointing recomputes it for one reading.
+
+    Hooks on saved tensors may hand back others than they were given, and code that reads memory would not notice.
     """
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-        return False
-    return all(type(x) in (Tensor, Parameter) for x in arguments if isinstance(x, Tensor))
+    saved = ctx.saved_tensors
+    if ctx.kinds is None:
+        return saved
+    if ctx.kinds != [_kind(x) for x in saved]:
+        raise ValueError(
+            "What inhibitor_attention had saved for its backward pass came back with another shape, dtype or device; "
+            "the hooks of torch.autograd.graph.saved_tensors_hooks must restore what they packed."
+        )
+    *tensors, mean = saved
+    return *tensors, mean.contiguous()
+
+
+def _refuse_tangents(grad_output: Tensor) -> None:
+    """The compiled gradients would be constants to forward-mode differentiation."""
+    if has_tangent(grad_output):
+        raise RuntimeError(
+            "The gradients of inhibitor_attention have no forward-mode derivative in its compiled forms; "
+            'use backend="naive" for one.'
+        )
 
 
 def _register_forward(namespace: str, name: str, forward: Callable) -> tuple[Callable, Any]:
@@ -171,5 +200,6 @@ def _register_forward(namespace: str, name: str, forward: Callable) -> tuple[Cal
 
 
 def _forward_outputs(query: Tensor, centered: bool) -> tuple[Tensor, Tensor]:
-    mean = query.new_empty(query.shape[:3] if centered else (0,), dtype=torch.float32)
+    batch, heads, queries, _ = query.shape
+    mean = query.new_empty((batch, heads, queries) if centered else (0,), dtype=torch.float32)
     return like_heads(query), mean
