@@ -66,11 +66,12 @@ def _unavailable() -> str | None:
 
 
 def plain_int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
-    """`int8_linear` in plain torch; the product in float32, exact up to 1040 inputs."""
+    """`int8_linear` in plain torch; the product in float32, exact up to 1040 inputs, or for very many in float64."""
     rows = x.float()
     reach = rows.abs().amax(-1, keepdim=True)
     x8 = (rows * torch.where(reach < SMALLEST, 0.0, reach.reciprocal() * LARGEST)).round()
-    return (linear(x8, weight.float()) * (reach * (1 / LARGEST)) * weight_scale + bias).to(x.dtype)
+    exact = torch.float64 if weight.shape[1] > LARGEST_DEPTH and x.device.type != "mps" else torch.float32
+    return (linear(x8.to(exact), weight.to(exact)).float() * (reach * (1 / LARGEST)) * weight_scale + bias).to(x.dtype)
 
 
 def _multiply(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, output: Tensor) -> None:

@@ -142,7 +142,7 @@ def _kind(x: Tensor | None) -> tuple | None:
     return None if x is None else (x.shape, x.dtype, x.device)
 
 
-def _unpacked(ctx: Any) -> tuple[Tensor | None, ...]:
+def _unpacked(ctx: Any) -> tuple[Any, ...]:
     """What was saved for the backward pass; read once, as checkpointing recomputes it for one reading.
 
     Hooks on saved tensors may hand back others than they were given, and code that reads memory would not notice.

@@ -95,6 +95,12 @@ def test_attention_mask_dtypes(dtype: torch.dtype) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["key_padding_mask", "key_dropout_mask", "attn_mask"])
+def test_masks_on_another_device(name: str) -> None:
+    mask = torch.ones((2, 2, 3, 5) if name == "attn_mask" else (2, 5), dtype=torch.bool, device="meta")
+    assert_refused(ValueError, f"{name} must be on the device of query, key and value, cpu", "on meta", **{name: mask})
+
+
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf], ids=str)
 @pytest.mark.parametrize("name", ["alpha", "beta", "gamma"])
 def test_float_scalars_that_are_not_finite(name: str, number: float) -> None:

@@ -199,6 +199,53 @@ def test_heads_beyond_the_largest_are_left_to_plain_torch() -> None:
     assert torch.equal(got, inhibitor_attention(*tensors, quantized=True, backend="torch"))
 
 
+@pytest.mark.parametrize("keys", [519, 527])
+def test_the_largest_distances_do_not_wrap(keys: int) -> None:
+    """All channels of all keys but one are at one end of the grid, and the queries at the other: their sum is near 2^31."""
+    key = torch.zeros(1, 1, keys, 256)
+    key[0, 0, 0] = 1.0
+    got, want = both(torch.ones(1, 1, 3, 256), key, torch.randn(1, 1, keys, 256), gamma=1e4, alpha=0.1)
+    assert want.abs().max() > 1
+    assert torch.equal(got, want)
+
+
+def test_more_keys_than_a_float_counts() -> None:
+    """Beyond 2^24 only even numbers are floats: the definition sums whole ones."""
+    keys = 100_003
+    value = torch.full((1, 1, keys, 1), 255.0)
+    value[0, 0, ::7] = 254.0
+    got, want = both(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, keys, 1), value, alpha=-1.0)
+    assert torch.equal(got, want)
+    assert torch.equal(got, value.sum(-2, keepdim=True))
+
+
+def test_more_keys_than_a_sum_of_32_bits_holds() -> None:
+    """They are left to plain torch, also where the compiled form was asked for."""
+    keys = int8.LARGEST_KEYS + 1
+    value = torch.full((1, 1, 1, 1), 3.0).expand(-1, -1, keys, -1)
+    got = inhibitor_attention(value[:, :, :1], value, value, alpha=-1.0, quantized=True, backend="cpu")
+    assert got.item() == pytest.approx(3.0 * keys, rel=1e-6)
+    scalars = [torch.ones(1)] * 3
+    with pytest.raises(ValueError, match=f"takes up to {int8.LARGEST_KEYS} keys, and these are {keys}"):
+        int8.int8_attention(value[:, :, :1], value, value, None, None, *scalars, True, True, False)
+
+
+def test_lazy_views_and_storages_that_were_freed() -> None:
+    tensors = inputs(2, 3, 24, 16)
+    want = both(*tensors)[1]
+    for place in range(3):
+        changed = [torch._neg_view(-x) if n == place else x for n, x in enumerate(tensors)]
+        assert torch.equal(both(*changed)[0], want)
+        for dtype in (torch.float32, torch.bfloat16):
+            changed = [x.to(dtype, copy=True) for x in tensors]
+            changed[place].untyped_storage().resize_(16)
+            name = ("query", "key", "value")[place]
+            with pytest.raises(ValueError, match=f"{name} has no memory for its elements"):
+                inhibitor_attention(*changed, quantized=True, backend="cpu")
+    nothing = torch._efficientzerotensor((2, 3, 24, 16))
+    assert torch.equal(both(nothing, *tensors[1:])[0], both(torch.zeros(2, 3, 24, 16), *tensors[1:])[1])
+
+
 def test_as_an_operator_of_torch() -> None:
     scalars = [torch.tensor([x]) for x in (0.5, 1.0, 1.0)]
     mask = torch.rand(2, 24) < 0.7

@@ -116,3 +116,59 @@ def test_as_an_operator_of_torch() -> None:
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     for dtype in (torch.float32, torch.bfloat16):
         torch.library.opcheck(int8._compiled_int8_linear, (torch.randn(3, 40).to(dtype), *layer(40, 10)), test_utils=tests)
+
+
+FORMS = pytest.mark.parametrize("form", ["compiled", "plain"])
+
+
+def test_no_inputs_so_many_that_a_sum_wraps() -> None:
+    """The widest layer that 32 bits hold, and one more input, which is left to plain torch."""
+    for depth in (int8.LARGEST_DEPTH, int8.LARGEST_DEPTH + 1):
+        x = torch.ones(2, depth)
+        x[1] *= -1
+        parameters = (torch.full((1, depth), 127, dtype=torch.int8), torch.ones(1), torch.zeros(1))
+        want = exactly(x, *parameters)
+        assert torch.equal(int8_linear(x, *parameters), want)
+        torch.testing.assert_close(want.abs(), torch.full((2, 1), 127.0 * depth))
+
+
+@FORMS
+def test_memory_is_not_value(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lazy views, zeros without memory, storages freed or cut, another default device, and who looks on."""
+    if form == "plain":
+        monkeypatch.setattr(int8, "_problem", lambda: "as if")
+    x, parameters = rows(3, 64), layer(64, 32)
+    want = exactly(x, *parameters)
+    arguments = [x, *parameters]
+    for place, name in enumerate(("x", "weight", "weight_scale", "bias")):
+        lazy = [torch._neg_view(-y) if n == place else y for n, y in enumerate(arguments)]
+        torch.testing.assert_close(int8_linear(*lazy), want)
+        zero = [torch._efficientzerotensor(y.shape, dtype=y.dtype) if n == place else y for n, y in enumerate(arguments)]
+        plain = [torch.zeros_like(y) if n == place else y for n, y in enumerate(arguments)]
+        torch.testing.assert_close(int8_linear(*zero), int8_linear(*plain))
+        for left in (0, arguments[place].nbytes - 1):
+            short = [y.clone() for y in arguments]
+            short[place].untyped_storage().resize_(left)
+            with pytest.raises(ValueError, match=f"{name} has no memory for its elements"):
+                int8_linear(*short)
+    with torch.device("meta"):
+        torch.testing.assert_close(int8_linear(x, *parameters), want)
+    torch.testing.assert_close(torch.func.vmap(lambda row: int8_linear(row, *parameters))(x), want)
+
+
+@FORMS
+def test_what_it_cannot_take(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if form == "plain":
+        monkeypatch.setattr(int8, "_problem", lambda: "as if")
+    x, (weight, scale, bias) = rows(3, 64), layer(64, 32)
+    for arguments, words in (
+        ((x, weight.float(), scale, bias), r"weight must be \(outputs, inputs\) int8, got torch.float32"),
+        ((x[:, :60], weight, scale, bias), r"x must end in the 64 inputs of weight, got shape \(3, 60\)"),
+        ((x, weight, scale[:1], bias), r"weight_scale must have shape \(outputs,\) = \(32,\), got \(1,\)"),
+        ((x, weight, scale, bias[:, None]), r"bias must have shape"),
+        ((x, weight.to("meta"), scale, bias), "weight must be on the device of x, cpu; it is on meta"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            int8_linear(*arguments)
+    with pytest.raises(ValueError, match="no derivative, and an input has a forward-mode tangent"):
+        torch.func.jvp(lambda y: int8_linear(y, weight, scale, bias), (x,), (x,))

@@ -287,3 +287,15 @@ def test_tensors_on_the_cpu_are_refused_without_the_interpreter() -> None:
     assert process.returncode == 0, process.stderr
     expected = "backend='triton' cannot be used here: Triton needs tensors on a GPU, query is on cpu.\n"
     assert process.stdout == expected
+
+
+def test_rows_beyond_32_bits_are_brought_together() -> None:
+    """Shapes alone: the memory of such tensors would be gigabytes."""
+    apart = torch.empty_strided((2, 2, 3, 4), (8, 4, 2**30, 1), dtype=torch.float16, device="meta")
+    assert inhibitor_triton._within_reach("key", apart).is_contiguous()
+    near = torch.empty_strided((2**16, 2, 3, 4), (2**20, 4, 8, 1), dtype=torch.float16, device="meta")
+    assert inhibitor_triton._within_reach("key", near) is near
+    mask = torch.empty_strided((2, 3), (1, 2**31), dtype=torch.bool, device="meta")
+    assert inhibitor_triton._within_reach("key_padding_mask", mask).is_contiguous()
+    with pytest.raises(ValueError, match=r"key of shape \(1, 8, 8388608, 32\) is too long for the Triton kernels"):
+        inhibitor_triton._within_reach("key", torch.empty(1, 8, 2**23, 32, device="meta"))
