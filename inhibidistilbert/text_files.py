@@ -102,7 +102,7 @@ def _key(path: Path, columns: Mapping[str, Declared]) -> str:
     declared = {name: (column.feature, column.required) for name, column in columns.items()}
     digest = hashlib.sha256(repr((kind, declared)).encode())
     converters = [inspect.getfile(column.convert) for column in columns.values() if column.convert]
-    for part in map(Path, (path, __file__, text_rows.__file__, *converters)):
+    for part in (path, *map(Path, (__file__, text_rows.__file__, *converters))):
         digest.update(sha256(part).encode())
     return digest.hexdigest()
 

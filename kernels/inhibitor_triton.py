@@ -116,7 +116,7 @@ def _strides(letters: str, tensor: Tensor) -> dict[str, int]:
     return dict(zip((f"s_{name}{x}" for x in ("b", "h", length, "d")), tensor.stride(), strict=True))
 
 
-def _readable(names: Sequence[str], tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+def _readable(names: Sequence[str], tensors: Sequence[Tensor | None]) -> list[Any]:
     """The tensors, or copies whose heads the kernels can index, which they do in 32 bits.
 
     Raises:
@@ -177,16 +177,19 @@ def _launch_forward(
 
 
 def _forward(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean) -> None:
-    inputs = _readable(INPUTS, (query, key, value, padding, dropout, alpha, beta, gamma))
+    inputs = (query, key, value, padding, dropout, alpha, beta, gamma)
+    query, key, value, padding, dropout, alpha, beta, gamma = _readable(INPUTS, inputs)
     batch, heads, queries, size = query.shape
     tile = _choose_tile(**_FORWARD, head_size=size, heads=batch * heads, length=queries, device=_device(query.device))
-    _launch_forward(*inputs, centered, signed, causal, output, mean, tile)
+    _launch_forward(
+        query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean, tile
+    )  # fmt: skip
 
 
 def _forward_half(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean) -> None:
     """The forward pass in float16 pairs, then in float32 whatever float16 could not hold."""
-    inputs = _readable(INPUTS, (query, key, value, padding, dropout, alpha, beta, gamma))
-    query, key, value, padding, dropout = inputs[:5]
+    inputs = (query, key, value, padding, dropout, alpha, beta, gamma)
+    query, key, value, padding, dropout, alpha, beta, gamma = _readable(INPUTS, inputs)
     batch, heads, queries, size = query.shape
     keys, device = key.shape[2], _device(query.device)
     tile = _choose_tile(**_FORWARD, head_size=size, heads=batch * heads, length=queries, device=device)
@@ -242,7 +245,9 @@ def _forward_half(query, key, value, padding, dropout, alpha, beta, gamma, cente
         num_warps=tile.W,
         num_stages=1,
     )
-    _launch_forward(*inputs, centered, signed, causal, output, mean, tile, again)
+    _launch_forward(
+        query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean, tile, again
+    )  # fmt: skip
 
 
 def _backward(

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 from huggingface_hub import get_token
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 from transformers.dynamic_module_utils import get_relative_imports
@@ -74,6 +75,8 @@ def _result(name: str, check: Check, candidate: Candidate) -> CheckResult:
     """What a check finds. Files of another form than it reads, such as a list in place of an object, fail it."""
     try:
         return CheckResult(name, tuple(map(_redacted, check(candidate))))
+    except HfHubHTTPError:  # the Hub's failure, not the files'
+        raise
     except (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
         what = f"its files are of another form: {type(error).__name__}: {reason(error)}"
         return CheckResult(name, (_redacted(Problem(name, what, _SAVE_AGAIN)),))
