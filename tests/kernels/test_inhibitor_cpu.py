@@ -304,6 +304,12 @@ def test_every_width_sees_what_is_not_finite(machine: str, place: str) -> None:
     assert len(flaws) == (0 if place in ("nothing", "gradient") else len(NOT_FINITE)), "the slow form is for these alone"
 
 
+def test_scores_beyond_float32_are_infinite(machine: str) -> None:
+    """And inhibit everything, as in float64, where they are finite."""
+    inputs = draw(Case(gamma=3e38, centered=False, off_kinks=False))
+    assert_agrees(run(inputs, "cpu"), judge(inputs))
+
+
 # Threads
 
 

@@ -155,7 +155,8 @@ def pack_query_panel(f: Function, block: Fields, state: Fields, key: Value, g: G
     query, halves, zeros = state.pointer("query"), state.pointer("query_halves"), state.pointer("zeros")
     call(f, block, state, "pack_transposed", query, halves, state.pointer("shift"))
     norms = state.pointer("norms").load(g.vector)
-    note_flaws(f, block, f.sum_of_lanes(norms))
+    # Scores beyond float32 as well.
+    note_flaws(f, block, (f.sum_of_lanes(norms) + state.number("largest_key")) * state.number("slope"))
     exact = _fast_form_is_exact(f, g, block, state, norms).convert("uitofp", g.vector)
     direct = f.sum_of_lanes(exact) < float(g.lanes)
     replace = direct & state.flag("shifted")
