@@ -45,10 +45,12 @@ _VARIABLES = (
     r"|\w+_(?:DIR|HOME|ROOT|PATH|TMPDIR|WORKSPACE)|TMPDIR|APPDATA|LOCALAPPDATA|PUBLIC|ONEDRIVE|HOMEPATH|HOMEDRIVE)"
 )
 _START = r"(?<![\w/~.\\-])"
+_NAME = r"(?:[a-z]|[^\W\d][\w.@+-]+)"
 _PATTERNS = (
-    # /home/someone, /scratch/x; any other absolute path of two folders and more
+    # /home/someone, /scratch/x; any other absolute path of three parts, or of two as a whole: in text those are routes
     rf"(?:(?<=\s-[A-Za-z])|{_START})/+(?:{_ROOTS})/+[^\s\"'`<>|)\]}},;]{_REST}",
-    rf"(?<!\]\(){_START}/(?!{_SHARED}/)(?:[^\W\d][\w.@+-]+/|[a-z]/[^\W\d][\w.-]+/)[\w.@+-]*[^\W\d]{_REST}",
+    rf"(?<!\]\(){_START}/(?!{_SHARED}/){_NAME}/{_NAME}/[\w.@+-]*[^\W\d]{_REST}",
+    rf"\A/(?!{_SHARED}/){_NAME}/[\w.@+-]*[^\W\d]\S*\Z",
     # C:\Users, C:/Users, \\server\share, //server/share as a whole, \\?\C:\
     rf"(?<![\w:/\\])[A-Za-z]:(?:\\+|/(?!/))[\w.$~ -]{{0,80}}[\w$]{_REST}",
     rf"(?<![\w\\])\\\\[\w.$?-]+\\+[\w.$:-]+{_REST}",

@@ -39,7 +39,7 @@ _PATTERNS = {
     "a Hugging Face token": r"(?:hf|api_org)_[A-Za-z0-9]{20,}|hf_(?:oauth|jwt)_[\w.-]{20,}",
     "a GitHub token": r"gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}",
     "an API key": (
-        r"(?:sk|pk|rk)-[A-Za-z0-9_-]{20,}|(?:gsk|xai|pplx|nvapi|pcsk|r8|rpa|sbp|figd|glsa|glc|ntn|KGAT)[_-][A-Za-z0-9_-]{30,}"
+        r"(?:sk|pk|rk)-[A-Za-z0-9_-]{20,}|(?:gsk|xai|pplx|nvapi|pcsk|r8|rpa|sbp|figd|glsa|glc|ntn|KGAT)[_-][A-Za-z0-9_-]{30,}|secret_[A-Za-z0-9]{40,}"
         r"|lsv2_(?:pt|sk)_\w{30,}|lin_api_\w{30,}|PMAK-[0-9a-f-]{40,}|NRAK-[A-Z0-9]{20,}|key-[0-9a-f]{32}|AKCp\w{10,}"
         r"|sntry[su]_[\w+/=-]{20,}|dp\.(?:pt|st|ct)\.\w{20,}|hv[sb]\.[\w-]{20,}|\w{14}\.atlasv1\.[\w-]{40,}|pat\w{14}\.\w{40,}"
         r"|AGE-SECRET-KEY-1[A-Z0-9]{20,}|HRKU-[\w-]{30,}|shp(?:at|ca|pa|ss)_[0-9a-fA-F]{32}"
@@ -50,7 +50,7 @@ _PATTERNS = {
         r"|(?:AccountKey|SharedAccessKey)=[A-Za-z0-9+/=]{20,}|LTAI[A-Za-z0-9]{16,}"
     ),
     "a Google API key": r"AIza[A-Za-z0-9_-]{35}",
-    "an experiment tracker's key": r"wandb_v\d_\w{20,}|wandb\b[^\n]{0,60}?\b[0-9a-f]{40}\b",
+    "an experiment tracker's key": r"wandb_v\d_\w{20,}|(?:wandb|kaggle)\b[^\n]{0,60}?\b[0-9a-f]{32,40}\b",
     "a package registry's token": (
         r"npm_[A-Za-z0-9]{30,}|pypi-[A-Za-z0-9_-]{50,}|rubygems_[0-9a-f]{48}|dckr_[a-z]+_[\w-]{20,}|oy2[a-z0-9]{43}"
         r"|cio[A-Za-z0-9]{32}\b"
@@ -104,19 +104,21 @@ _ASSIGNED = re.compile(
 )
 _FLAG = re.compile(r"(?<![\w-])--?(?P<name>[A-Za-z][\w-]{0,60})[ \t]+[\"']?(?P<bare>[^\s\"'-][^\s\"']*)")
 _NO_SECRET = re.compile(
-    # what is to be filled in
-    r"[<{(\[%$].*|.*[>}]|\W+|.*(?:\.\.\.|…).*|\w*[xX]{3,}\w*|your[\w -]*|(?:insert|replace|enter|paste)[-_ ]\w.*"
-    r"|(?:my|some|the|an?)[-_][\w-]*(?:token|key|password|secret)|placeholder|change_?me|redacted|removed|hidden|unset"
+    # what is to be filled in, and the names of variables
+    r"[<{(\[%$].*|.*[>}]|\W+|.*(?:\.\.\.|…).*|[\w-]*[xX]{3,}\w*|(?:\w*[-_])?your[\w -]*"
+    r"|(?:insert|replace|enter|paste)[-_ ]\w.*|(?:my|some|the|an?|no)[-_][a-z_-]*|placeholder|change_?me|redacted|removed|hidden|unset|(?-i:[A-Z]+_[A-Z_]+)"
     # types, words of prose, other names
     r"|str(?:ing)?|int|bytes|bool|any|none|null|nil|true|false|yes|no|optional|required|empty|unknown|default|prompt|input"
-    r"|environment|secretstr|text|type|unchanged|needed|stdin|vault|keyring|getpass"
+    r"|environment|secretstr|text|type|unchanged|needed|stdin|vault|keyring|getpass|bearer|basic"
     r"|(?:reset|forgot|change|password|passwd|secret|token|key|api[-_]?key)[a-z_-]*",
     flags=re.IGNORECASE,
 )
 _CODE = re.compile(r"[A-Za-z_][\w.]*[(\[].*|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")
 _BARE = re.compile(r"(?<![\w+/=.~@:-])[A-Za-z0-9+/_-]{32,}={0,2}(?![\w+/=.~-])")
-# Pictures, addresses and checksums are as random.
-_NOT_BARE = re.compile(r"data:[\w/+.-]*;base64,\S+|https?://[^\s?]+|\bsha\d+-[A-Za-z0-9+/=]+")
+# Pictures, addresses, checksums and public keys are as random.
+_NOT_BARE = re.compile(
+    r"data:[\w/+.-]*;base64,\S+|https?://[^\s?]+|\bsha\d+-[A-Za-z0-9+/=]+|\b(?:ssh|ecdsa)-[\w-]+ [A-Za-z0-9+/=]+"
+)
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,8 @@ def _is_assigned_secret(match: re.Match[str]) -> bool:
         # In prose: "Password: sha256 is computed".
         return len(value) >= 6 and (match["bare"][-1] in ",;" or not re.match(r"[ \t]+[a-z]", rest))
     before = match.string[match.string.rfind("\n", 0, match.start()) + 1 : match.start()]
+    if "rest" not in groups and "passw" not in match["name"].lower():
+        return False  # options take all kinds of words
     alone = re.fullmatch(r"\W*(?:(?:export|set|env)\s+)?", before, flags=re.IGNORECASE) and not re.search(r"\w", rest)
     return bool(alone) and len(value) >= 6
 
@@ -238,9 +242,9 @@ def _is_random(value: str) -> bool:
 def _is_mixed(word: str) -> bool:
     """Capitals, small letters and digits in such a turmoil that it is no name: they change at every second character."""
     kinds = "".join("A" if c.isupper() else "a" if c.islower() else "0" if c.isdigit() else "-" for c in word.rstrip("="))
-    changes = sum(a != b for a, b in pairwise(kinds))
+    changes = sum(a != b for a, b in pairwise(kinds) if "-" not in (a, b))
     unbroken = max(map(len, kinds.split("-")))
-    return {*"Aa0"} <= {*kinds} and unbroken >= 16 and changes > 0.48 * (len(kinds) - 1)
+    return {*"Aa0"} <= {*kinds} and unbroken >= 16 and changes > 0.45 * len(kinds)
 
 
 def _decoded(word: str) -> str:
