@@ -106,7 +106,8 @@ _FLAG = re.compile(r"(?<![\w-])--?(?P<name>[A-Za-z][\w-]{0,60})[ \t]+[\"']?(?P<b
 _NO_SECRET = re.compile(
     # what is to be filled in, and the names of variables
     r"[<{(\[%$].*|.*[>}]|\W+|.*(?:\.\.\.|…).*|[\w-]*[xX]{3,}\w*|(?:\w*[-_])?your[\w -]*"
-    r"|(?:insert|replace|enter|paste)[-_ ]\w.*|(?:my|some|the|an?|no)[-_][a-z_-]*|placeholder|change_?me|redacted|removed|hidden|unset|(?-i:[A-Z]+_[A-Z_]+)"
+    r"|(?:insert|replace|enter|paste)[-_ ]\w.*|(?:my|some|the|an?|no)[-_][a-z_-]*|placeholder|change_?me"
+    r"|redacted|removed|hidden|unset|(?-i:[A-Z]+_[A-Z_]+)"
     # types, words of prose, other names
     r"|str(?:ing)?|int|bytes|bool|any|none|null|nil|true|false|yes|no|optional|required|empty|unknown|default|prompt|input"
     r"|environment|secretstr|text|type|unchanged|needed|stdin|vault|keyring|getpass|bearer|basic"
