@@ -65,10 +65,7 @@ def define_prefetch(g: Generator, reads: Sequence[str], writes: Sequence[str]) -
 
 
 def note_flaws(f: Function, block: Fields, *sizes: Value) -> None:
-    """Sets `flawed` where one of these float32 numbers is not finite; sums of absolute values, none of which can be lost.
-
-    Minima, maxima and comparisons here lose NaN, and sums of parts lose infinity: such a call is done again in plain torch.
-    """
+    """Sets `flawed` where one of these float32 numbers is not finite; such a call is done again in plain torch."""
     nothing = [size * 0.0 for size in sizes]
     with f.when(sum(nothing[1:], nothing[0]).is_nan()):
         block.set("flawed", f.integer(1))

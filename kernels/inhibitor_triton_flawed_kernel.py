@@ -1,7 +1,6 @@
 """The backward pass of heads in which something is not finite: slow, and with NaN and infinity where autograd has them.
 
-The fast kernels lose them in saturating arithmetic, and make more of them where they multiply by indicators. They note such
-numbers, and this kernel, whose programs otherwise end at once, does those heads again.
+The fast kernels note such numbers, and this one, whose programs otherwise end at once, does those heads again.
 """
 
 try:  # transformers refuses a checkpoint whose files import what is not installed, except within `try`

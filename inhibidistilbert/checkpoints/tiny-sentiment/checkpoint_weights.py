@@ -1,7 +1,4 @@
-"""Whether the weights of a checkpoint are those of the model that they are loaded into.
-
-transformers casts what has another type, draws what is missing and leaves out what is more than the model has.
-"""
+"""Whether the weights of a checkpoint are those of the model that they are loaded into."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -15,7 +12,7 @@ _POSITION_IDS = re.compile(r"(^|\.)position_ids$")  # older checkpoints carry th
 
 
 class UnfitWeights(ValueError, RuntimeError):
-    """The weights are not those of this model. Also a RuntimeError, which transformers raises for another shape."""
+    """The weights are not those of this model. A RuntimeError, as transformers' own."""
 
 
 def _within_encoder(name: str, prefix: str) -> str | None:

@@ -15,8 +15,7 @@ from transformers.activations import ACT2FN  # noqa: E402
 from transformers.configuration_utils import PreTrainedConfig  # noqa: E402
 
 if TYPE_CHECKING:
-    # Never run, but read: transformers takes two folders of one name for one model while this file and all that it imports
-    # are alike, and finds the imports by their text. Through this line that is every source file of the folder.
+    # Never run, but read: by the text of all that is imported here transformers tells two folders of one name apart.
     from .modeling_inhibidistilbert import InhibiDistilBertModel  # noqa: F401
 
 LENGTH_NORMALIZATIONS = ("none", "sqrt", "mean")
@@ -34,12 +33,11 @@ class InhibiDistilBertConfig(PreTrainedConfig):
         centered: subtract each query's mean score over the visible keys.
         signed: let negative values pass inhibition as well.
         alpha_init: initial shift of the scores.
-        beta_init: initial scale of the attention output; 1.5 goes with `"mean"`, 0.3 with `"sqrt"`, 0.06 with `"none"`.
+        beta_init: initial scale of the attention output.
         gamma_init: initial scale of the scores.
         scalars_per_head: alpha, beta and gamma of shape `(n_heads,)` in every layer instead of `(1,)`.
         length_normalization: divides the sum over the visible keys by 1 (`"none"`, as published), by the square root of
-            their number (`"sqrt"`) or by their number (`"mean"`, which every new student of `convert` and `distill` has:
-            trained on sentences it is right about long texts too).
+            their number (`"sqrt"`) or by their number (`"mean"`: new students).
         quantized: compute attention on int8 grids, for inference only; calls that return scores compute it exactly.
         int8_weights: the linear layers of the encoder have int8 weights, for inference only. `inhibidistilbert.quantize`
             makes such a model.
