@@ -85,7 +85,7 @@ def _multiply(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, out
     parts = min(width // panel(chosen), -(-threads // blocks)) if blocks < 4 * threads else 1
     threads = min(threads, blocks * parts)
     memory = workspace_size(chosen, size, depth)
-    workspace = torch.empty(threads * memory, dtype=torch.uint8, device="cpu")
+    workspace = torch.empty(threads * memory, dtype=torch.uint8)
     counts = (0, 0, blocks * parts, parts, workspace.data_ptr(), memory, rows, size, depth, width)
     places = (x.data_ptr(), x.stride(0), *(tensor.data_ptr() for tensor in (weight, weight_scale, bias, output)))
     block = create_string_buffer(struct.pack(f"{len(BLOCK)}q", *counts, *places))
@@ -104,7 +104,7 @@ def _linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Te
         weight_scale, bias = pad(weight_scale, (0, more)), pad(bias, (0, more))
     if rows.stride(-1) != 1:
         rows = rows.contiguous()
-    output = torch.empty(rows.shape[0], width + more, dtype=torch.float32, device="cpu")
+    output = torch.empty(rows.shape[0], width + more, dtype=torch.float32)
     _multiply(rows, weight.contiguous(), weight_scale.float().contiguous(), bias.float().contiguous(), output)
     return output[:, :width].to(x.dtype).contiguous().view(*x.shape[:-1], width)
 

@@ -111,7 +111,9 @@ def register_backend(namespace: str, forward: Callable, backward: Callable) -> C
             arguments: list[Any] = [grad_output, *saved, ctx.centered, ctx.signed, ctx.causal]
             _refuse_tangents(grad_output)
             with torch.no_grad():
-                direct = untraced(*arguments) and torch._C._has_storage(grad_output)  # not one of a batch
+                # The inputs were asked at the forward pass, unless hooks have had them since; a batch has no storage.
+                asked = (grad_output,) if ctx.kinds is None else arguments
+                direct = untraced(*asked) and torch._C._has_storage(grad_output)
                 computed = (run_backward if direct else backward_op)(*arguments)
             gradients = first_order_only(computed, *saved[:3], *saved[5:8], grad_output)
             return *gradients[:3], None, None, *gradients[3:], None, None, None

@@ -28,7 +28,9 @@ def untraced(*arguments: Any) -> bool:
     if torch.compiler.is_compiling():
         return False
     c = torch._C
-    if c._len_torch_dispatch_stack() or c._len_torch_function_stack() or c._are_functorch_transforms_active():
+    if c._len_torch_dispatch_stack() or c._len_torch_function_stack():
+        return False
+    if c._is_tracing() or c._are_functorch_transforms_active():
         return False
     for x in arguments:
         if type(x) in _PLAIN:
@@ -74,7 +76,13 @@ def addresses(names: Sequence[str], tensors: Sequence[Tensor | None], needed: Se
 
 def check_memory(names: Sequence[str], tensors: Sequence[Tensor | None]) -> None:
     """Raises ValueError where the storage of a tensor does not hold all its elements, as `addresses` does."""
-    addresses(names, tensors, [0 if x is None else x.itemsize * reach(x.shape, x.stride()) for x in tensors])
+    held = [x if x is not None and _has_memory(x) else None for x in tensors]
+    addresses(names, held, [0 if x is None else x.itemsize * reach(x.shape, x.stride()) for x in held])
+
+
+def _has_memory(x: Tensor) -> bool:
+    """Whether x is of the kind whose elements are in a storage."""
+    return x.device.type in ("cpu", "cuda") and x.layout == torch.strided and not torch._is_functional_tensor(x)
 
 
 def _layers(x: Tensor) -> Iterator[Tensor]:

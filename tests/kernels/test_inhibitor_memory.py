@@ -289,3 +289,13 @@ def test_quantized_attention_has_no_derivative_in_any_mode() -> None:
         with pytest.raises(ValueError, match="quantized=True has no gradient, and query requires one"):
             refused()
     assert torch.equal(torch.func.vmap(function)(query[None])[0], function(query))
+
+
+@pytest.mark.parametrize("backend", ["auto", *PLAIN_BACKENDS])
+def test_shapes_alone(backend: str) -> None:
+    """Tensors that never have memory."""
+    inputs = changed(draw(CASE), lambda x: x.to("meta"), *NAMES, *MASKS)
+    for quantized in (False, True):
+        output = inhibitor_attention(**inputs.tensors, **inputs.options, quantized=quantized, backend=backend)
+        assert output.is_meta
+        assert output.shape == inputs.grad_output.shape

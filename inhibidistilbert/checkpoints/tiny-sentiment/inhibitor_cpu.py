@@ -152,7 +152,7 @@ def _run(
         tuple([tensor.stride() for tensor in tensors]),
     )
     plan = _plan(name, machine(), query.shape, key.shape[2], query.dtype, flags, torch.get_num_threads(), strides)
-    workspace = torch.empty(plan.memory, dtype=torch.uint8, device="cpu")
+    workspace = torch.empty(plan.memory, dtype=torch.uint8)
     words = [0, 0, 0, workspace.data_ptr(), mean.data_ptr(), 0 if sums is None else sums.data_ptr()]
     # What is written is as new as the workspace.
     read = _READ_BY[name]
@@ -194,12 +194,15 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     tensors = query, key, value, grad_output, grad_query, grad_key, grad_value
     masks, scalars, flags = (padding, dropout), (alpha, beta, gamma), (centered, signed, causal)
-    sums = torch.empty(*query.shape[:2], 3, dtype=torch.float32, device="cpu")
+    sums = torch.empty(*query.shape[:2], 3, dtype=torch.float32)
     if _run("backward", tensors, masks, scalars, flags, mean, sums):
         gradients = torch_backward(grad_output, query, key, value, *masks, *scalars, *flags)
         for destination, gradient in zip(tensors[4:], gradients, strict=False):
             destination.copy_(gradient)
         return gradients[3:]
+    if alpha.numel() == beta.numel() == gamma.numel() == 1:
+        # Tensors of their own, as torch wants them of an operator.
+        return tuple([x.clone() for x in sums.sum((0, 1), dtype=torch.float64).float().split(1)])
     of_alpha, of_beta, of_gamma = sums.sum(0, dtype=torch.float64).unbind(-1)
     return tuple(x.sum_to_size(y.shape).float() for x, y in ((of_alpha, alpha), (of_beta, beta), (of_gamma, gamma)))
 

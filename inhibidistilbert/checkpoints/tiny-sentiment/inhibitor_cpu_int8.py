@@ -148,7 +148,7 @@ def _run(
         tuple([tensor.stride() for tensor in tensors]),
     )
     plan = _plan(machine(), query.shape, key.shape[2], channels, torch.get_num_threads(), strides)
-    workspace = torch.empty(plan.memory, dtype=torch.uint8, device="cpu")
+    workspace = torch.empty(plan.memory, dtype=torch.uint8)
     words = [0, 0, workspace.data_ptr(), *flags]
     words += addresses(_READ, (*scalars, *masks, *tensors[:3]), plan.reaches)
     words.append(tensors[3].data_ptr())
