@@ -3,11 +3,7 @@
 The fast kernels note such numbers, and this one, whose programs otherwise end at once, does those heads again.
 """
 
-try:  # transformers refuses a checkpoint whose files import what is not installed, except within `try`
-    import triton
-    import triton.language as tl
-except ImportError as error:
-    raise ImportError("the Triton kernels of inhibitor attention need the package triton") from error
+from .inhibitor_triton_kernels import tl, triton
 
 
 @triton.jit

@@ -3,18 +3,7 @@
 Differences, distances within a lane and the sums over `CHUNK` keys are float16; everything else is float32. What float16
 cannot hold, too large or too small, is noticed and computed again by the float32 kernel, in programs that otherwise end at
 once. bfloat16 inputs become float16, which keeps all their digits.
-
-Not done: distances of bytes (vabsdiff4, which also adds: one instruction for four channels on sm_80 to sm_100, six on
-sm_120). They would take the loop from 2.97 to about 2.25 instructions a triple at head size 64, but queries and keys would
-have to be quantised first, and 255 levels a head alone cost a relative RMS error of 1.0e-2 on normally distributed inputs
-(lengths 128 and 512, head size 64, against float64), where float16 costs 4e-4.
 """
-
-try:  # transformers refuses a checkpoint whose files import what is not installed, except within `try`
-    import triton
-    import triton.language as tl
-except ImportError as error:
-    raise ImportError("the Triton kernels of inhibitor attention need the package triton") from error
 
 from .inhibitor_triton_kernels import (
     _MIRRORED,
@@ -28,6 +17,8 @@ from .inhibitor_triton_kernels import (
     _row_sum,
     _rows,
     _where_seen,
+    tl,
+    triton,
 )
 
 # Keys whose values are summed in float16 before they join the float32 sum.

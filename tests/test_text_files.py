@@ -16,6 +16,8 @@ from inhibidistilbert.text_files import Declared, load_file, stream_file
 
 TEXT, CLASS = Declared(Value("string"), "texts", "--text-column"), Declared(Value("int64"), "classes")
 NUMBER, WORDS = Declared(Value("float64"), "numbers"), Declared(List(Value("string")), "lists of words")
+# The time in its header is fixed: parallel test processes must collect the same tests.
+GZIPPED = gzip.compress(b"text\na\n", mtime=0)
 ROWS = [{"text": "a film, so “funny”", "label": 1}, {"text": "null", "label": 0}]
 FILES = {
     "a.csv": 'text,label\n"a film, so “funny”",1\nnull,0\n',
@@ -259,8 +261,8 @@ def test_what_is_no_number_is_refused(read, written):
         ("a.tsv", "text\tlabel\r\n", "is empty: it holds no rows"),
         ("a.json", "[]", "is empty: it holds no rows"),
         ("a.xlsx", "PK", "must end in one of .csv, .tsv, .json, .jsonl, .parquet, .txt"),
-        ("a.csv.gz", gzip.compress(b"text\na\n"), "must end in one of .csv"),
-        ("a.csv", gzip.compress(b"text\na\n"), "could not be read as csv: byte 2 of line 1 is 0x8b, which is not utf-8"),
+        ("a.csv.gz", GZIPPED, "must end in one of .csv"),
+        ("a.csv", GZIPPED, "could not be read as csv: byte 2 of line 1 is 0x8b, which is not utf-8"),
         ("a.json", "{nope", "could not be read as json: line 1, character 2"),
         ("a.jsonl", '{"text": "a"}\n\n{"text": nope}\n', "could not be read as json: line 3, character 10"),
         ("a.json", '[{"text": "a"},\n {"text": "b"', "could not be read as json: line 2"),
