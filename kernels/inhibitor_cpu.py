@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable
 from ctypes import addressof, c_int64, create_string_buffer
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from math import ceil
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from .inhibitor_cpu_arguments import panel_width, workspace_layout
 from .inhibitor_cpu_ir_backward import backward_ir
 from .inhibitor_cpu_ir_forward import forward_ir
-from .inhibitor_cpu_jit import CompilerUnavailable, Machine, compiled, host_machine
+from .inhibitor_cpu_jit import Machine, entry, host_machine, refusal
 from .inhibitor_cpu_threads import run_on_threads
 from .inhibitor_custom_op import op_namespace, register_backend
 from .inhibitor_memory import addresses, reach
@@ -25,7 +25,7 @@ from .inhibitor_torch import torch_backward, torch_forward
 
 LARGEST_HEAD = 512
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_SOURCES = ("arguments", "ir", "ir_panels", "ir_tiles", "ir_forward", "ir_backward")
+_PASSES = {"forward": forward_ir, "backward": backward_ir}
 # Below so many (query, key, channel) triples the threads would wait for each other longer than they compute.
 _WORTH_A_THREAD = 1 << 17
 
@@ -38,26 +38,6 @@ _READ_BY = {"forward": 3, "backward": 4}
 
 # Tests set another machine than the one at hand.
 machine: Callable[[], Machine] = host_machine
-
-
-def _entry(name: str, machine: Machine) -> int:
-    """The address of the compiled pass `name`."""
-    here = __file__.removesuffix(".py")
-    files = [f"{here}_{source}.py" for source in _SOURCES]
-    generate = {"forward": forward_ir, "backward": backward_ir}[name]
-    return compiled(f"inhibitor-{name}", generate, files, machine).address(name)
-
-
-@cache
-def _unavailable() -> str | None:
-    try:
-        for name in ("forward", "backward"):
-            _entry(name, machine())
-    except CompilerUnavailable as error:
-        return str(error)
-    except Exception as error:  # whatever a compiler may meet: the plain form is there
-        return f"its code cannot be compiled here ({type(error).__name__}: {error})"
-    return None
 
 
 def cpu_refusal(query: Tensor) -> str | None:
@@ -74,7 +54,7 @@ def cpu_refusal(query: Tensor) -> str | None:
 @torch.compiler.assume_constant_result
 def _problem() -> str | None:
     """Why nothing can be compiled; torch.compile takes the answer, and does not look into how it is found."""
-    return _unavailable()
+    return refusal(machine, *_PASSES.items())
 
 
 @dataclass(frozen=True)
@@ -132,7 +112,7 @@ def _plan(
     for length, of_tensor in zip((queries, keys, keys, queries)[: _READ_BY[name]], of_tensors, strict=False):
         reaches.append(item * reach((batch, heads, length, size), of_tensor))
     packed = struct.pack(f"{len(words)}q", *words)
-    return _Plan(_entry(name, machine), packed, threads, threads * workspace_size, layout, tuple(reaches))
+    return _Plan(entry(name, _PASSES[name], machine), packed, threads, threads * workspace_size, layout, tuple(reaches))
 
 
 def _run(

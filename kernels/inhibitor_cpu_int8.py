@@ -8,22 +8,20 @@ import struct
 from collections.abc import Callable
 from ctypes import addressof, create_string_buffer
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from .inhibitor_cpu_int8_ir import CALL_WORDS, SHAPE_WORDS, int8_ir, tile_rows, workspace_layout
-from .inhibitor_cpu_jit import CompilerUnavailable, Machine, compiled, host_machine
+from .inhibitor_cpu_jit import Machine, entry, host_machine, refusal
 from .inhibitor_cpu_threads import run_on_threads
 from .inhibitor_custom_op import like_heads, op_namespace
 from .inhibitor_memory import addresses, check_memory, reach, untraced
 from .inhibitor_quantized import LARGEST_KEYS
 
 LARGEST_HEAD = 256
-# The files that the code comes from, beside this one.
-_SOURCES = ("cpu_int8_ir", "cpu_ir", "cpu_ir_panels", "cpu_arguments", "quantized")
 # Below so many (query, key, channel) triples the threads would wait for each other longer than they compute.
 _WORTH_A_THREAD = 1 << 19
 # Packing the keys of a head costs about as much as so many queries.
@@ -33,29 +31,6 @@ _READ = ("alpha", "beta", "gamma", "key_padding_mask", "key_dropout_mask", "quer
 
 # Tests set another machine than the one at hand.
 machine: Callable[[], Machine] = host_machine
-
-
-def _whole_vectors(size: int) -> int:
-    return size + -size % machine().lanes
-
-
-@cache
-def _entry(machine: Machine, size: int) -> int:
-    """The address of the code for heads of `size` channels, a multiple of the machine's lanes."""
-    here = __file__.removesuffix("cpu_int8.py")
-    files = [f"{here}{source}.py" for source in _SOURCES]
-    return compiled(f"inhibitor-int8-{size}", partial(int8_ir, size=size), files, machine).address("attention")
-
-
-@cache
-def _unavailable(size: int) -> str | None:
-    try:
-        _entry(machine(), _whole_vectors(size))
-    except CompilerUnavailable as error:
-        return str(error)
-    except Exception as error:  # whatever a compiler may meet: the plain form is there
-        return f"its code cannot be compiled here ({type(error).__name__}: {error})"
-    return None
 
 
 def int8_refusal(query: Tensor) -> str | None:
@@ -70,7 +45,7 @@ def int8_refusal(query: Tensor) -> str | None:
 @torch.compiler.assume_constant_result
 def _problem(size: int) -> str | None:
     """Why nothing can be compiled; torch.compile takes the answer, and does not look into how it is found."""
-    return _unavailable(size)
+    return refusal(machine, ("int8", int8_ir, size))
 
 
 @cache
@@ -130,7 +105,7 @@ def _plan(
     reaches += [reach((batch, keys), of_mask) for of_mask in of_masks]
     reaches += [4 * reach((batch, heads, n, size), x) for n, x in zip((queries, keys, keys), of_tensors, strict=False)]
     packed = struct.pack(f"{len(SHAPE_WORDS)}q", *words)
-    return _Plan(packed, threads, threads * workspace_size, _entry(machine, size), tuple(reaches))
+    return _Plan(packed, threads, threads * workspace_size, entry("int8", int8_ir, machine, channels), tuple(reaches))
 
 
 def _run(
@@ -181,7 +156,7 @@ def _attend(
     if query.numel() == 0 or key.numel() == 0:
         return output.zero_()
     channels = query.shape[-1]
-    size = _whole_vectors(channels)
+    size = channels + -channels % machine().lanes
     query, key, value = (_prepared(name, x, size) for name, x in (("query", query), ("key", key), ("value", value)))
     in_place = output.dtype == torch.float32 and size == channels
     result = output if in_place else like_heads(query)

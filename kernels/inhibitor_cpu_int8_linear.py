@@ -20,7 +20,6 @@ and 2.3 ms under torch.compile, which needs a C++ compiler.
 import struct
 from collections.abc import Callable
 from ctypes import addressof, create_string_buffer
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -28,14 +27,13 @@ from torch.autograd import forward_ad
 from torch.nn.functional import linear, pad
 
 from .inhibitor_cpu_int8_linear_ir import BLOCK, LARGEST, block_rows, int8_linear_ir, panel, workspace_size
-from .inhibitor_cpu_jit import CompilerUnavailable, Machine, compiled, host_machine
+from .inhibitor_cpu_jit import Machine, entry, host_machine, refusal
 from .inhibitor_cpu_threads import run_on_threads
 from .inhibitor_custom_op import op_namespace
 from .inhibitor_memory import check_memory, has_tangent, untraced
 from .inhibitor_notice import say_slow
 from .inhibitor_quantized import SMALLEST
 
-_SOURCES = ("cpu_int8_linear_ir", "cpu_int8_ir", "cpu_ir", "cpu_ir_panels", "cpu_arguments", "quantized")
 # Inputs whose products a sum of 32 bits holds.
 LARGEST_DEPTH = (2**31 - 1) // LARGEST**2
 # Below so many products the threads would wait for each other longer than they compute.
@@ -45,24 +43,6 @@ _NAMES = ("x", "weight", "weight_scale", "bias")
 
 # Tests set another machine than the one at hand.
 machine: Callable[[], Machine] = host_machine
-
-
-@cache
-def _entry(machine: Machine) -> int:
-    here = __file__.removesuffix("cpu_int8_linear.py")
-    files = [f"{here}{source}.py" for source in _SOURCES]
-    return compiled("inhibitor-int8-linear", int8_linear_ir, files, machine).address("linear")
-
-
-@cache
-def _unavailable() -> str | None:
-    try:
-        _entry(machine())
-    except CompilerUnavailable as error:
-        return str(error)
-    except Exception as error:  # whatever a compiler may meet: the plain form is there
-        return f"its code cannot be compiled here ({type(error).__name__}: {error})"
-    return None
 
 
 def plain_int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
@@ -89,7 +69,7 @@ def _multiply(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, out
     counts = (0, 0, blocks * parts, parts, workspace.data_ptr(), memory, rows, size, depth, width)
     places = (x.data_ptr(), x.stride(0), *(tensor.data_ptr() for tensor in (weight, weight_scale, bias, output)))
     block = create_string_buffer(struct.pack(f"{len(BLOCK)}q", *counts, *places))
-    run_on_threads(_entry(chosen), addressof(block), threads)
+    run_on_threads(entry("int8_linear", int8_linear_ir, chosen), addressof(block), threads)
 
 
 def _linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
@@ -120,7 +100,7 @@ def _(x, weight, weight_scale, bias):
 @torch.compiler.assume_constant_result
 def _problem() -> str | None:
     """Why nothing can be compiled; torch.compile takes the answer, and does not look into how it is found."""
-    return _unavailable()
+    return refusal(machine, ("int8_linear", int8_linear_ir))
 
 
 def _check(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> None:

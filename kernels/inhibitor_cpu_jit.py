@@ -1,7 +1,7 @@
 """Compiles LLVM IR for the processor at hand with llvmlite, and keeps the object code in a folder of the user.
 
-A file of kernels brings a function from a `Machine` to the text of its IR; `compiled` gives the addresses of what it
-exports. Nothing here is done before the first call: who does not need a compiler does not wait for one.
+A file of kernels brings a function from a `Machine` to the text of its IR; `entry` gives the address of what it exports.
+Nothing here is done before the first call: who does not need a compiler does not wait for one.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -187,19 +187,16 @@ def _write(file: Path, code: bytes) -> None:
         Path(name).unlink(missing_ok=True)
 
 
-def _key(sources: Iterable[str], machine: Machine) -> str:
+def _key(ir: str, machine: Machine) -> str:
     """What the object code depends on."""
     versions = _llvm().llvm_version_info, sys.modules["llvmlite"].__version__
-    digest = hashlib.sha256(repr((versions, machine)).encode())
-    for source in sources:
-        digest.update(hashlib.sha256(Path(source).read_bytes()).digest())
-    return digest.hexdigest()[:32]
+    return hashlib.sha256(repr((versions, machine, ir)).encode()).hexdigest()[:32]
 
 
 # Loading
 
 _lock = threading.Lock()
-_libraries: dict[tuple[str, Machine], "Library"] = {}
+_libraries: dict[tuple, "Library"] = {}
 
 
 def _after_fork() -> None:
@@ -228,20 +225,34 @@ class Library:
         return address
 
 
-def compiled(name: str, generate: Callable[[Machine], str], sources: Iterable[str], machine: Machine) -> Library:
-    """The library `name` for `machine`: from memory, from the cache, or compiled now.
+@cache
+def entry(name: str, generate: Callable[..., str], machine: Machine, *options: int) -> int:
+    """The address of the function `name` for `machine`: from memory, from the cache, or compiled now.
 
-    generate: from the machine to the IR of a module.
-    sources: the files (`__file__`) that the IR comes from; others, for other IR, are in the cache beside them.
+    generate: `(machine, *options)` to the IR of a module that exports it.
 
     Raises:
         CompilerUnavailable: llvmlite is missing.
         RuntimeError: LLVM cannot compile the IR.
     """
     with _lock:
-        if (name, machine) not in _libraries:
-            _libraries[name, machine] = Library(_cached_object_code(name, generate, sources, machine), machine)
-        return _libraries[name, machine]
+        key = name, generate, machine, options
+        if key not in _libraries:
+            _libraries[key] = Library(_object_code(name, generate(machine, *options), machine), machine)
+        return _libraries[key].address(name)
+
+
+@cache
+def refusal(machine: Callable[[], Machine], *functions: tuple) -> str | None:
+    """Why `functions`, each `(name, generate, *options)` of `entry`, cannot be had for `machine()`; None where they can."""
+    try:
+        for name, generate, *options in functions:
+            entry(name, generate, machine(), *options)
+    except CompilerUnavailable as error:
+        return str(error)
+    except Exception as error:  # whatever a compiler may meet: the plain form is there
+        return f"its code cannot be compiled here ({type(error).__name__}: {error})"
+    return None
 
 
 @cache
@@ -250,16 +261,14 @@ def _announce(machine: Machine, folder: Path | None) -> None:
     logger.info("Compiling inhibitor attention for %s, %s: this takes a second or two.", machine.cpu, kept)
 
 
-def _cached_object_code(name: str, generate: Callable[[Machine], str], sources: Iterable[str], machine: Machine) -> bytes:
+def _object_code(name: str, ir: str, machine: Machine) -> bytes:
+    """From the cache, or compiled now and put there."""
     folder = _usable_folder()
-    try:
-        file = folder and folder / f"{name}-{_key([*sources, __file__], machine)}.o"
-    except OSError:  # a source that is not a file, such as one in an archive
-        file = None
+    file = folder and folder / f"inhibitor-{name}-{_key(ir, machine)}.o"
     code = _read(file) if file else None
     if code is None:
-        _announce(machine, folder if file else None)
-        code = object_code(generate(machine), machine)
+        _announce(machine, folder)
+        code = object_code(ir, machine)
         if file:
             _write(file, code)
     return code

@@ -28,7 +28,7 @@ from transformers.utils.output_capturing import capture_outputs
 from ..kernels.inhibitor_notice import say_what_is_missing
 from .checkpoint_weights import check_names, check_types
 from .configuration_inhibidistilbert import InhibiDistilBertConfig
-from .inhibitor_backends import ATTENTION_FORWARDS, eager_attention_forward, inhibitor_mask, visible_key_count
+from .inhibitor_backends import ATTENTION_FORWARDS, eager_attention_forward, inhibitor_mask, length_divisor
 from .int8_linear import Int8Linear, encoder_linear
 from .remote_code import AUTO_MAP, write_remote_code
 
@@ -114,7 +114,14 @@ class InhibiDistilBertSelfAttention(nn.Module):
                 scalar.data = value.to(device=scalar.device, dtype=torch.float32)
         return self
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        divisor: Tensor | float | None = None,
+        **kwargs,
+    ) -> tuple[Tensor, Tensor | None]:
+        """divisor: `length_divisor` of the mask, where it was counted once for all layers."""
         input_shape = hidden_states.shape[:-1]
         head_shape = (*input_shape, -1, self.attention_head_size)
         query, key, value = (
@@ -124,17 +131,11 @@ class InhibiDistilBertSelfAttention(nn.Module):
         output, scores = attention_forward(
             self, query, key, value, attention_mask, dropout=self.dropout_p if self.training else 0.0, **kwargs
         )
-        output = self._normalize_length(output, attention_mask)
+        if divisor is None:
+            divisor = length_divisor(self.config.length_normalization, attention_mask, keys=key.shape[2])
+        if divisor is not None:
+            output = (output / divisor).to(output.dtype)
         return self.out_lin(output.reshape(*input_shape, -1)), scores
-
-    def _normalize_length(self, output: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Divide `(B, M, H, d)` as `config.length_normalization` says, by a function of each query's visible keys."""
-        if self.config.length_normalization == "none":
-            return output
-        count = visible_key_count(attention_mask, keys=output.shape[1])
-        if self.config.length_normalization == "sqrt":
-            count = count**0.5
-        return (output / count).to(output.dtype)
 
 
 class FFN(nn.Module):
@@ -367,11 +368,18 @@ class InhibiDistilBertModel(InhibiDistilBertPreTrainedModel):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds.")
         embeddings = self.embeddings(input_ids, inputs_embeds, position_ids)
         if attention_mask is not None:
-            batch, length = embeddings.shape[:2]
-            if attention_mask.ndim not in (2, 4) or attention_mask.shape[-1] != length or attention_mask.shape[0] != batch:
+            (batch, length), heads = embeddings.shape[:2], self.config.n_heads
+            full, shape = (batch, heads, length, length), tuple(attention_mask.shape)
+            if shape != (batch, length) and not (
+                len(shape) == 4
+                and shape[0] == batch
+                and shape[1] in (1, heads)
+                and shape[2] in (1, length)
+                and shape[3] == length
+            ):
                 raise ValueError(
-                    f"attention_mask must have shape (batch, length) = {(batch, length)} or (batch, 1 or heads, length, "
-                    f"length), got {tuple(attention_mask.shape)}."
+                    f"attention_mask must have shape (batch, length) = {(batch, length)}, or (batch, heads, queries, keys) "
+                    f"= {full}, with 1 for all heads or all queries; got {shape}."
                 )
             if attention_mask.ndim == 4 and attention_mask.dtype != torch.bool and not attention_mask.is_floating_point():
                 raise ValueError(
@@ -379,7 +387,8 @@ class InhibiDistilBertModel(InhibiDistilBertPreTrainedModel):
                     f"hidden), got {attention_mask.dtype}."
                 )
         mask = self._mask(embeddings, attention_mask)
-        return BaseModelOutput(last_hidden_state=self.transformer(embeddings, mask, **kwargs))
+        divisor = length_divisor(self.config.length_normalization, mask, keys=embeddings.shape[1])
+        return BaseModelOutput(last_hidden_state=self.transformer(embeddings, mask, divisor=divisor, **kwargs))
 
     def _mask(self, embeddings: Tensor, attention_mask: Tensor | None) -> Tensor | None:
         """The mask in the form of the attention implementation."""

@@ -151,7 +151,7 @@ def test_without_a_compiler(monkeypatch):
     int8 = quantize(tiny_model(TASK))
     compiled = outputs(int8)
     for module in (inhibitor_cpu_int8, inhibitor_cpu_int8_linear):
-        monkeypatch.setattr(module, "_unavailable", lambda *_: "there is none")
+        monkeypatch.setattr(module, "_problem", lambda *_: "there is none")
     assert torch.equal(outputs(int8), compiled)
 
 

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from inhibidistilbert import inhibitor_attention
-from inhibidistilbert.kernels.inhibitor_attention import _compiled_backend
+from inhibidistilbert.kernels.inhibitor_attention import BACKENDS as TABLE
 
 # The forms in plain torch: any dtype, float64 too, any mask, and the scores where they are asked for.
-PLAIN_BACKENDS = ("naive", "torch")
+PLAIN_BACKENDS = tuple(name for name, backend in TABLE.items() if backend.refusal is None)
 # The compiled ones, where this machine can run them (Triton's interpreter counts): half types and float32.
-COMPILED_BACKENDS = tuple(name for name in ("triton", "cpu") if _compiled_backend(name)[1](torch.zeros(1, 1, 1, 1)) is None)
+_SMALL = torch.zeros(1, 1, 1, 1)
+COMPILED_BACKENDS = tuple(name for name, each in TABLE.items() if each.refusal is not None and each.refusal(_SMALL) is None)
 BACKENDS = PLAIN_BACKENDS + COMPILED_BACKENDS
 
 FORWARD_TOLERANCE = 1e-5

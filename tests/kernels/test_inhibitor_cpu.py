@@ -36,7 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from inhibidistilbert import inhibitor_attention
-from inhibidistilbert.kernels import inhibitor_cpu, inhibitor_cpu_threads, inhibitor_notice
+from inhibidistilbert.kernels import inhibitor_cpu, inhibitor_cpu_jit, inhibitor_cpu_threads, inhibitor_notice
 from inhibidistilbert.kernels.inhibitor_cpu_arguments import workspace_layout
 from inhibidistilbert.kernels.inhibitor_cpu_jit import CompilerUnavailable, Machine, object_code
 from inhibidistilbert.kernels.inhibitor_masks import KeyMasks
@@ -480,12 +480,12 @@ def test_what_is_refused_takes_the_plain_form() -> None:
 @pytest.fixture
 def fresh_answer() -> Iterator[None]:
     """Whether anything can be compiled is asked again, in the test and after it."""
-    inhibitor_cpu._unavailable.cache_clear()
+    inhibitor_cpu_jit.refusal.cache_clear()
     said = set(inhibitor_notice._said)
     inhibitor_notice._said.clear()
     yield
     inhibitor_notice._said.update(said)
-    inhibitor_cpu._unavailable.cache_clear()
+    inhibitor_cpu_jit.refusal.cache_clear()
 
 
 def _fails(error: Exception) -> Callable[..., object]:
@@ -506,7 +506,7 @@ def _fails(error: Exception) -> Callable[..., object]:
 def test_without_a_compiler_the_plain_form_takes_over(
     error: Exception, words: str, fresh_answer: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(inhibitor_cpu, "compiled", _fails(error))
+    monkeypatch.setattr(inhibitor_cpu_jit, "entry", _fails(error))
     tensors = torch.randn(3, 1, 2, 5, 4).unbind()
     plain = [inhibitor_attention(*tensors, backend=name) for name in ("torch", "naive")]
     assert not caplog.records, "who asks for a plain form knows"

@@ -8,7 +8,7 @@ from torch import Tensor
 from inhibidistilbert.kernels import inhibitor_cpu_int8_linear as int8
 from inhibidistilbert.kernels.inhibitor_cpu_int8_linear import int8_linear, plain_int8_linear
 
-pytestmark = pytest.mark.skipif(int8._unavailable() is not None, reason=str(int8._unavailable()))
+pytestmark = pytest.mark.skipif(int8._problem() is not None, reason=str(int8._problem()))
 
 
 def layer(inputs: int, outputs: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from inhibitor_cpu_machines import MACHINES
 
 from inhibidistilbert.kernels import inhibitor_cpu_jit
 from inhibidistilbert.kernels.inhibitor_cpu_ir import I64, PTR, Module
-from inhibidistilbert.kernels.inhibitor_cpu_jit import CompilerUnavailable, Library, Machine, cache_folder, compiled
+from inhibidistilbert.kernels.inhibitor_cpu_jit import CompilerUnavailable, Machine, cache_folder, entry
 from inhibidistilbert.kernels.inhibitor_cpu_threads import run_on_threads
 
 pytestmark = pytest.mark.skipif(not MACHINES, reason="nothing can be compiled here")
@@ -24,30 +25,30 @@ HOST = MACHINES.get("host")
 posix = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="file owners and modes of POSIX")
 
 
-def toy_ir(machine: Machine) -> str:
-    """`triple`: replaces the number it is given by three times it."""
+def toy_ir(machine: Machine, factor: int = 3, name: str = "multiply") -> str:
+    """A function that replaces the number it is given by `factor` times it."""
     module = Module()
-    with module.function("triple", {"block": PTR}, exported=True) as (_, block):
-        block.store(block.load(I64) * 3)
+    with module.function(name, {"block": PTR}, exported=True) as (_, block):
+        block.store(block.load(I64) * factor)
     return module.text()
 
 
 class Toy:
     """A small library in a cache of its own."""
 
-    def __init__(self, folder: Path, source: Path) -> None:
-        self.folder, self.source, self.compilations = folder, source, 0
+    def __init__(self, folder: Path, compilations: list) -> None:
+        self.folder, self._compiled, self.generate = folder, compilations, toy_ir
 
-    def _counting(self, machine: Machine) -> str:
-        self.compilations += 1
-        return toy_ir(machine)
+    @property
+    def compilations(self) -> int:
+        return len(self._compiled)
 
-    def triple(self, number: int = 7, machine: Machine | None = None, name: str = "toy") -> int:
+    def triple(self, number: int = 7, machine: Machine | None = None, name: str = "multiply") -> int:
         """As a process that has compiled nothing yet."""
         inhibitor_cpu_jit._libraries.clear()
-        library = compiled(name, self._counting, [str(self.source)], machine or HOST)
+        address = entry.__wrapped__(name, self.generate, machine or HOST)
         block = ctypes.c_int64(number)
-        run_on_threads(library.address("triple"), ctypes.addressof(block), 1)
+        run_on_threads(address, ctypes.addressof(block), 1)
         return block.value
 
     def files(self) -> list[Path]:
@@ -56,13 +57,13 @@ class Toy:
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
-    source = tmp_path / "source.py"
-    source.write_text("one")
+    compilations, compile_now = [], inhibitor_cpu_jit.object_code
+    monkeypatch.setattr(inhibitor_cpu_jit, "object_code", lambda *given: compilations.append(given) or compile_now(*given))
     monkeypatch.setenv("INHIBIDISTILBERT_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(inhibitor_cpu_jit, "_libraries", {})
     inhibitor_cpu_jit._announce.cache_clear()
     inhibitor_cpu_jit._warn_of.cache_clear()
-    return Toy(tmp_path / "cache", source)
+    return Toy(tmp_path / "cache", compilations)
 
 
 def test_the_second_process_compiles_nothing(toy: Toy, caplog: pytest.LogCaptureFixture) -> None:
@@ -72,7 +73,7 @@ def test_the_second_process_compiles_nothing(toy: Toy, caplog: pytest.LogCapture
     (message,) = [record.message for record in caplog.records]
     assert str(toy.folder) in message
     (file,) = toy.files()
-    assert file.name.startswith("toy-")
+    assert file.name.startswith("inhibitor-multiply-")
     assert file.suffix == ".o"
 
 
@@ -136,7 +137,8 @@ def test_a_file_that_others_can_write_is_not_run(toy: Toy) -> None:
 
 
 def test_without_a_place_to_write_it_compiles_every_time(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocked = toy.source / "cache"  # below a file
+    blocked = toy.folder.parent / "file" / "cache"
+    blocked.parent.write_text("no folder")
     monkeypatch.setenv("INHIBIDISTILBERT_CACHE_DIR", str(blocked))
     assert [toy.triple(), toy.triple()] == [21, 21]
     assert toy.compilations == 2
@@ -153,8 +155,8 @@ def test_a_folder_that_cannot_be_written_is_read(toy: Toy, monkeypatch: pytest.M
     monkeypatch.setattr(inhibitor_cpu_jit.tempfile, "mkstemp", full)
     assert toy.triple() == 21
     assert toy.compilations == 1
-    toy.source.write_text("two")
-    assert toy.triple() == 21
+    toy.generate = partial(toy_ir, factor=5)
+    assert toy.triple() == 35
     assert toy.compilations == 2
     assert len(toy.files()) == 1
 
@@ -179,36 +181,31 @@ def test_an_interrupted_write_leaves_no_file(toy: Toy, monkeypatch: pytest.Monke
     assert toy.files() == []
 
 
-def test_a_changed_source_processor_or_compiler_is_compiled_again(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_code_processor_or_compiler_is_compiled_again(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     toy.triple()
-    toy.source.write_text("two")
-    toy.triple()
+    toy.generate = partial(toy_ir, factor=5)
+    assert toy.triple() == 35
+    toy.generate = toy_ir
     toy.triple(machine=replace(HOST, cpu="generic"))
     toy.triple(machine=replace(HOST, features=HOST.features + ",-bmi"))
+    toy.generate = partial(toy_ir, name="other")
     toy.triple(name="other")
+    toy.generate = toy_ir
     monkeypatch.setattr("llvmlite.__version__", "0.0.0")
     toy.triple()
     assert toy.compilations == len(toy.files()) == 6
 
 
-def test_a_source_that_is_no_file_is_compiled_every_time(toy: Toy) -> None:
-    toy.source = Path("archive.zip") / "source.py"
-    assert [toy.triple(), toy.triple()] == [21, 21]
-    assert toy.compilations == 2
-
-
 def test_one_process_compiles_once_for_all_its_threads(toy: Toy) -> None:
     with ThreadPoolExecutor(8) as pool:
-        libraries = list(pool.map(lambda _: compiled("toy", toy._counting, [str(toy.source)], HOST), range(8)))
-    assert len(set(map(id, libraries))) == 1
+        addresses = list(pool.map(lambda _: entry.__wrapped__("multiply", toy_ir, HOST), range(8)))
+    assert len(set(addresses)) == 1
     assert toy.compilations == 1
 
 
 def test_what_is_not_exported_is_not_found(toy: Toy) -> None:
-    library = compiled("toy", toy_ir, [str(toy.source)], HOST)
-    assert isinstance(library, Library)
     with pytest.raises(KeyError, match="quadruple"):
-        library.address("quadruple")
+        entry.__wrapped__("quadruple", toy_ir, HOST)
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="folders of Linux")

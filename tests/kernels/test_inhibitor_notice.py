@@ -12,7 +12,7 @@ from inhibidistilbert.kernels import inhibitor_attention as public
 from inhibidistilbert.kernels import inhibitor_cpu, inhibitor_cpu_int8_linear, inhibitor_notice, inhibitor_triton
 from inhibidistilbert.kernels.inhibitor_cpu_jit import CompilerUnavailable
 
-pytestmark = pytest.mark.skipif(inhibitor_cpu._unavailable() is not None, reason=str(inhibitor_cpu._unavailable()))
+pytestmark = pytest.mark.skipif(inhibitor_cpu._problem() is not None, reason=str(inhibitor_cpu._problem()))
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_int8_weights_say_so_where_nothing_is_compiled(
     x, weight, scale = torch.randn(2, 8), torch.ones(4, 8, dtype=torch.int8), torch.ones(4)
     inhibitor_cpu_int8_linear.int8_linear(x, weight, scale, scale)
     assert not caplog.records
-    monkeypatch.setattr(inhibitor_cpu_int8_linear, "_unavailable", lambda: "there is no compiler")
+    monkeypatch.setattr(inhibitor_cpu_int8_linear, "_problem", lambda: "there is no compiler")
     inhibitor_cpu_int8_linear.int8_linear(x, weight, scale, scale)
     assert [record.message.partition(",")[0] for record in caplog.records] == [
         "The product with int8 weights runs in plain torch on the device 'cpu'"

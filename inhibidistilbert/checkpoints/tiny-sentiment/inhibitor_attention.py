@@ -1,90 +1,87 @@
 """Inhibitor attention, the public operator: checks its arguments and chooses a backend."""
 
-import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .inhibitor_checks import check_attn_mask, check_inference, check_key_mask, check_scalar, check_tensors
 from .inhibitor_masks import KeyMasks
-from .inhibitor_memory import INPUTS, check_memory, has_tangent, is_differentiated, untraced
+from .inhibitor_memory import INPUTS, check_memory, has_tangent, untraced
 from .inhibitor_naive import naive_inhibitor_attention
 from .inhibitor_notice import say_slow
 from .inhibitor_quantized import LARGEST_KEYS, quantized_inhibitor_attention
 from .inhibitor_torch import torch_inhibitor_attention
 
-BACKENDS = ("auto", "naive", "torch", "triton", "cpu")
 _NO_SCORES = "it returns no scores"
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
-    rows, columns, dtype, device = query.shape, key.shape, query.dtype, query.device
-    if (
-        (len(rows) == 4 and columns == value.shape and rows[:2] == columns[:2] and rows[3:] == columns[3:])
-        and (dtype in _DTYPES and key.dtype == dtype and value.dtype == dtype)
-        and (key.device == device and value.device == device)
-    ):
-        return  # else, what is wrong:
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if tensor.ndim != 4:
-            raise ValueError(
-                f"{name} must have 4 dimensions (batch, heads, length, head size), got shape {tuple(tensor.shape)}."
-            )
-        if tensor.dtype not in _DTYPES:
-            raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}.")
-        if tensor.dtype != query.dtype or tensor.device != query.device:
-            raise ValueError(
-                f"query, key and value must agree in dtype and device, got {name} in {tensor.dtype} on {tensor.device} "
-                f"and query in {query.dtype} on {query.device}."
-            )
-    if key.shape != value.shape:
-        raise ValueError(f"key and value must have the same shape, got {tuple(key.shape)} and {tuple(value.shape)}.")
-    if (*query.shape[:2], query.shape[3]) != (*key.shape[:2], key.shape[3]):
-        raise ValueError(
-            f"query and key must agree in batch, heads and head size, got {tuple(query.shape)} and {tuple(key.shape)}."
-        )
+class Backend(NamedTuple):
+    """A form of the operator.
+
+    devices: the types of device whose tensors `"auto"` gives it.
+    load: imports it, at its first use, and returns it: what `register_backend` makes, or, without a `refusal`, a function of
+        the signature of `torch_inhibitor_attention`.
+    refusal: why it cannot take such a query, None where it can. Without this function it takes every call.
+    int8: the form for `quantized=True`; without one such calls take plain torch.
+    """
+
+    devices: tuple[str, ...]
+    load: Callable[[], Callable[..., Any]]
+    refusal: Callable[[Tensor], str | None] | None = None
+    int8: "Backend | None" = None
 
 
-def _check_key_mask(name: str, mask: Tensor | None, key: Tensor) -> None:
-    if mask is None:
-        return
-    expected = (key.shape[0], key.shape[2])
-    if mask.dtype != torch.bool or tuple(mask.shape) != expected:
-        raise ValueError(
-            f"{name} must be a bool tensor of shape (batch, keys) = {expected}, True for a kept key; "
-            f"got {mask.dtype} of shape {tuple(mask.shape)}."
-        )
-    _check_mask_device(name, mask, key)
+def _cpu() -> Callable[..., Tensor]:
+    from .inhibitor_cpu import cpu_attention
+
+    return cpu_attention
 
 
-def _check_mask_device(name: str, mask: Tensor, key: Tensor) -> None:
-    if mask.device != key.device:
-        raise ValueError(f"{name} must be on the device of query, key and value, {key.device}; got one on {mask.device}.")
+def _cpu_refusal(query: Tensor) -> str | None:
+    from .inhibitor_cpu import cpu_refusal
+
+    return cpu_refusal(query)
 
 
-def _check_attn_mask(mask: Tensor | None, query: Tensor, key: Tensor) -> None:
-    if mask is None:
-        return
-    full = (*query.shape[:3], key.shape[2])
-    if mask.dtype != torch.bool or mask.ndim != 4 or any(m not in (1, n) for m, n in zip(mask.shape, full, strict=True)):
-        raise ValueError(
-            f"attn_mask must be a 4-D bool tensor that broadcasts to (batch, heads, queries, keys) = {full}, True for a "
-            f"visible key; got {mask.dtype} of shape {tuple(mask.shape)}."
-        )
-    _check_mask_device("attn_mask", mask, key)
+def _cpu_int8() -> Callable[..., Tensor]:
+    from .inhibitor_cpu_int8 import int8_attention
+
+    return int8_attention
 
 
-def _scalar(name: str, scalar: float | Tensor, query: Tensor, dtype: torch.dtype) -> Tensor:
-    """`scalar` as a `(1 or H,)` tensor of the accumulation dtype."""
+def _cpu_int8_refusal(query: Tensor) -> str | None:
+    from .inhibitor_cpu_int8 import int8_refusal
+
+    return int8_refusal(query)
+
+
+def _triton() -> Callable[..., Tensor]:
+    from .inhibitor_triton import triton_attention
+
+    return triton_attention
+
+
+def _triton_refusal(query: Tensor) -> str | None:
+    from .inhibitor_triton import triton_refusal
+
+    return triton_refusal(query)
+
+
+BACKENDS = {
+    "naive": Backend((), lambda: naive_inhibitor_attention),
+    "torch": Backend((), lambda: torch_inhibitor_attention),
+    "triton": Backend(("cuda",), _triton, _triton_refusal),
+    "cpu": Backend(("cpu",), _cpu, _cpu_refusal, int8=Backend(("cpu",), _cpu_int8, _cpu_int8_refusal)),
+}
+
+
+def _accumulated(name: str, scalar: float | Tensor, query: Tensor, dtype: torch.dtype) -> Tensor:
+    """`scalar` as a `(1 or H,)` tensor of `dtype`, that of the accumulation."""
     if not isinstance(scalar, Tensor):
-        if not math.isfinite(scalar):
-            raise ValueError(f"{name} must be finite, got {scalar}.")
-        scalar = torch.full((1,), float(scalar), dtype=dtype, device=query.device)
-    heads = query.shape[1]
-    if scalar.ndim > 1 or scalar.numel() not in (1, heads):
-        raise ValueError(f"{name} must be a float or a tensor of shape (), (1,) or ({heads},), got {tuple(scalar.shape)}.")
+        return torch.full((1,), float(scalar), dtype=dtype, device=query.device)
     if scalar.ndim == 1 and scalar.dtype == dtype and scalar.device == query.device:
         return scalar  # as it comes from a module: the conversions would cost as much as a small call's arithmetic
     if untraced(scalar):
@@ -104,63 +101,90 @@ def _plain_operations_only(*inputs: Tensor) -> bool:
     return torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
 
 
-def _compiled_backend(name: str, quantized: bool = False) -> tuple[Callable[..., Tensor], Callable[[Tensor], str | None]]:
-    """`(attention, refusal)` of a backend: its operator, and why it cannot take a query (None where it can).
-
-    Imported at the first use: who does not need a compiler does not wait for one.
-    """
-    if quantized:
-        from .inhibitor_cpu_int8 import int8_attention, int8_refusal
-
-        return int8_attention, int8_refusal if name == "cpu" else lambda query: "it has no int8 form"
-    if name == "triton":
-        from .inhibitor_triton import triton_attention, triton_refusal
-
-        return triton_attention, triton_refusal
-    from .inhibitor_cpu import cpu_attention, cpu_refusal
-
-    return cpu_attention, cpu_refusal
-
-
 def _choose(backend: str, query: Tensor, needs_plain: str | None, quantized: bool) -> Callable[..., Tensor] | None:
-    """The compiled backend for this call, or None for one in plain torch; `needs_plain` says what only those can do.
+    """The compiled form for this call, or None for one in plain torch; `needs_plain` says what only those can do.
 
     Raises:
         ValueError: the backend that was asked for cannot take these tensors.
     """
-    if backend == "auto" and not torch.compiler.is_exporting():
-        name = {"cuda": "triton", "cpu": "cpu"}.get(query.device.type)
-        if name is None:
-            say_slow(query.device.type, "there is no compiled form for it")
-    else:
-        name = backend if backend in ("triton", "cpu") else None
-    if name is None:
+    device, chosen = query.device.type, BACKENDS.get(backend)
+    if backend == "auto":
+        if torch.compiler.is_exporting():
+            return None
+        for each in BACKENDS.values():
+            if device in each.devices:
+                chosen = each
+                break
+        else:
+            say_slow(device, "there is no compiled form for it")
+    if chosen is None or chosen.refusal is None:
         return None
     reason = needs_plain
     if reason is None:
-        attention, refusal = _compiled_backend(name, quantized)
-        reason = refusal(query)
-        if reason is None:
-            return attention
+        form = chosen.int8 if quantized else chosen
+        if form is None:
+            reason = "it has no int8 form"
+        elif form.refusal is None or (reason := form.refusal(query)) is None:
+            return form.load()
         if backend != "auto":
             raise ValueError(f"backend={backend!r} cannot be used here: {reason}.")
     if reason != _NO_SCORES:  # whoever wants the scores in memory asks for the plain form
-        say_slow(query.device.type, reason)
+        say_slow(device, reason)
     return None
 
 
-def _check_inference(return_scores: bool, **inputs: float | Tensor) -> None:
-    """What `quantized` does not go with."""
-    if return_scores:
-        raise ValueError("quantized=True returns no scores; use quantized=False with return_scores=True.")
-    if not torch.is_grad_enabled() and forward_ad._current_level < 0:
-        return
-    for name, x in inputs.items():
-        if is_differentiated(x):
-            raise ValueError(
-                f"quantized=True has no gradient, and {name} requires one; call it under torch.no_grad(), or train with "
-                "quantized=False."
-            )
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    padding: Tensor | None,
+    dropout: Tensor | None,
+    attention: Tensor | None,
+    scalars: tuple[float | Tensor, float | Tensor, float | Tensor],
+    *,
+    centered: bool,
+    signed: bool,
+    causal: bool,
+    quantized: bool,
+    return_scores: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor | None]:
+    """`inhibitor_attention` without its checks: the output, and the scores where `return_scores` asks for them.
+
+    padding, dropout, attention: `key_padding_mask`, `key_dropout_mask` and `attn_mask`.
+    scalars: alpha, beta and gamma.
+
+    Raises:
+        ValueError: a backend that cannot be used here, a tensor whose storage does not hold it, or `quantized` with
+            `return_scores` or an input that requires a gradient.
+    """
+    if quantized:
+        check_inference(return_scores, query, key, value, *scalars)
+    dtype = torch.float64 if query.dtype == torch.float64 and not quantized else torch.float32
+    alpha, beta, gamma = (_accumulated(name, x, query, dtype) for name, x in zip(INPUTS[5:], scalars, strict=True))
+    transformed = _plain_operations_only(query, key, value, alpha, beta, gamma)
+    needs_plain = _NO_SCORES if return_scores else "it takes no attn_mask" if attention is not None else None
+    if quantized and key.shape[2] > LARGEST_KEYS:
+        needs_plain = f"its int8 form takes up to {LARGEST_KEYS} keys, and these are {key.shape[2]}"
+    compiled = None if transformed else _choose(backend, query, needs_plain, quantized)
+    if compiled is not None:
+        return compiled(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal), None
+
+    inputs = (query, key, value, padding, dropout, alpha, beta, gamma, attention)
+    if untraced(*inputs):
+        check_memory((*INPUTS, "attn_mask"), inputs)
+    outside = query.dtype
+    query, key, value = (x.to(dtype) for x in (query, key, value))
+    alpha, beta, gamma = (scalar.view(1, -1, 1, 1) for scalar in (alpha, beta, gamma))
+    masks = KeyMasks(padding, dropout, attention, causal)
+    if quantized:
+        output = quantized_inhibitor_attention(query, key, value, alpha, beta, gamma, masks, centered, signed)
+        return output.to(outside), None
+    plain = BACKENDS.get(backend)
+    name = "naive" if transformed else "torch" if plain is None or plain.refusal is not None else backend
+    forward = BACKENDS[name].load()
+    output, scores = forward(query, key, value, alpha, beta, gamma, masks, centered, signed, return_scores)
+    return output.to(outside), None if scores is None else scores.to(outside)
 
 
 def inhibitor_attention(
@@ -225,35 +249,27 @@ def inhibitor_attention(
 
     Source: Brännvall, arXiv 2310.02041; Zhang and Brännvall, arXiv 2503.15983.
     """
-    _check_tensors(query, key, value)
-    _check_key_mask("key_padding_mask", key_padding_mask, key)
-    _check_key_mask("key_dropout_mask", key_dropout_mask, key)
-    _check_attn_mask(attn_mask, query, key)
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}.")
-    if quantized:
-        _check_inference(return_scores, query=query, key=key, value=value, alpha=alpha, beta=beta, gamma=gamma)
-
-    dtype = torch.float64 if query.dtype == torch.float64 and not quantized else torch.float32
-    scalars = [_scalar(name, x, query, dtype) for name, x in (("alpha", alpha), ("beta", beta), ("gamma", gamma))]
-    transformed = _plain_operations_only(query, key, value, *scalars)
-    needs_plain = _NO_SCORES if return_scores else "it takes no attn_mask" if attn_mask is not None else None
-    if quantized and key.shape[2] > LARGEST_KEYS:
-        needs_plain = f"its int8 form takes up to {LARGEST_KEYS} keys, and these are {key.shape[2]}"
-    compiled = None if transformed else _choose(backend, query, needs_plain, quantized)
-    if compiled is not None:
-        return compiled(query, key, value, key_padding_mask, key_dropout_mask, *scalars, centered, signed, causal)
-
-    inputs = (query, key, value, key_padding_mask, key_dropout_mask, *scalars, attn_mask)
-    if untraced(*inputs):
-        check_memory((*INPUTS, "attn_mask"), inputs)
-    outside = query.dtype
-    query, key, value = (x.to(dtype) for x in (query, key, value))
-    alpha, beta, gamma = (scalar.view(1, -1, 1, 1) for scalar in scalars)
-    masks = KeyMasks(key_padding_mask, key_dropout_mask, attn_mask, causal)
-    if quantized:
-        return quantized_inhibitor_attention(query, key, value, alpha, beta, gamma, masks, centered, signed).to(outside)
-    forward = naive_inhibitor_attention if transformed or backend == "naive" else torch_inhibitor_attention
-    output, scores = forward(query, key, value, alpha, beta, gamma, masks, centered, signed, return_scores)
-    output = output.to(outside)
-    return output if scores is None else (output, scores.to(outside))
+    check_tensors(query, key, value)
+    check_key_mask("key_padding_mask", key_padding_mask, key)
+    check_key_mask("key_dropout_mask", key_dropout_mask, key)
+    check_attn_mask(attn_mask, query, key)
+    if backend != "auto" and backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, ('auto', *BACKENDS)))}, got {backend!r}.")
+    for name, scalar in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
+        check_scalar(name, scalar, query)
+    output, scores = attend(
+        query,
+        key,
+        value,
+        key_padding_mask,
+        key_dropout_mask,
+        attn_mask,
+        (alpha, beta, gamma),
+        centered=centered,
+        signed=signed,
+        causal=causal,
+        quantized=quantized,
+        return_scores=return_scores,
+        backend=backend,
+    )
+    return output if scores is None else (output, scores)

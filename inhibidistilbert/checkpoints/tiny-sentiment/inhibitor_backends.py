@@ -10,7 +10,8 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 from transformers.utils import logging
 
-from .inhibitor_attention import inhibitor_attention
+from .inhibitor_attention import BACKENDS, attend
+from .inhibitor_checks import check_tensors
 
 logger = logging.get_logger(__name__)
 
@@ -29,14 +30,20 @@ def split_mask(attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | N
     return None, attention_mask
 
 
-def visible_key_count(attention_mask: Tensor | None, keys: int) -> Tensor | int:
-    """Visible keys of each query, at least 1: `keys` itself, or a tensor that broadcasts to `(B, M, H, d)`."""
+def length_divisor(normalization: str, attention_mask: Tensor | None, keys: int) -> Tensor | float | None:
+    """What `length_normalization` divides each query's output by: a number, or a tensor that broadcasts to `(B, M, H, d)`.
+
+    `"mean"`: its visible keys, at least 1; `"sqrt"`: the root of that; `"none"`: None.
+    """
+    if normalization == "none":
+        return None
+    count: Tensor | int = keys
     padding, attention = split_mask(attention_mask)
     if padding is not None:
-        return padding.sum(-1).clamp(min=1)[:, None, None, None]
-    if attention is not None:
-        return attention.sum(-1).clamp(min=1).transpose(1, 2)[..., None]
-    return keys
+        count = padding.sum(-1).clamp(min=1)[:, None, None, None]
+    elif attention is not None:
+        count = attention.sum(-1).clamp(min=1).transpose(1, 2)[..., None]
+    return count**0.5 if normalization == "sqrt" else count
 
 
 def _attention_forward(
@@ -56,24 +63,23 @@ def _attention_forward(
     if dropout:
         # Drawn here, outside the kernels: checkpointing recomputes it from the same random state.
         kept = torch.rand(key.shape[0], key.shape[2], device=key.device) >= dropout
-    result: Any = inhibitor_attention(
+    check_tensors(query, key, value)  # projections may have been replaced; masks and scalars are the model's own
+    output, scores = attend(
         query,
         key,
         value,
-        key_padding_mask=padding,
-        key_dropout_mask=kept,
-        attn_mask=attention,
-        alpha=module.alpha,
-        beta=module.beta,
-        gamma=module.gamma,
+        padding,
+        kept,
+        attention,
+        (module.alpha, module.beta, module.gamma),
         centered=module.config.centered,
         signed=module.config.signed,
+        causal=False,
         # The scores are those of the exact form.
         quantized=module.config.quantized and not return_scores,
         return_scores=return_scores,
         backend=backend,
     )
-    output, scores = result if return_scores else (result, None)
     return output.transpose(1, 2), scores
 
 
@@ -108,8 +114,11 @@ def inhibitor_mask(attention_mask: Tensor | None = None, **kwargs) -> Tensor | N
 ATTENTION_FORWARDS: dict[str, Callable[..., Any]] = {
     "eager": eager_attention_forward,
     "inhibitor": inhibitor_attention_forward,
-    "inhibitor_triton": partial(inhibitor_attention_forward, backend="triton"),
-    "inhibitor_cpu": partial(inhibitor_attention_forward, backend="cpu"),
+    **{
+        f"inhibitor_{name}": partial(inhibitor_attention_forward, backend=name)
+        for name, backend in BACKENDS.items()
+        if backend.refusal is not None
+    },
 }
 
 # transformers checks names against, and takes masks from, these process-wide tables.

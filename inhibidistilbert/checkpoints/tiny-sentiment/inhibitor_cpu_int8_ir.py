@@ -630,7 +630,7 @@ def _define_run_item(g: Generator) -> None:
 
 
 def _define_entry(g: Generator) -> None:
-    with g.module.function("attention", {"block": PTR}, exported=True) as (f, address):
+    with g.module.function("int8", {"block": PTR}, exported=True) as (f, address):
         block = Fields(address, BLOCK)
         slot = f.atomic_add(block.place("slots"), 1)
         memory = block.pointer("workspace").at(slot * block.integer("workspace_size"), I8)
@@ -649,8 +649,8 @@ def _define_entry(g: Generator) -> None:
 
 
 def int8_ir(machine: Machine, size: int) -> str:
-    """The IR of a module that exports `void attention(void *block)`, for heads of `size` channels."""
-    g = Generator(machine, size)
+    """The IR of a module that exports `void int8(void *block)`, for heads of `size` channels, or whole vectors of them."""
+    g = Generator(machine, size + -size % machine.lanes)
     for define in (
         *(
             _define_index_keys,

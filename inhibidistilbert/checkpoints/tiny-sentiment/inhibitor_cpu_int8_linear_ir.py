@@ -135,7 +135,7 @@ def int8_linear_ir(machine: Machine) -> str:
     g = ByteGenerator(machine)
     for define in (_define_quantize_row, _define_pack_weights, _define_tile, _define_run_item):
         define(g)
-    with g.module.function("linear", {"block": PTR}, exported=True) as (f, address):
+    with g.module.function("int8_linear", {"block": PTR}, exported=True) as (f, address):
         block = Fields(address, BLOCK)
         slot = f.atomic_add(block.place("slots"), 1)
         memory = block.pointer("workspace").at(slot * block.integer("workspace_size"), I8)
