@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SEEDS = (0, 1, 2)
-# Of texts of another length than those of the training: these may move all scores of a model, teachers' too, across its
-# threshold, which would hide what it still tells apart.
+# The metric for texts of another length than those of the training. Such texts may move all scores of a model, teachers'
+# too, across its threshold; accuracy would then hide what it still tells apart.
 METRIC_ELSEWHERE = "roc_auc"
 # Task and metric of the rows that tell what share of the variance of the teacher's attention output a student reproduces at
 # the end of `align`, mean of the layers. The authors' stages aim at something else.
