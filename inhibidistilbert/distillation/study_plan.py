@@ -60,7 +60,7 @@ class Model:
     by_authors: bool = False
 
 
-# The softmax control starts as a copy of the encoder, with the loss of zero at which alignment and pretraining aim.
+# Alignment and pretraining make a student like the encoder. The softmax control starts as a copy of it and needs neither.
 _STUDENTS = (Model("inhibitor"), Model("softmax", ("student.attention=softmax",), stages=()))
 # A second control that goes through these stages all the same, whatever they do to it.
 _SAME_STAGES = Model("softmax_aligned", ("student.attention=softmax",))
