@@ -284,7 +284,7 @@ def _timings(level: Level, problem: Problem, threads: int, seconds: dict[str, li
 
 
 def panels(timings: Sequence[Timing]) -> list[Panel]:
-    """The ratios to softmax attention in float32, a panel for each level and number of threads."""
+    """Of each level and number of threads the ratios to softmax attention in float32."""
     found = []
     for level, threads in dict.fromkeys((timing.level, timing.threads) for timing in timings):
         here = [timing for timing in timings if (timing.level, timing.threads) == (level, threads)]
