@@ -21,10 +21,10 @@ _known: dict[str, tuple[tuple[int, ...], str]] = {}
 
 
 def sha256(path: Path) -> str:
-    """Of the bytes that are in the file now, as hexadecimal digits.
+    """The digest of the bytes that are in the file now, as hexadecimal digits.
 
-    A file is not read again while it is the same one, of the same size and times. Of these a program can set back the time
-    of the last write, but not that of the last change.
+    A file is not read again while it is the same one, of the same size and times. A program can set back the time of the
+    last write, but not that of the last change.
     """
     name, before = os.path.realpath(path), _state(path)
     if name in _known and _known[name][0] == before:
@@ -43,7 +43,7 @@ def _state(path: Path) -> tuple[int, ...]:
 
 
 def content_of(source: str, model: bool) -> Content:
-    """What a file, or a model's folder or repository on the Hub, holds now. Of the Hub nothing but one file is read."""
+    """What a file, or a model's folder or repository on the Hub, holds now. From the Hub it reads one file alone."""
     path = Path(source)
     try:
         if path.is_file():

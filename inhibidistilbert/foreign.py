@@ -153,7 +153,7 @@ def choices(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def plain_config(fields: dict[str, Any], kind: type[PreTrainedConfig] | None = None) -> dict[str, Any]:
-    """Of the fields of a configuration those that its class knows, and numbers; they name nothing elsewhere.
+    """The fields of a configuration that its class knows, and numbers; they name nothing elsewhere.
 
     kind: the class of a part of a configuration; otherwise `model_type` names it.
 
@@ -194,9 +194,9 @@ def plain_config(fields: dict[str, Any], kind: type[PreTrainedConfig] | None = N
 
 
 def plain_tokenizer_config(fields: dict[str, Any], model_type: Any = None) -> dict[str, Any]:
-    """Of the fields of `tokenizer_config.json` those that tokenizers know, and numbers.
+    """The fields of `tokenizer_config.json` that tokenizers know, and numbers.
 
-    model_type: of the model, whose tokenizer it is where no class is named.
+    model_type: the model's; it names the tokenizer where no class is named.
 
     Raises:
         ForeignFieldError: a field that chooses something.

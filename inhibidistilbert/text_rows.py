@@ -80,7 +80,7 @@ def _csv_rows(stream: BinaryIO, wanted: Collection[str], required: Collection[st
 
 def _csv_records(stream: BinaryIO) -> Iterator[tuple[int, list[str]]]:
     """The line that each record begins in, and its fields."""
-    # Of the process, and 128 KiB otherwise: a long text is a text.
+    # The limit holds for the whole process. It is 128 KiB otherwise, and texts may be longer.
     csv.field_size_limit(_LONGEST_FIELD)
     reader = csv.reader(_decoded(stream), strict=True)
     while True:

@@ -21,7 +21,7 @@ _CALL_FIELDS = (
     "workspace",
     *("mean", "sums"),  # (B, H, M) float32; (items, 3) float32, what each adds to the gradients of alpha, beta and gamma
 )
-# Of tensors the former have the strides, the latter the addresses. Strides are in bytes: `_b` from sequence to sequence,
+# The first part holds the tensors' strides, the second their addresses. Strides are in bytes: `_b` sequence to sequence,
 # `_h` head to head, `_l` token to token, `_d` channel to channel.
 _SCALARS, _MASKS = ("alpha", "beta", "gamma"), ("padding", "dropout")
 _INPUTS, _FORWARD_TENSORS = ("query", "key", "value"), ("output",)

@@ -377,7 +377,7 @@ def _define_pack_values(g: Generator) -> None:
                     signs = signs | negative.where(f.number(g.words, 0xFE << 8 * byte), zero)
                 place.store(magnitudes)
                 place.store(signs, g.lanes)
-            # Of the sums within a panel the last stays.
+            # The last sum within a panel stays.
             for n in range(g.groups):
                 sums.store(totals[n].value, j // (4 * g.lanes) * g.size + n * g.lanes)
 

@@ -238,7 +238,7 @@ def head_of(block: Fields, tensor: str, batch: Value, head: Value) -> Value:
 
 
 def _define_drop_rows(g: Generator) -> None:
-    """Of the gathered values at `first`, those of dropped keys become zeros: they add nothing then, and take no gradient."""
+    """Values of dropped keys, gathered at `first`, become zeros: they add nothing then, and take no gradient."""
     with g.routine("drop_rows", batch=I64, first=I64) as (f, block, state, batch, first), f.when(block.flag("dropout")):
         mask = block.pointer("dropout").at(batch * block.integer("dropout_b"), I8)
         left = state.integer("visible") - first

@@ -15,7 +15,7 @@ _COSTS = {
     "is about as fast as softmax",
     "cuda": "many times slower than the fused kernels, and takes more memory",
 }
-# Of the whole process, as a logger is: this code may be in it more than once, from the package and from checkpoints.
+# One for the whole process, which may hold this code more than once: from the package and from checkpoints.
 _said: set[str] = logging.getLogger("inhibitor_attention").__dict__.setdefault("said", set())
 
 

@@ -160,7 +160,7 @@ def _output(query, key, value, alpha, beta, gamma, masks: KeyMasks, centered: bo
 def _gradients(
     query, key, value, alpha, beta, gamma, masks: KeyMasks, centered: bool, signed: bool, grad_output: Tensor
 ) -> tuple[Tensor, ...]:
-    """Of the first six arguments of `_output`."""
+    """The gradients of `_output`'s six inputs."""
     grad_query = torch.empty_like(query, memory_format=torch.contiguous_format)
     grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
     grad_alpha, grad_beta, grad_gamma = (torch.zeros_like(scalar) for scalar in (alpha, beta, gamma))

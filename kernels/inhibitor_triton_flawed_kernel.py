@@ -24,8 +24,8 @@ def _not_finite(p_x, count, stride, BLOCK: tl.constexpr):
 
 @triton.jit
 def _pair(x, v, g, m_d, seen, kept, alpha, beta, scale, mean, SIGNED: tl.constexpr, CENTERED: tl.constexpr):
-    """Of queries and keys that are x [L, columns] apart: their distances [L, 1], what passes [L, columns], what of the
-    gradient g goes to the values, and to the scores [L, 1]; all 0 where not seen, or where a value is not kept."""
+    """For queries and keys x [L, columns] apart: their distances [L, 1], what passes [L, columns], what of the gradient
+    g goes to the values, and to the scores [L, 1]; all 0 where not seen, or where a value is not kept."""
     distance = tl.where(seen, tl.sum(tl.abs(x), 1)[:, None], 0.0)
     s = distance * scale
     if CENTERED:

@@ -96,7 +96,7 @@ class InhibiDistilBertConfig(PreTrainedConfig):
             raise ValueError(f"model_type must be {cls.model_type!r}, or 'distilbert' to start from one, got {kind!r}.")
         if config_dict.get("per_layer_config"):
             raise ValueError("per_layer_config must be left out: the layers of this model are alike.")
-        # Of the file alone: whoever gives num_labels on loading wants another head than the file's.
+        # Only the file is checked: who gives num_labels on loading wants another head.
         names, number = config_dict.get("id2label"), config_dict.get("num_labels")
         if names is not None and number is not None and len(names) != number:
             raise ValueError(f"num_labels is {number}, but id2label names {len(names)} labels.")

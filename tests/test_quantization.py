@@ -102,7 +102,7 @@ def test_called_where_gradients_are_recorded(tmp_path):
 
 
 def test_a_gradient_that_int8_attention_cannot_give_is_refused(tmp_path):
-    """Of a float model with `quantized = True`, before it is saved and after."""
+    """A float model with `quantized = True` refuses it before it is saved and after."""
     model = tiny_model(TASK, quantized=True)
     model.save_pretrained(tmp_path)
     for same in (model, type(model).from_pretrained(tmp_path)):

@@ -392,7 +392,7 @@ def panels(measurements: Sequence[Measurement], column: str) -> list[Panel]:
 
 
 def markdown(comparisons: Sequence[Comparison]) -> str:
-    """A table for the README: a comparison a line, ratios with their 10 % and 90 % quantiles."""
+    """A Markdown table: a comparison a line, ratios with their 10 % and 90 % quantiles."""
     energy = any(comparison.energy for comparison in comparisons)
     titles = ["model", "peer", "dtype", "threads", "batch", "length", "throughput", "latency", "memory"]
     titles += ["energy"] if energy else []

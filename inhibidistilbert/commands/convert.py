@@ -41,7 +41,7 @@ def convert(
     head: Annotated[bool, typer.Option(help="Keep the source's head where the student has the same one.")] = True,
     dtype: Annotated[
         str | None,
-        typer.Option(metavar="float32|float16|bfloat16", help="Of the written weights.", show_default="the source's"),
+        typer.Option(metavar="float32|float16|bfloat16", help="Type of the written weights.", show_default="the source's"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint in OUTPUT_DIR.")] = False,

@@ -46,7 +46,7 @@ def evaluate(
     label_column: Annotated[str | None, typer.Option(help="Column of the labels.", show_default="label")] = None,
     fine_tune: Annotated[bool, typer.Option("--fine-tune", help="First train on the split train.")] = False,
     seed: Annotated[
-        list[int] | None, typer.Option(help="Of the fine-tuning. Repeatable: mean and deviation.", show_default="0")
+        list[int] | None, typer.Option(help="Seed of the fine-tuning. Repeatable: mean and deviation.", show_default="0")
     ] = None,
     epochs: Annotated[float, typer.Option(help="Epochs of the fine-tuning.")] = 4,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate of the fine-tuning.")] = 2e-5,

@@ -165,7 +165,8 @@ def json_line(prediction: Prediction) -> str:
 def human_line(prediction: Prediction, label_width: int, line_width: int | None) -> str:
     """Label, score and text in columns; a text on one line, without control characters, cut to the terminal's width.
 
-    Of a multi-label model all labels that are given, with their scores; where there is none, that, and the likeliest.
+    A multi-label model's line has all labels that it gives, with their scores; where it gives none, it says so and has the
+    likeliest.
     """
     text = "".join(c for c in " ".join(prediction.text.split()) if c.isprintable())
     if prediction.scores is None:

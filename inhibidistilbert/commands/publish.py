@@ -48,7 +48,7 @@ def publish(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show the plan; send nothing.")] = False,
     private: Annotated[
-        bool, typer.Option("--private/--public", help="Of a new repository; that of an existing one is never changed.")
+        bool, typer.Option("--private/--public", help="Visibility of a new repository; an existing one keeps its own.")
     ] = True,
     revision: Annotated[
         str | None,

@@ -36,7 +36,7 @@ _MANAGED = {
 
 
 def training_arguments(recipe: Recipe, stage: Stage, folder: Path) -> TrainingArguments:
-    """Of a stage that trains in `folder`. Raises a UserError for a setting that is unknown, taken or wrong."""
+    """The arguments of a stage that trains in `folder`. Raises a UserError for a setting that is unknown, taken or wrong."""
     given = dict(recipe.trainer)
     known = {item.name for item in dataclasses.fields(TrainingArguments)}
     for name in given:

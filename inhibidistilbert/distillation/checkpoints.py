@@ -28,7 +28,7 @@ _NAME = re.compile(r"checkpoint-\d+")
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The last checkpoint of a training that is whole; None where there is none yet. Of others a line says what they lack.
+    """The last checkpoint of a training that is whole; None where there is none yet. A line says what the others lack.
 
     Raises:
         UserError: none is whole: nothing is trained anew, and no checkpoint replaced, without a word.

@@ -103,7 +103,10 @@ def _nothing() -> Iterator[list[Tensor]]:
 
 
 def _attention_output(layer: nn.Module, state: Tensor, mask: Tensor | None) -> Tensor:
-    """Of a layer that may be sharded: FSDP gathers its weights where it is called, and where its output has a gradient."""
+    """The attention output of a layer, which may be sharded.
+
+    FSDP gathers a layer's weights where the layer is called, and where its output has a gradient.
+    """
     attention: Any = layer.attention
     if not isinstance(layer, FSDPModule):
         return attention(state, attention_mask=mask)[0]

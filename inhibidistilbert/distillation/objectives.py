@@ -102,7 +102,7 @@ class AlignObjective:
 
 @torch.no_grad()
 def measure_variances(settings: Align, teacher: Teacher, batches: Sequence[Batch]) -> list[float]:
-    """Of each layer's target, over the real tokens of some batches, summed over channels."""
+    """The variance of each layer's target over the real tokens of some batches, summed over channels."""
     rows: list[list[Tensor]] = [[] for _ in teacher.layers]
     for batch in batches:
         states = teacher(batch, attention=settings.target == "attention")

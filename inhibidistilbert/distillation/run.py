@@ -21,7 +21,7 @@ from .tasks import Collator
 from .trainer import StageTrainer, scores
 from .work_folder import changes, check_free, check_shared, claim, finish, finished_log, plain
 
-# Of a disk or a folder, not of this program.
+# The disk or the folder causes these errors, not this program.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 

@@ -26,7 +26,7 @@ _INHIBITOR_FIELDS = {item.name for item in dataclasses.fields(InhibiDistilBertCo
 }
 # What `conversion` sets while it copies.
 _CONVERSION_FIELDS = ("scalars_per_head", "length_normalization", "alpha_init", "beta_init", "gamma_init")
-# Of the model that weights are copied from; the student's are its own, or the teacher's.
+# The model that weights are copied from has these fields too; the student's are its own, or the teacher's.
 _NOT_CARRIED = {"architectures", "auto_map", "dtype", "model_type", "transformers_version", "id2label", "label2id"}
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SEEDS = (0, 1, 2)
-# Of texts of another length than those of the training: these may move all scores of a model, teachers' too, across its
-# threshold, which would hide what it still tells apart.
+# The metric for texts of another length than those of the training. Such texts may move all scores of a model, teachers'
+# too, across its threshold; accuracy would then hide what it still tells apart.
 METRIC_ELSEWHERE = "roc_auc"
 # Task and metric of the rows that tell what share of the variance of the teacher's attention output a student reproduces at
 # the end of `align`, mean of the layers. The authors' stages aim at something else.
@@ -60,7 +60,7 @@ class Model:
     by_authors: bool = False
 
 
-# The softmax control starts as a copy of the encoder, with the loss of zero at which alignment and pretraining aim.
+# Alignment and pretraining make a student like the encoder. The softmax control starts as a copy of it and needs neither.
 _STUDENTS = (Model("inhibitor"), Model("softmax", ("student.attention=softmax",), stages=()))
 # A second control that goes through these stages all the same, whatever they do to it.
 _SAME_STAGES = Model("softmax_aligned", ("student.attention=softmax",))

@@ -70,8 +70,9 @@ def summary(rows: Sequence[Row]) -> str:
     scores = _scores(rows)
     return (
         "# Distillation study\n\nTest scores, accuracy in % or 100 × Pearson correlation; mean ± deviation between seeds. "
-        "Gaps, in points: a control − the inhibitor. The control `softmax` starts as the encoder, at which alignment and "
-        "pretraining aim; `softmax_aligned` goes through both like the inhibitor.\n\n"
+        "Gaps, in points: a control − the inhibitor. Both controls keep softmax attention. The control `softmax` starts as "
+        "a copy of the encoder and learns the task alone. The control `softmax_aligned` goes through alignment and "
+        "pretraining too, like the inhibitor.\n\n"
         f"{_comparison(scores)}\n"
         "Models trained on Rotten Tomatoes sentences, seed 0, tested on such sentences (accuracy) and on IMDB reviews of "
         "250 words or more, cut at 512 tokens (area under the ROC curve in %; 50 is chance). `alignment`: how much of the "

@@ -200,7 +200,7 @@ class MultiLabelClassification(TaskKind):
         return soft_labels(student, teacher, temperature).sum(), "rows"
 
     def hard(self, student: Tensor, batch: Batch) -> tuple[Tensor, str]:
-        """Of a row the mean over its labels, as in transformers' loss."""
+        """The loss of a row is the mean over its labels, as in transformers."""
         labels = batch["labels"].float()
         known = ~labels.isnan().any(-1)
         losses = F.binary_cross_entropy_with_logits(student.float()[known], labels[known], reduction="none")

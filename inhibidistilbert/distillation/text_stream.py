@@ -85,7 +85,7 @@ class TextStream(TorchIterableDataset):
     def _blocks(self, number: int) -> Iterator[list[int]]:
         # What is too short for a block at the end of a pass is left out.
         tokens: list[int] = []
-        # Of an encoder: one special token before a text, the others behind it.
+        # An encoder puts one special token before a text, the others behind it.
         special = self.tokenizer("")["input_ids"]
         inner = self.max_length - len(special)
         for ids in self._encoded(number, add_special_tokens=False, truncation=False):

@@ -144,7 +144,7 @@ class StageTrainer(CheckpointTrainer):
 
     @property
     def seconds(self) -> float:
-        """Of training, over all runs of it."""
+        """The time spent on this training, summed over all its runs."""
         return self._seconds_before + time.monotonic() - self._started
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -170,7 +170,7 @@ class StageTrainer(CheckpointTrainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def student_weights(self) -> dict[str, Tensor]:
-        """Of the student alone, without maps; gathered where the processes hold parts of them, for the main one at least.
+        """The weights of the student alone, without maps. The main process gets them whole, also where each holds a part.
 
         All processes call it.
         """

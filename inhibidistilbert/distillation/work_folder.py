@@ -95,7 +95,7 @@ def changes(recorded: Any, recipe: Recipe) -> str:
 
 
 def is_folder(source: str) -> bool:
-    """Of a student: whether it is neither a size nor the teacher."""
+    """Whether a student's source is a folder: neither a published size nor the teacher."""
     return source not in ("teacher", *published_sizes())
 
 

@@ -123,7 +123,7 @@ class _Models:
         wanted = self.classes if self.options.fine_tune else None
         model, tokenizer = load_checkpoint(checkpoint, wanted, self.options.trust_remote_code, self.task.problem_type)
         config = model.config
-        # Of a model that does not say what it is, another number of labels tells more.
+        # Where a model does not say what it is, a different number of labels tells the user more.
         if config.problem_type or self.classes in (None, config.num_labels):
             _check_problem(checkpoint, config, self.task)
         if self.classes is not None and config.num_labels != self.classes:
@@ -260,7 +260,7 @@ def _results(splits: Sequence[Split], scored: dict[str, dict[str, Scored]]) -> I
 
 
 def _names(options: Evaluation, task: Task, train: Split | None) -> list[str]:
-    """Of the task's classes: its own; where it has none, those of the first checkpoint, or of labels that are trained on."""
+    """The names of the task's classes; where it has none, the first checkpoint's, or those of labels that are trained on."""
     if task.labels or task.regression or (train is not None and not task.multi_label):
         return list(task.labels)
     config = load_config(options.checkpoints[0], options.trust_remote_code)

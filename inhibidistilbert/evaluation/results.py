@@ -40,7 +40,7 @@ class OutputFolder:
         self.folder = options.output or (checkpoint if checkpoint.is_dir() else None)
         if options.fine_tune and self.folder is not None and self.folder.exists():
             raise UserError(f"--output {str(self.folder)!r} exists already: give another name or remove it.")
-        # Of a trained model the folder is new.
+        # The folder of a model that is trained here is new.
         self.model = {} if options.fine_tune else content_of(options.checkpoints[0], model=True)
         if self.folder is not None:
             file = self.folder / EVAL_RESULTS

@@ -134,7 +134,7 @@ def _content(folder: Path) -> str:
 
 
 def as_list(value: Any) -> list[Any]:
-    """Of metadata that may be one thing or several."""
+    """A field of the metadata, which may be one thing or several, as a list."""
     return value if isinstance(value, list) else [] if value in (None, "") else [value]
 
 

@@ -36,7 +36,7 @@ def sources(kind: str) -> dict[str, str]:
 
 
 def releases(kind: str) -> dict[str, dict[str, str]]:
-    """Of the releases in the table, by version."""
+    """The digests of the releases in the table: version, file name, SHA-256."""
     return json.loads(TABLE.read_text(encoding="utf-8"))[kind]
 
 
@@ -47,8 +47,8 @@ def _digest(file: Path) -> str:
 def differences(files: Mapping[str, Path], kind: str) -> list[tuple[str, str]]:
     """The files of code that are not those of one release or of this version, each with what is wrong with it.
 
-    Of a model these are all Python files, of a kernel all files but the card: its metadata says what is loaded. All must be
-    of the same version; they are compared with the one that they resemble most.
+    A model's code is all its Python files. A kernel's is all files but the card, since its metadata says what is loaded. All
+    must be of the same version; they are compared with the one that they resemble most.
     """
     code = [name for name in files if name.endswith(".py") or (kind == "kernel" and name != CARD)]
     there = {name: _digest(files[name]) for name in code}

@@ -24,9 +24,9 @@ from .tasks import PIPELINE_TAGS, PIPELINES, auto_class
 
 IMPLEMENTATIONS = ("inhibitor", "eager")
 TEXTS = ("A quiet film, and a joy.", "It broke.", "The story of two old friends is slow, but it stays with you for days.")
-# Of the root mean square: equal up to the rounding of float32 sums.
+# Root mean square of the difference over that of the outputs: equal up to the rounding of float32 sums.
 TOLERANCE = 1e-5
-# Of a process or a model that does not do what it should.
+# A process or a model that does not do what it should raises these.
 LOADING_ERRORS = (
     ProcessError,
     OSError,

@@ -210,7 +210,7 @@ def read_benchmarks(folder: Path) -> list[Benchmark]:
 
 
 def _benchmark(content: dict[str, Any], level: str | None) -> Benchmark:
-    """Of the levels of `benchmark cpu` the models alone; of the kernels on a GPU every row that has a time."""
+    """What a card shows: models alone from `benchmark cpu`; from the kernels on a GPU every row that has a time."""
     machine = content["machine"]
     rows = [row for row in content["results"] if row.get("level") == level and row["ms"] is not None]
     timings = tuple(

@@ -69,7 +69,7 @@ def test_the_parts_fit_into_eight_minutes() -> None:
 
 
 def model_findings(throughput: dict[int, float], energy: float) -> list[Finding]:
-    """Of sentences: softmax is fastest as a graph with 100 texts a second, the inhibitor with 100 times what is given."""
+    """Findings on sentences: softmax is fastest as a graph, 100 texts a second, the inhibitor at 100 times what is given."""
     found = []
     for batch, ratio in throughput.items():
         place = str(Place("bfloat16", SENTENCES, batch))

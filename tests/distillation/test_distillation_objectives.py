@@ -53,7 +53,7 @@ TOKENIZER = DistilBertTokenizer(vocab=VOCABULARY, model_max_length=POSITIONS)
 
 
 def distillation_loss(logits: Tensor, labels: Tensor, teacher: Tensor, temperature: float, hard_weight: float) -> Tensor:
-    """Of rows with these logits, as the task stage sums it up."""
+    """The loss of rows with these logits, as the task stage sums it up."""
     kind, batch = Classification(Data()), {"labels": labels}
     soft, _ = kind.soft(logits, teacher, batch, temperature)
     hard, per = kind.hard(logits, batch)
@@ -281,7 +281,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_is_the_same_padded_unpadded_and_in_parts(name):
-    """Of a batch with padding, of its texts one by one, and of halves that are accumulated or on two processes."""
+    """A batch with padding gives what its texts give one by one, and its halves, accumulated or on two processes."""
     learner, objective, task, masking = CASES[name]()
     learner.eval()
     rows, collate = rows_of(name if name in TASK_CLASSES else "classification"), Collator(TOKENIZER, task)

@@ -16,7 +16,7 @@ def _extend(
     start: dict[str, int], options: Mapping[str, Sequence[Any]], missing: set[frozenset[_Choice]], used: Counter[_Choice]
 ) -> dict[str, int]:
     """`start` with a value for every other option, one after the other the one that brings the most missing pairs."""
-    # Of equal gain, the value with the most pairs still to come, then the one used least.
+    # Where gains are equal: the value with the most pairs still to come, then the one used least.
     rest = Counter(choice for pair in missing for choice in pair)
     row = dict(start)
     for name, values in options.items():

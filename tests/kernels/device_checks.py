@@ -49,7 +49,7 @@ from inhibidistilbert.benchmarks.memory import peak_memory
 from inhibidistilbert.kernels import inhibitor_triton
 
 FIRST_CALL_SECONDS = 10
-# Of twice the length, 2048 and 4096: linear, and a little for what is allocated in blocks.
+# Memory at 4096 tokens over that at 2048: linear growth, and a little for what is allocated in blocks.
 MEMORY_RATIO = 2.1
 
 _GRID, _VALUE_GRID = 1 / 4, 1 / 16

@@ -64,7 +64,7 @@ def test_a_single_key(queries: int, causal: bool) -> None:
 
 # The scalars' form and the layout are data to the kernels: they go round, so that each meets all the rest.
 ROUND = list(product(SCALAR_FORMS, LAYOUTS))
-# Of so many keys padding leaves two at least: an only key has no centred score, and no gradient.
+# Padding leaves two keys of so many at least: an only key has no centred score, and no gradient.
 SMALL_LENGTHS = ((4, 4), (3, 5), (5, 4))
 
 

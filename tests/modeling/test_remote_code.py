@@ -27,7 +27,7 @@ ROOT = Path(inhibidistilbert.__file__).parent
 SOURCES = sorted(file for room in ("kernels", "modeling") for file in (ROOT / room).glob("*.py"))
 SOURCE_NAMES = sorted(file.name for file in SOURCES)
 NEEDED_FILES = [*SOURCE_NAMES, "config.json", "model.safetensors"]
-# Of each kind one: the first file that is asked for, one deep in the imports, the configuration and the weights.
+# One of each kind: the first file that is asked for, one deep in the imports, the configuration and the weights.
 MISSING_ON_THE_HUB = ["modeling_inhibidistilbert.py", "inhibitor_masks.py", "config.json", "model.safetensors"]
 
 CLASS_NAMES = {
@@ -386,7 +386,7 @@ class TestSources:
 
     @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
     def test_only_torch_and_transformers_are_required(self, source):
-        """Of the packages that transformers insists on, which leave out those imported under `try`."""
+        """transformers insists on the packages that a file imports, but for those under `try`."""
         allowed = {"torch", "transformers", "huggingface_hub"} | sys.stdlib_module_names
         assert set(get_imports(source)) <= allowed
 

@@ -97,7 +97,7 @@ def first_output(outputs) -> Tensor:
     return outputs.logits if "logits" in outputs else outputs.last_hidden_state
 
 
-# Of a module's attributes those that are no setting: where it is held, and what transformers notes while loading.
+# The attributes of a module that are no settings: where it is held, and what transformers notes while loading.
 _NOT_SETTINGS = {"_modules", "_parameters", "_buffers", "config", "name_or_path"}
 _NOT_SETTINGS |= {"forward", "_is_hf_initialized", "_use_kernels", "_weight_conversions"}
 

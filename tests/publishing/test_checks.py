@@ -216,7 +216,7 @@ class TestKnownSources:
         assert (problem.file, problem.what) == (name, "differs from every known release")
 
     def test_a_release_is_known_whole(self, candidate, tmp_path, monkeypatch):
-        """Of an older release, with other content and a file that there is no longer."""
+        """An older release has other content and a file that there is no longer."""
         table = tmp_path / "known.json"
         table.write_text('{"model": {}, "kernel": {}}')
         monkeypatch.setattr(known_sources, "TABLE", table)

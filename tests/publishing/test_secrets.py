@@ -44,7 +44,7 @@ SECRETS = {
     "a password in a command": "machine example.org login me " + "password sesame1234",
     "a random text, as keys are": AWS,
 }
-# Of kinds whose name does not matter.
+# The names of these kinds do not matter.
 FORMS = {
     "a fine-grained GitHub token": "github" + "_pat_" + MIXED[:60],
     "GitLab": "gl" + "pat-" + MIXED[:20],
@@ -191,7 +191,7 @@ def test_harmless(text):
 
 @pytest.mark.parametrize("text", ["a-" * 30_000, "http://" * 8_000, "password=reset" + "-a" * 30_000 + "1", "../a" * 15_000])
 def test_long_lines_take_no_time(text):
-    """Of a stranger's card, too: no pattern runs from every place to the end."""
+    """A stranger may write such a card: no pattern runs from every place to the end."""
     began = time.process_time()
     list(find_secrets(text))
     list(find_private_paths(text))

@@ -61,7 +61,7 @@ class Instruction:
             kind = "m16n8k256.row.col.s32.b1.b1.s32.and.popc" if self.bits == 1 else "m16n8k16.row.col.f32.bf16.bf16.f32"
             return Template(_MMA).substitute(kind=kind, type=sum_type, letter=letter, chains=_CHAINS)
         sums = ", ".join(f"%{i}" for i in range(128))
-        # Of bfloat16 the signs of both operands (1 = as they are) and whether they are transposed (0 = no).
+        # bfloat16 takes flags: the signs of both operands (1 = as they are) and whether they are transposed (0 = no).
         kind, flags = (
             ("m64n256k256.s32.b1.b1.and.popc", "") if self.bits == 1 else ("m64n256k16.f32.bf16.bf16", ", 1, 1, 0, 0")
         )

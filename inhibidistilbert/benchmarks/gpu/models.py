@@ -157,7 +157,7 @@ def _compare(
 
 
 def _assert_same(got: Tensor, want: Tensor, batch: Batch, name: str) -> None:
-    """Of the real tokens: what is computed at padding is nobody's business."""
+    """Compares the real tokens alone: what is computed at padding does not matter."""
     if "attention_mask" in batch:
         real = batch["attention_mask"].bool()
         got, want = got[real], want[real]

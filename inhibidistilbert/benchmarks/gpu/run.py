@@ -15,7 +15,7 @@ from typing import Any
 
 from .findings import Deadline, Finding
 
-# Of the whole run, with what the processes take to start: less than eight minutes.
+# The whole run with the start of its processes takes less than eight minutes.
 TOTAL_SECONDS = 460
 # A part looks at its time between two measurements; after so many more seconds it is ended.
 GRACE_SECONDS = 20

@@ -96,7 +96,7 @@ def check_names(model: Any, info: Any, from_files: bool, ignore_mismatched_sizes
     scalars = {name for name in own if name.rpartition(".")[2] in ("alpha", "beta", "gamma")}
     # A DistilBERT has none of the scalars.
     lost = {name for name in missing if _within_encoder(name, prefix) and (name not in scalars or scalars - missing)}
-    # Of a layer of the head all or nothing.
+    # A head's layer comes whole or not.
     lost |= {name for name in heads & missing if any(_layer(name) == _layer(other) for other in found)}
     if lost:
         raise UnfitWeights(

@@ -309,12 +309,12 @@ class Function:
         return (a < b).where(a, b)
 
     def sum_of_lanes(self, x: Value) -> Value:
-        """Of a float vector, in a fixed order."""
+        """The lanes added in a fixed order."""
         zero = self.number(F32, -0.0)
         return self.intrinsic(f"llvm.vector.reduce.fadd{_suffix(x.type)}", F32, zero, x, flags="reassoc")
 
     def largest_lane(self, x: Value) -> Value:
-        """Of a float vector; NaN lanes are passed over."""
+        """The largest lane; NaN is passed over."""
         return self.intrinsic(f"llvm.vector.reduce.fmax{_suffix(x.type)}", F32, x)
 
 

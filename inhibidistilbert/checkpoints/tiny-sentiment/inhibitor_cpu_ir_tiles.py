@@ -21,7 +21,7 @@ SMALLEST_DIFFERENCE = 2.0**-80
 
 
 def heights(g: Generator) -> tuple[int, ...]:
-    """Of the tiles of the forward pass, the tallest first."""
+    """Heights of forward tiles, the tallest first."""
     return (g.lanes, g.lanes // 2, g.lanes // 4) if g.tile_rows == g.lanes else (g.tile_rows,)
 
 

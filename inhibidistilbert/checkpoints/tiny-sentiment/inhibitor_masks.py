@@ -38,7 +38,7 @@ class KeyMasks(NamedTuple):
         return visible
 
     def aggregated(self, visible: Tensor | None) -> Tensor | None:
-        """Of the `visible` keys those whose values enter the sum."""
+        """The `visible` keys whose values enter the sum."""
         if self.dropout is None:
             return visible
         dropout = self.dropout[:, None, None, :]

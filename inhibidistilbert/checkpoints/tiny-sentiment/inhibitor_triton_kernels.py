@@ -196,7 +196,7 @@ def _value_sum_kernel(
 ):  # fmt: skip
     """Sum of the values that count, float32: total (B, H, D), or with CAUSAL all running sums, (B, H, N, D).
 
-    Of their positive parts where not signed. Key by key, as the forward kernel subtracts: where everything is inhibited the
+    Where not signed, it sums positive parts. Key by key, as the forward kernel subtracts: where everything is inhibited the
     two cancel exactly. With CHOSEN only for the heads of which `wanted` marks one of the `tiles`.
     """
     pid = tl.program_id(0).to(tl.int64)
