@@ -64,22 +64,10 @@ def _attention_forward(
         # Drawn here, outside the kernels: checkpointing recomputes it from the same random state.
         kept = torch.rand(key.shape[0], key.shape[2], device=key.device) >= dropout
     check_tensors(query, key, value)  # projections may have been replaced; masks and scalars are the model's own
-    output, scores = attend(
-        query,
-        key,
-        value,
-        padding,
-        kept,
-        attention,
-        (module.alpha, module.beta, module.gamma),
-        centered=module.config.centered,
-        signed=module.config.signed,
-        causal=False,
-        # The scores are those of the exact form.
-        quantized=module.config.quantized and not return_scores,
-        return_scores=return_scores,
-        backend=backend,
-    )
+    config, masks, scalars = module.config, (padding, kept, attention), (module.alpha, module.beta, module.gamma)
+    quantized = config.quantized and not return_scores  # the scores are those of the exact form
+    flags = (config.centered, config.signed, False)  # not causal
+    output, scores = attend(query, key, value, *masks, *scalars, *flags, quantized, return_scores, backend)
     return output.transpose(1, 2), scores
 
 

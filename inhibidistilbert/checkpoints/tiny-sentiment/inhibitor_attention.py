@@ -140,8 +140,9 @@ def attend(
     padding: Tensor | None,
     dropout: Tensor | None,
     attention: Tensor | None,
-    scalars: tuple[float | Tensor, float | Tensor, float | Tensor],
-    *,
+    alpha: float | Tensor,
+    beta: float | Tensor,
+    gamma: float | Tensor,
     centered: bool,
     signed: bool,
     causal: bool,
@@ -152,16 +153,16 @@ def attend(
     """`inhibitor_attention` without its checks: the output, and the scores where `return_scores` asks for them.
 
     padding, dropout, attention: `key_padding_mask`, `key_dropout_mask` and `attn_mask`.
-    scalars: alpha, beta and gamma.
 
     Raises:
         ValueError: a backend that cannot be used here, a tensor whose storage does not hold it, or `quantized` with
             `return_scores` or an input that requires a gradient.
     """
     if quantized:
-        check_inference(return_scores, query, key, value, *scalars)
+        check_inference(return_scores, query, key, value, alpha, beta, gamma)
     dtype = torch.float64 if query.dtype == torch.float64 and not quantized else torch.float32
-    alpha, beta, gamma = (_accumulated(name, x, query, dtype) for name, x in zip(INPUTS[5:], scalars, strict=True))
+    scalars = (("alpha", alpha), ("beta", beta), ("gamma", gamma))
+    alpha, beta, gamma = (_accumulated(name, x, query, dtype) for name, x in scalars)
     transformed = _plain_operations_only(query, key, value, alpha, beta, gamma)
     needs_plain = _NO_SCORES if return_scores else "it takes no attn_mask" if attention is not None else None
     if quantized and key.shape[2] > LARGEST_KEYS:
@@ -257,19 +258,6 @@ def inhibitor_attention(
         raise ValueError(f"backend must be one of {', '.join(map(repr, ('auto', *BACKENDS)))}, got {backend!r}.")
     for name, scalar in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
         check_scalar(name, scalar, query)
-    output, scores = attend(
-        query,
-        key,
-        value,
-        key_padding_mask,
-        key_dropout_mask,
-        attn_mask,
-        (alpha, beta, gamma),
-        centered=centered,
-        signed=signed,
-        causal=causal,
-        quantized=quantized,
-        return_scores=return_scores,
-        backend=backend,
-    )
+    masks, scalars = (key_padding_mask, key_dropout_mask, attn_mask), (alpha, beta, gamma)
+    output, scores = attend(query, key, value, *masks, *scalars, centered, signed, causal, quantized, return_scores, backend)
     return output if scores is None else (output, scores)

@@ -2,19 +2,6 @@
 
 Each row of x is rounded to 8 bits on a grid of its own as it comes: `x = step * x8`, x8 in -127 .. 127, and
 `y = (x8 @ weight.T) * step * weight_scale + bias`, the product in whole numbers.
-
-Chosen by measurement, ms for 512 rows on one thread of a Zen 4 processor, all side by side:
-
-| inputs, outputs | 768, 768 | 768, 3072 | 3072, 768 |
-|---|---|---|---|
-| this | 2.0 | 6.8 | 6.6 |
-| `quantize_dynamic`, the best of its engines (one scale for all rows) | 2.2 | 7.8 | 6.6 |
-| `torch._int_mm`, the product alone | 2.1 | 8.4 | 5.9 |
-| the same with the rounding and the scales | 3.7 | 17.3 | 8.4 |
-| float32 | 6.9 | 29.6 | 25.6 |
-
-The first lacks a form that safetensors can hold, the second a fast epilogue. torchao 0.18 takes 5.6 ms for the first column,
-and 2.3 ms under torch.compile, which needs a C++ compiler.
 """
 
 import struct
