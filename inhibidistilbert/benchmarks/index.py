@@ -1,4 +1,7 @@
-"""The index of the committed results, written by `make results-index`; it takes no number whose origin is not told."""
+"""The index of the committed results, written by `make results-index`, which draws their pictures again as well.
+
+It takes no number whose origin is not told.
+"""
 
 import csv
 import json
@@ -80,8 +83,11 @@ def index(folder: Path) -> str:
 
 
 if __name__ == "__main__":
+    from .pictures import redraw
+
     try:
         results = Path(sys.argv[1])
         write_text(results / INDEX, index(results))
+        redraw(results)
     except UserError as error:
         sys.exit(f"error: {error}")
