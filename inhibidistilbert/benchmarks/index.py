@@ -82,12 +82,16 @@ def index(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-if __name__ == "__main__":
+def renew(folder: Path) -> None:
+    """Write the index of `folder`, and draw its pictures again. Raises `UserError` for a table that is refused."""
     from .pictures import redraw
 
+    write_text(folder / INDEX, index(folder))
+    redraw(folder)
+
+
+if __name__ == "__main__":
     try:
-        results = Path(sys.argv[1])
-        write_text(results / INDEX, index(results))
-        redraw(results)
+        renew(Path(sys.argv[1]))
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -70,7 +70,7 @@ def _save(made: dict[str, Callable[[], Figure | None]], table: Path) -> None:
     for name, make in made.items():
         try:
             figure = make()
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             raise UserError(f"{str(table)!r} does not hold what {name} is drawn from: {reason(error)}.") from error
         if figure is not None:
             plots.save(figure, table.with_name(name))
@@ -85,71 +85,56 @@ def operators_cpu(content: dict[str, Any]) -> Figure:
     rows = [row for row in content["results"] if row["threads"] == threads and "not centred" not in row["rival"]]
     levels = [level for level in _LEVELS if any(row["level"] == level for row in rows)][:2]
     sizes = len({row["head_dim"] for row in rows}) > 1
+    axis = "texts × tokens" + (", d: head size" if sizes else "")
+
+    def place(row: Row) -> str:
+        return _shape(row) + (f"\nd = {row['head_dim']}" if sizes else "")
+
+    drawn = [row | {"point": _inverse(row, "ratio")} for row in rows if row["rival"] != _BASELINE]
     panels = [
-        _panel(
-            [row for row in rows if row["level"] == level and row["rival"] != _BASELINE],
-            title=_LEVELS[level],
-            label=_SPEED,
-            axis="texts × tokens" + (", d: head size" if sizes else ""),
-            place=lambda row: f"{row['batch']}×{row['length']}" + (f"\nd = {row['head_dim']}" if sizes else ""),
-            name=itemgetter("rival"),
-            value=lambda row: _inverse(row, "ratio"),
-        )
+        _panel([row for row in drawn if row["level"] == level], place, "rival", _LEVELS[level], _SPEED, axis)
         for level in levels
     ]
-    spans = _spans(
-        (row["rival"].split()[1], 1 / row["ratio"])
-        for row in rows
-        if row["level"] == levels[0] and "inhibitor" in row["rival"]
-    )
+    first = [row for row in drawn if row["level"] == levels[0] and "inhibitor" in row["rival"]]
+    spans = _spans((row["rival"].split()[1], row["point"][0]) for row in first)
     title = f"Speed against softmax in float32, {_LEVELS[levels[0]]}" + (f": {spans}" if spans else "")
     return plots.draw(title, f"{_machine(content, threads)}; {_QUANTILES}", panels, columns=1, bars=True)
 
 
 def models(content: dict[str, Any], column: str, ratio: str, unit: str) -> Figure | None:
     """`column` by batch at the shortest length and by length at the smallest batch; None where it was not measured."""
-    rows = [row for row in content["results"] if row.get(column) is not None]
+    rows = [row | {"point": _point(row, column)} for row in content["results"] if row.get(column) is not None]
+    threads = sorted({row["threads"] for row in rows})
     panels = []
-    for dtype, threads in dict.fromkeys((row["dtype"], row["threads"]) for row in rows):
-        here = [row for row in rows if (row["dtype"], row["threads"]) == (dtype, threads)]
+    for dtype, number in dict.fromkeys((row["dtype"], row["threads"]) for row in rows):
+        here = [row for row in rows if (row["dtype"], row["threads"]) == (dtype, number)]
+        kind = dtype if len(threads) == 1 else f"{dtype}, threads: {number}"
         for by, axis, other, rest in (
             ("batch", "texts in a batch", "length", "texts of {} tokens"),
             ("length", "tokens a text", "batch", "batches of {}"),
         ):
             least = min(row[other] for row in here)
-            panels.append(
-                _panel(
-                    sorted((row for row in here if row[other] == least), key=lambda row: row[by]),
-                    title=f"{dtype}, {rest.format(least)}",
-                    label=unit,
-                    axis=axis,
-                    place=itemgetter(by),
-                    name=itemgetter("model"),
-                    value=lambda row: _point(row, column),
-                )
-            )
+            chosen = sorted((row for row in here if row[other] == least), key=itemgetter(by))
+            panels.append(_panel(chosen, itemgetter(by), "model", f"{kind}, {rest.format(least)}", unit, axis))
     if not panels:
         return None
     pairs = [row for row in content["ratios"] if (row["model"], row["peer"]) == ("inhibitor", "softmax_sdpa")]
     spans = _spans((row["dtype"], row[ratio]) for row in pairs if row.get(ratio))
     title = unit.capitalize() + (f", InhibiDistilBERT against DistilBERT, SDPA: {spans}" if spans else "")
-    return plots.draw(title, _machine(content, *sorted({row["threads"] for row in rows})), panels)
+    return plots.draw(title, _machine(content, *threads), panels)
 
 
 def operators_gpu(content: dict[str, Any]) -> Figure:
     """Milliseconds by length, of each head size and pass."""
-    rows = content["results"]
+    rows = [
+        row | {"point": _point(row, "ms"), "panel": f"{row['pass']}, heads of {row['head_dim']}"}
+        for row in content["results"]
+    ]
     panels = [
         _panel(
-            [row for row in rows if (row["head_dim"], row["pass"]) == (head_dim, name)],
-            title=f"{name}, heads of {head_dim}",
-            label="milliseconds",
-            axis="tokens",
-            place=itemgetter("length"),
-            name=itemgetter("rival"),
-            value=lambda row: _point(row, "ms"),
+            [row for row in rows if row["panel"] == title], itemgetter("length"), "rival", title, "milliseconds", "tokens"
         )
-        for head_dim, name in dict.fromkeys((row["head_dim"], row["pass"]) for row in rows)
+        for title in dict.fromkeys(row["panel"] for row in rows)
     ]
     inhibitors = [row for row in rows if row["rival"] in ("inhibitor fp32", "inhibitor bf16") and row["pass"] == "forward"]
     spans = _spans((row["rival"].split()[1], row["ratio"]) for row in inhibitors if row["ratio"])
@@ -165,23 +150,14 @@ def gpu(content: dict[str, Any]) -> Figure | None:
         ("models", "texts/s", "texts a second", "texts in a batch", _model_setting),
     ):
         rows = [
-            row | dict(zip(("title", "order", "place"), split(row["setting"]), strict=True))
+            row | {"shape": split(row["setting"]), "point": (row["value"], row["low"], row["high"])}
             for row in content["results"]
             if (row["part"], row["unit"]) == (part, unit) and not row["setting"].startswith("float16")
         ]
-        rows.sort(key=lambda row: row["order"])
-        panels += [
-            _panel(
-                [row for row in rows if row["title"] == title],
-                title=title,
-                label=label,
-                axis=axis,
-                place=itemgetter("place"),
-                name=itemgetter("case"),
-                value=lambda row: (row["value"], row["low"], row["high"]),
-            )
-            for title in sorted({row["title"] for row in rows})
-        ]
+        rows.sort(key=itemgetter("shape"))
+        for title in dict.fromkeys(row["shape"][0] for row in rows):
+            here = [row for row in rows if row["shape"][0] == title]
+            panels.append(_panel(here, lambda row: row["shape"][2], "case", title, label, axis))
     title = "On a GPU: time of the attention, throughput of the model"
     return plots.draw(title, _machine(content), panels) if panels else None
 
@@ -200,38 +176,28 @@ def _model_setting(setting: str) -> tuple[str, int, str]:
     return f"whole model, {dtype}, {texts}", int(number), number
 
 
-def summary(operators: dict[str, Any], comparison: dict[str, Any]) -> Figure:
-    """Speed against softmax by length and precision, at the shapes and threads that both tables have.
+def summary(operators: dict[str, Any], comparison: dict[str, Any]) -> Figure | None:
+    """Speed against softmax by length and precision, at the shapes and threads that both tables have, if any.
 
     A model is compared with DistilBERT in its own precision, attention in int8 with softmax in float32: torch has no other.
     """
-    whole = [
-        row | {"point": _point(row, "throughput_ratio")} for row in comparison["ratios"] if row["peer"] == "softmax_sdpa"
-    ]
-    alone = [
+    pairs = [row for row in comparison["ratios"] if row["peer"] == "softmax_sdpa"]
+    rows = [row | {"point": _point(row, "throughput_ratio")} for row in pairs]
+    rows += [
         row | {"model": "inhibitor, attention alone", "dtype": dtype, "point": _inverse(row, "ratio")}
         for row in operators["results"]
         for rival, dtype in (("inhibitor fp32", "float32"), ("inhibitor int8", "int8"))
         if (row["level"], row["rival"], row["head_dim"]) == ("operator", rival, 64)
     ]
-
-    def shape(row: Row) -> tuple[int, int, int]:
-        return row["threads"], row["length"], row["batch"]
-
-    common = set(map(shape, whole)) & set(map(shape, alone))
+    shape = itemgetter("threads", "length", "batch")
+    common = set.intersection(*({shape(row) for row in rows if ("level" in row) == alone} for alone in (False, True)))
+    if not common:
+        return None
     threads = max(common)[0]
-    rows = sorted((row for row in (*whole, *alone) if shape(row) in common and row["threads"] == threads), key=shape)
+    rows = sorted((row for row in rows if shape(row) in common and row["threads"] == threads), key=shape)
     panels = [
-        _panel(
-            [row for row in rows if row["dtype"] == dtype],
-            title=dtype,
-            label=_SPEED,
-            axis="texts × tokens",
-            place=lambda row: f"{row['batch']}×{row['length']}",
-            name=itemgetter("model"),
-            value=itemgetter("point"),
-        )
-        for dtype in ("float32", "int8")
+        _panel([row for row in rows if row["dtype"] == dtype], _shape, "model", dtype, _SPEED, "texts × tokens")
+        for dtype in sorted({row["dtype"] for row in rows})
     ]
     spans = _spans((row["dtype"], row["point"][0]) for row in rows if row["model"] == "inhibitor")
     title = f"Speed of InhibiDistilBERT against DistilBERT, SDPA: {spans}"
@@ -242,19 +208,16 @@ def summary(operators: dict[str, Any], comparison: dict[str, Any]) -> Figure:
 # What they share.
 
 
-def _panel(
-    rows: Sequence[Row],
-    *,
-    place: Callable[[Row], object],
-    name: Callable[[Row], str],
-    value: Callable[[Row], Point | None],
-    **texts: str,
-) -> Panel:
-    """Places and contenders in the order of the rows."""
-    points = {(name(row), place(row)): value(row) for row in rows}
+def _panel(rows: Sequence[Row], place: Callable[[Row], object], name: str, title: str, label: str, axis: str) -> Panel:
+    """The `point` of each row; places and contenders, by the column `name`, in the order of the rows."""
+    points = {(row[name], place(row)): row["point"] for row in rows}
     places = dict.fromkeys(map(place, rows))
-    series = {each: [points.get((each, where)) for where in places] for each in dict.fromkeys(map(name, rows))}
-    return Panel(places=list(map(str, places)), series=series, **texts)
+    series = {each: [points.get((each, where)) for where in places] for each in dict.fromkeys(row[name] for row in rows)}
+    return Panel(title, list(map(str, places)), series, axis, label)
+
+
+def _shape(row: Row) -> str:
+    return f"{row['batch']}×{row['length']}"
 
 
 def _point(row: Row, column: str) -> Point | None:

@@ -61,6 +61,7 @@ LOOK: dict[Any, Any] = {
     "grid.color": "#DDDDDD",
     "hatch.color": "white",
     "errorbar.capsize": 3,
+    "text.parse_math": False,
     "legend.frameon": False,
     "legend.title_fontsize": 12,
 }
@@ -93,7 +94,7 @@ class Style:
 def styles(names: Iterable[str]) -> dict[str, Style]:
     """Those of the tables' names, such as `inhibitor`, `softmax_sdpa@int8`, `inhibitor, CUDA graph` or `softmax bf16`."""
     others = cycle(OTHERS)
-    return {name: _style(name) or Style(name[-45:], next(others)) for name in dict.fromkeys(names)}
+    return {name: _style(name) or Style(name[-45:].lstrip("_"), next(others)) for name in dict.fromkeys(names)}
 
 
 def _style(name: str) -> Style | None:

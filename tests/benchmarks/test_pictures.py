@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from inhibidistilbert.benchmarks import contenders, cpu, kernels_gpu, pictures, plots
 from inhibidistilbert.benchmarks.gpu import models
 from inhibidistilbert.benchmarks.gpu.execution import MODES
+from inhibidistilbert.benchmarks.index import INDEX, renew
 from inhibidistilbert.distillation.curves import curves_figure
 from inhibidistilbert.errors import UserError
 
@@ -27,6 +28,11 @@ def committed(name: str) -> dict:
     return json.loads((RESULTS / name).read_text())
 
 
+@cache
+def rivals() -> tuple[str, ...]:
+    return tuple(kernels_gpu.rivals())
+
+
 def kernels_table() -> dict:
     rows = [
         {"pass": name, "head_dim": head_dim, "length": length, "rival": rival, "ratio": 1.5}
@@ -34,7 +40,7 @@ def kernels_table() -> dict:
         for name in (kernels_gpu.FORWARD, kernels_gpu.TRAINING)
         for head_dim in (64,)
         for length in kernels_gpu.LENGTHS
-        for rival in kernels_gpu.rivals()
+        for rival in rivals()
     ]
     return {"machine": GPU, "results": rows}
 
@@ -44,7 +50,7 @@ def gpu_table() -> dict:
         ("kernels", rival, f"{shape}×64, {name}", "ms")
         for shape in ("1×12×128", "32×12×128", "8×12×512", "8×12×1024", "8×12×2048", "8×12×4096")
         for name in (kernels_gpu.FORWARD, kernels_gpu.TRAINING)
-        for rival in kernels_gpu.rivals()
+        for rival in rivals()
     ]
     served = [
         ("models", f"{name}, {mode}", str(place), "texts/s")
@@ -149,7 +155,7 @@ def test_quantiles_are_drawn(name: str):
 
 
 def test_names_of_the_benchmarks_are_told_apart():
-    operators = [name for name in (*cpu.OPERATORS, *kernels_gpu.rivals()) if "not centred" not in name]
+    operators = [name for name in (*cpu.OPERATORS, *rivals()) if "not centred" not in name]
     ways = [f"{name}, {mode}" for name in (contenders.SUBJECT, models.PEER) for mode in MODES]
     known = {label for label, _ in (*plots.MODELS.values(), *plots.OPERATORS.values())}
     for names in (operators, contenders.NAMED, ways):
@@ -165,6 +171,21 @@ def test_what_was_not_measured_is_a_gap():
     panel = plots.Panel("operator", ["64", "128"], {"inhibitor fp32": [(1.0, 0.9, 1.1), None], "softmax fp32": [None, None]})
     (axes,) = plots.draw("title", "note", [panel]).axes
     assert [len(each.lines[0].get_xdata()) for each in axes.containers] == [1]
+
+
+def test_numbers_of_threads_are_told_apart():
+    table = committed("model_cpu.json")
+    table["results"] += [row | {"threads": 1} for row in table["results"]]
+    figure = models_figure(table, *THROUGHPUT)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert len(set(titles)) == len(titles) == 8
+    assert "1 and 2 threads" in figure.legends[0].get_title().get_text()
+
+
+def test_tables_without_a_shape_in_common_have_no_summary():
+    operators, comparison = committed("cpu.json"), committed("model_cpu.json")
+    ratios = [row | {"length": 77} for row in comparison["ratios"]]
+    assert pictures.summary(operators, comparison | {"ratios": ratios}) is None
 
 
 def test_curves_without_a_loss():
@@ -186,9 +207,10 @@ def test_the_summary_shows_the_numbers_of_the_tables():
 
 
 def test_everything_is_drawn_again_from_the_tables(tmp_path: Path):
-    for table in RESULTS.glob("*.json"):
+    for table in (*RESULTS.glob("*.json"), *RESULTS.glob("*.csv")):
         shutil.copy(table, tmp_path)
-    pictures.redraw(tmp_path)
+    renew(tmp_path)
+    assert (tmp_path / INDEX).read_text() == (RESULTS / INDEX).read_text()
     drawn = {path.name: path for path in tmp_path.glob("*.png")}
     assert drawn.keys() == {path.name for path in RESULTS.glob("*.png")} == {"cpu.png", "model_cpu.png", "summary.png"}
     assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size < 100_000 for path in drawn.values())
