@@ -67,7 +67,7 @@ release-sources: $(INSTALLED) ## add this version's source files to those that `
 benchmark-model: $(INSTALLED) ## a model of DistilBERT-base's size beside its peers on this CPU, 17 minutes: benchmarks/results/model_cpu.*
 	$(BIN)/inhibidistilbert benchmark model base --device cpu --dtype float32 --dtype int8 --max-tokens 4096 --samples 100 --seconds 10 --output benchmarks/results
 
-results-index: $(INSTALLED) ## benchmarks/results/README.md from the tables there
+results-index: $(INSTALLED) ## benchmarks/results/README.md and all pictures, from the tables there
 	$(BIN)/python -m inhibidistilbert.benchmarks.index benchmarks/results
 
 evaluate: data ## fine-tune the shipped checkpoint on Rotten Tomatoes and evaluate it; EPOCHS=4, OUTPUT=runs/evaluate

@@ -17,7 +17,6 @@ from transformers import DistilBertConfig, DistilBertModel
 from ..kernels.inhibitor_attention import inhibitor_attention
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from ..modeling.modeling_inhibidistilbert import InhibiDistilBertModel
-from .plots import Panel
 from .timing import Budget, Quantiles, interleave, ratios, torch_threads
 
 SEED = 0
@@ -281,21 +280,3 @@ def _timings(level: Level, problem: Problem, threads: int, seconds: dict[str, li
             peer=peer,
             peer_ratio=None if peer is None else ratios(mine, seconds[peer]),
         )
-
-
-def panels(timings: Sequence[Timing]) -> list[Panel]:
-    """Of each level and number of threads the ratios to softmax attention in float32."""
-    found = []
-    for level, threads in dict.fromkeys((timing.level, timing.threads) for timing in timings):
-        here = [timing for timing in timings if (timing.level, timing.threads) == (level, threads)]
-        values = {(timing.rival, timing.problem): timing.ratio.median for timing in here}
-        problems = list(dict.fromkeys(timing.problem for timing in here))
-        rivals = [rival for rival in dict.fromkeys(timing.rival for timing in here) if rival != BASELINE]
-        found.append(
-            Panel(
-                title=f"{level}, {threads} {'thread' if threads == 1 else 'threads'}",
-                places=[f"{x.name}\n{x.batch}×{x.heads}×{x.length}×{x.head_dim}" for x in problems],
-                series={rival: [values.get((rival, problem)) for problem in problems] for rival in rivals},
-            )
-        )
-    return found

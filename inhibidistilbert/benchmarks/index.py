@@ -1,4 +1,7 @@
-"""The index of the committed results, written by `make results-index`; it takes no number whose origin is not told."""
+"""The index of the committed results, written by `make results-index`, which draws their pictures again as well.
+
+It takes no number whose origin is not told.
+"""
 
 import csv
 import json
@@ -79,9 +82,16 @@ def index(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def renew(folder: Path) -> None:
+    """Write the index of `folder`, and draw its pictures again. Raises `UserError` for a table that is refused."""
+    from .pictures import redraw
+
+    write_text(folder / INDEX, index(folder))
+    redraw(folder)
+
+
 if __name__ == "__main__":
     try:
-        results = Path(sys.argv[1])
-        write_text(results / INDEX, index(results))
+        renew(Path(sys.argv[1]))
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -12,7 +12,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from ..errors import UserError
 from ..kernels.inhibitor_attention import inhibitor_attention
 from .composed import composed_attention
-from .plots import Panel
 from .timing import Budget, Quantiles, interleave, ratios
 
 SEED = 0
@@ -274,19 +273,3 @@ def _compare(
             share_of_floor=None if least is None else 1000 * least / times.median,
             peak_bytes=memory[name],
         )
-
-
-def panels(timings: Sequence[Timing]) -> list[Panel]:
-    """Milliseconds by length and head size, of each pass."""
-    found = []
-    for pass_name in dict.fromkeys(timing.pass_name for timing in timings):
-        here = [timing for timing in timings if timing.pass_name == pass_name]
-        times = {
-            (timing.rival, timing.problem): None if timing.milliseconds is None else timing.milliseconds.median
-            for timing in here
-        }
-        problems = list(dict.fromkeys(timing.problem for timing in here))
-        rivals_here = dict.fromkeys(timing.rival for timing in here)
-        series = {rival: [times[rival, problem] for problem in problems] for rival in rivals_here}
-        found.append(Panel(pass_name, [f"{problem.length}×{problem.head_dim}" for problem in problems], series))
-    return found

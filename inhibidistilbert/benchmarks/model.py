@@ -21,7 +21,6 @@ from .contenders import SEED, SUBJECT, Peer, Subject, build, weight_bytes
 from .cpu import Refused
 from .energy import Meter
 from .memory import peak_memory
-from .plots import Panel
 from .timing import Budget, Quantiles, interleave, ratios, torch_threads
 
 BATCHES, LENGTHS = (1, 8, 16, 32), (128, 256, 512)
@@ -367,27 +366,6 @@ def compare(measurements: Sequence[Measurement]) -> list[Comparison]:
             for peer in here:
                 if model in here and peer not in (SUBJECT, model):
                     found.append(Comparison.of(here[model], here[peer]))
-    return found
-
-
-def panels(measurements: Sequence[Measurement], column: str) -> list[Panel]:
-    """`column` of every contender against the batch size at the shortest length, and against the length at its dearest batch
-    that all lengths have, for each dtype and number of threads."""
-    found = []
-    for dtype, threads in dict.fromkeys((x.setting.dtype, x.setting.threads) for x in measurements):
-        here = [x for x in measurements if (x.setting.dtype, x.setting.threads) == (dtype, threads)]
-        lengths, batches = (sorted({getattr(x.setting, name) for x in here}) for name in ("length", "batch"))
-        values = {(x.name, x.setting.batch, x.setting.length): x.as_dict().get(column) for x in here}
-        names = list(dict.fromkeys(x.name for x in here))
-        title = f"{dtype}, {threads} {'thread' if threads == 1 else 'threads'}"
-
-        def panel(axis: str, places: list[tuple[int, int]], labels: list[int], values=values, names=names, title=title):
-            series = {name: [values.get((name, *place)) for place in places] for name in names}
-            return Panel(f"{title}, {axis}", [str(label) for label in labels], series)
-
-        by_batch = panel(f"length {lengths[0]}, by batch", [(batch, lengths[0]) for batch in batches], batches)
-        by_length = panel(f"batch {batches[0]}, by length", [(batches[0], length) for length in lengths], lengths)
-        found += [by_batch, by_length]
     return found
 
 

@@ -105,7 +105,7 @@ def print_counts(rows: list[dict]) -> None:
 def time_kernels(
     head_dims: list[int], lengths: list[int] | None, batch: int, heads: int, output: Path | None, as_json: bool
 ) -> None:
-    from ..benchmarks import kernels_gpu, machine, plots, results, static
+    from ..benchmarks import kernels_gpu, machine, pictures, results, static
 
     for name, value in (("--batch", batch), ("--heads", heads), *(("--length", x) for x in lengths or ())):
         check_positive(name, value)
@@ -122,7 +122,7 @@ def time_kernels(
         header = machine.header(gpu=device.name, seed=kernels_gpu.SEED)
         results.write_csv(output / "kernels_gpu.csv", header, rows)
         results.write_json(output / "kernels_gpu.json", header, rows)
-        plots.lines(output / "kernels_gpu.png", kernels_gpu.panels(timings), "milliseconds")
+        pictures.draw(output / "kernels_gpu.json")
     if as_json:
         print(json.dumps(rows))
     else:
@@ -165,7 +165,7 @@ def cpu(
     the rounds. Takes six to eight minutes with AVX-512, up to twenty without.
     """
     from ..benchmarks import cpu as comparison
-    from ..benchmarks import machine, plots, results
+    from ..benchmarks import machine, pictures, results
 
     levels = comparison.levels(quick)
     unknown = set(level or ()) - {each.name for each in levels}
@@ -187,7 +187,7 @@ def cpu(
         header = machine.header(seed=comparison.SEED, **{"left out": left_out or "nothing"})
         results.write_csv(output / "cpu.csv", header, rows)
         results.write_json(output / "cpu.json", header, rows)
-        plots.bars(output / "cpu.png", comparison.panels(timings), "time / softmax fp32")
+        pictures.draw(output / "cpu.json")
     if as_json:
         print(json.dumps(rows))
     else:

@@ -146,7 +146,7 @@ def read_texts(file: Path) -> list[str]:
 def write(stem: Path, header: dict, measurements: list, comparisons: list) -> None:
     """The ratios as a plain table, everything with the header as JSON, pictures, and a table for a README."""
     from ..benchmarks import model as comparison
-    from ..benchmarks import plots, results
+    from ..benchmarks import results
 
     rows = [each.as_row() for each in comparisons]
     columns = {name: None for row in rows for name in row}
@@ -160,10 +160,9 @@ def write(stem: Path, header: dict, measurements: list, comparisons: list) -> No
         ratios=[each.as_dict() for each in comparisons],
     )
     results.write_text(stem.with_suffix(".md"), comparison.markdown(comparisons))
-    plots.lines(stem.with_suffix(".png"), comparison.panels(measurements, "samples_per_second"), "texts a second", columns=2)
-    if any("joules_per_sample" in each.as_dict() for each in measurements):
-        energy = comparison.panels(measurements, "joules_per_sample")
-        plots.lines(stem.with_name(stem.name + "_energy.png"), energy, "joules a text", columns=2)
+    from ..benchmarks import pictures  # when the tables are safe: it needs matplotlib
+
+    pictures.draw(stem.with_suffix(".json"))
 
 
 def print_measurements(rows: list[dict]) -> None:

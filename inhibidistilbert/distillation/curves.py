@@ -3,11 +3,16 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 FILE = "curves.jsonl"
+_NOT_DRAWN = {"stage", "step", "epoch", "grad_norm", "learning_rate", "seconds"}
+_TIMES = ("_runtime", "_per_second", "_time")
 
 
 class CurveWriter(TrainerCallback):
@@ -38,29 +43,21 @@ def read_curves(file: Path) -> list[dict[str, Any]]:
 
 
 def draw_curves(records: Sequence[dict[str, Any]], file: Path) -> None:
-    """A panel a stage: its loss, the terms of it, and the scores of evaluations on an axis of their own."""
-    from matplotlib.figure import Figure
+    from ..benchmarks import plots
 
-    stages = list(dict.fromkeys(record["stage"] for record in records))
-    figure = Figure(figsize=(5 * len(stages), 3.6), layout="constrained")
-    for axes, stage in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
-        logs = [record for record in records if record["stage"] == stage]
-        losses = [record for record in logs if "loss" in record]
-        ignored = {"stage", "step", "epoch", "grad_norm", "learning_rate", "seconds"}
-        for name in losses[0].keys() - ignored if losses else ():
-            style = {"color": "black", "linewidth": 2} if name == "loss" else {"alpha": 0.7}
-            points = [(record["step"], record[name]) for record in losses if name in record]
-            axes.plot(*zip(*points, strict=True), label=name, **style)
-        evaluations = [record for record in logs if any(name.startswith("eval_") for name in record)]
-        if evaluations:
-            right = axes.twinx()
-            timing = ("_runtime", "_per_second", "_time")
-            for name in sorted(evaluations[0]):
-                if name.startswith("eval_") and not name.endswith(timing):
-                    points = [(record["step"], record[name]) for record in evaluations]
-                    right.plot(*zip(*points, strict=True), "o--", markersize=4, label=name)
-            right.legend(loc="lower right", fontsize="x-small")
-        axes.set(title=stage, xlabel="step", ylabel="loss")
-        if losses:
-            axes.legend(loc="upper right", fontsize="x-small")
-    figure.savefig(file, dpi=120)
+    plots.save(curves_figure(records), file)
+
+
+def curves_figure(records: Sequence[dict[str, Any]]) -> "Figure":
+    """Panels of each stage: its losses and their terms, and the scores of evaluations where there are any."""
+    from ..benchmarks import plots
+
+    points: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for record in records:
+        evaluation = any(name.startswith("eval_") for name in record)
+        names = sorted(record.keys() - _NOT_DRAWN, key=lambda name: (name != "loss", name))
+        for name in names if evaluation or "loss" in record else ():
+            if not name.endswith(_TIMES):
+                kind = "scores" if evaluation and name != "eval_loss" else "losses"
+                points.setdefault((f"{record['stage']}, {kind}", name), []).append((record["step"], record[name]))
+    return plots.curves("Learning curves: losses, and scores of evaluations, by step", points)

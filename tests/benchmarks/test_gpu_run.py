@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from inhibidistilbert import cli
+from inhibidistilbert.benchmarks import pictures
 from inhibidistilbert.benchmarks.contenders import SUBJECT
 from inhibidistilbert.benchmarks.gpu import goals, kernels, matrix_rate, models, report
 from inhibidistilbert.benchmarks.gpu import run as gpu_run
@@ -143,13 +144,18 @@ def test_file_names(device: str, stem: str) -> None:
     assert report.file_stem(device) == stem
 
 
-def test_panels_show_what_there_is() -> None:
-    drawn = report.panels(report.by_part(OUTCOMES))
-    assert [panel.title.split(",")[0] for panel in drawn] == [FORWARD, "bfloat16"]
-    kernel, model = drawn
-    assert kernel.series == {kernels.INHIBITOR: [None, None, None, None, 4.0, None]}
-    assert model.series[f"{PEER}, CUDA graph"] == [100, 100, 100, 100]
-    assert report.panels({}) == []
+def test_the_picture_shows_what_there_is() -> None:
+    header = {"gpu": "Some GPU"}
+    figure = pictures.gpu({"machine": header, "results": report.rows(OUTCOMES)})
+    kernel, model = figure.axes
+    assert [axes.get_title() for axes in (kernel, model)] == [
+        f"attention alone, {FORWARD}",
+        "whole model, bfloat16, sentences",
+    ]
+    drawn = {each.get_label(): list(each.lines[0].get_ydata()) for axes in figure.axes for each in axes.containers}
+    assert drawn["inhibitor, float32"] == [4.0]
+    assert drawn["DistilBERT, SDPA, CUDA graph"] == [100, 100, 100, 100]
+    assert pictures.gpu({"machine": header, "results": []}) is None
 
 
 # The command

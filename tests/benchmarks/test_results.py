@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from inhibidistilbert.benchmarks import machine
-from inhibidistilbert.benchmarks.plots import Panel, bars, lines
 from inhibidistilbert.benchmarks.results import prepare_output, replacing, write_csv, write_json
 from inhibidistilbert.errors import UserError
 
@@ -46,13 +45,6 @@ def test_folder_that_cannot_be(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"--output .*file.* cannot be written to"):
         prepare_output(tmp_path / "file")
-
-
-@pytest.mark.parametrize("draw", [bars, lines])
-def test_figures_are_png_files_with_gaps_where_there_is_no_value(tmp_path: Path, draw):
-    panels = [Panel("operator", ["64", "128"], {"inhibitor": [1.0, 2.0], "int8": [None, 0.5]})] * 2
-    draw(tmp_path / "figure.png", panels, "ratio")
-    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_header_names_machine_and_versions(monkeypatch: pytest.MonkeyPatch):
