@@ -153,10 +153,6 @@ def attend(
     """`inhibitor_attention` without its checks: the output, and the scores where `return_scores` asks for them.
 
     padding, dropout, attention: `key_padding_mask`, `key_dropout_mask` and `attn_mask`.
-
-    Raises:
-        ValueError: a backend that cannot be used here, a tensor whose storage does not hold it, or `quantized` with
-            `return_scores` or an input that requires a gradient.
     """
     if quantized:
         check_inference(return_scores, query, key, value, alpha, beta, gamma)
