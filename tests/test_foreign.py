@@ -24,6 +24,7 @@ from inhibidistilbert.distillation.teacher import load_teacher, load_tokenizer
 from inhibidistilbert.errors import UserError
 from inhibidistilbert.evaluation.checkpoint import load_checkpoint
 from inhibidistilbert.foreign import ForeignFieldError, load_pretrained, plain_config, plain_tokenizer_config
+from inhibidistilbert.heads import SINGLE_LABEL
 from inhibidistilbert.prediction import TextClassifier, default_checkpoint
 from inhibidistilbert.publishing.loading import own_outputs
 
@@ -99,7 +100,7 @@ TOKENIZER_CHOICES = {
 }
 LOADERS = {
     "predict": TextClassifier.from_folder,
-    "evaluate": lambda folder: load_checkpoint(str(folder), None, False),
+    "evaluate": lambda folder: load_checkpoint(str(folder), None, False, SINGLE_LABEL),
     "teacher": lambda folder: load_teacher(str(folder), "ForSequenceClassification", False, "--teacher"),
     "student": lambda folder: build_student(Student(source=str(folder)), "ForSequenceClassification", None, None),
     "benchmark": lambda folder: contenders.Subject.load(str(folder)).build("eager"),
@@ -231,7 +232,7 @@ def test_tokenizers_of_transformers_are_kept():
 def test_a_hub_id_is_read_as_data_too(own, hub):
     """Only the files of data are fetched; a choice in them is refused."""
     (hub.repos["someone/other"]["main"] / "trap.py").write_text("raise SystemExit")
-    model, tokenizer = load_checkpoint("someone/other", None, False)
+    model, tokenizer = load_checkpoint("someone/other", None, False, SINGLE_LABEL)
     assert (model.name_or_path, tokenizer.name_or_path) == ("someone/other", "someone/other")
     assert not [request for request in hub.requests if request.endswith(".py")]
     other = load_file(hub.repos["someone/other"]["main"] / WEIGHTS)
@@ -239,7 +240,7 @@ def test_a_hub_id_is_read_as_data_too(own, hub):
     edit(hub.repos["someone/other"]["main"] / "config.json", attn_implementation="someone/kernel")
     hub.requests.clear()
     with pytest.raises(UserError, match="someone/kernel"):
-        load_checkpoint("someone/other", None, False)
+        load_checkpoint("someone/other", None, False, SINGLE_LABEL)
     assert not [request for request in hub.requests if "someone/kernel" in request]
 
 

@@ -147,7 +147,7 @@ def _pretrained(kind: Any, source: str, fields: dict[str, Any]) -> PreTrainedMod
     # An encoder is not.
     for name, found, wanted in sorted(info["mismatched_keys"]):
         if ".layer." in name or "embeddings." in name:
-            shapes = f"shape {tuple(found)} in the weights but {tuple(wanted)} by its configuration"
+            shapes = f"shape {tuple(found)} in the weights but {tuple(wanted)} by its configuration and student.config"
             raise UserError(f"{_ARGUMENT}: {source!r} does not load: {name} has {shapes}.")
     return model
 

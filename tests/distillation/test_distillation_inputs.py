@@ -43,7 +43,11 @@ def all_stages(place: Path, *changes: str, **given) -> Recipe:
 def task(place: Path, *changes: str) -> Recipe:
     """The task alone, with every kind of file and model."""
     files = [f"data.transfer_files=[{place / 'transfer.txt'}]", f"data.eval_file={place / 'eval.csv'}"]
-    models = [f"task.teacher_base={place / 'base'}", f"student.source={place / 'start'}"]
+    models = [
+        f"task.teacher_base={place / 'base'}",
+        f"student.source={place / 'start'}",
+        "student.config.scalars_per_head=false",
+    ]
     return all_stages(place, *files, *models, *changes, stage="task")
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .inhibitor_custom_op import op_namespace, register_backend, register_inference
-from .inhibitor_memory import INPUTS, addresses, reach
+from .inhibitor_memory import INPUTS, check_memory, reach
 from .inhibitor_notice import NO_TRITON
 
 try:
@@ -123,7 +123,7 @@ def _readable(names: Sequence[str], tensors: Sequence[Tensor | None]) -> list[An
         ValueError: the storage of one does not hold its elements, or a head is too large.
     """
     elements = [0 if x is None else reach(x.shape, x.stride()) for x in tensors]
-    addresses(names, tensors, [0 if x is None else x.itemsize * n for x, n in zip(tensors, elements, strict=True)])
+    check_memory(names, tensors)
     return [
         x if x is None or max(n, x.numel()) <= _LARGEST_HEAD else _within_reach(name, x)
         for name, x, n in zip(names, tensors, elements, strict=True)
