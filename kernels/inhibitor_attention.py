@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .inhibitor_checks import check_attn_mask, check_inference, check_key_mask, check_scalar, check_tensors
+from .inhibitor_checks import check_attn_mask, check_inference, check_key_mask, check_scalars, check_tensors
+from .inhibitor_cpu import cpu_attention, cpu_refusal
+from .inhibitor_cpu_int8 import int8_attention, int8_refusal
 from .inhibitor_masks import KeyMasks
 from .inhibitor_memory import INPUTS, check_memory, has_tangent, untraced
 from .inhibitor_naive import naive_inhibitor_attention
@@ -22,8 +24,8 @@ class Backend(NamedTuple):
     """A form of the operator.
 
     devices: the types of device whose tensors `"auto"` gives it.
-    load: imports it, at its first use, and returns it: what `register_backend` makes, or, without a `refusal`, a function of
-        the signature of `torch_inhibitor_attention`.
+    load: imports it, if that takes long, and returns it: what `register_backend` makes, or, without a `refusal`, a function
+        of the signature of `torch_inhibitor_attention`.
     refusal: why it cannot take such a query, None where it can. Without this function it takes every call.
     int8: the form for `quantized=True`; without one such calls take plain torch.
     """
@@ -32,30 +34,6 @@ class Backend(NamedTuple):
     load: Callable[[], Callable[..., Any]]
     refusal: Callable[[Tensor], str | None] | None = None
     int8: "Backend | None" = None
-
-
-def _cpu() -> Callable[..., Tensor]:
-    from .inhibitor_cpu import cpu_attention
-
-    return cpu_attention
-
-
-def _cpu_refusal(query: Tensor) -> str | None:
-    from .inhibitor_cpu import cpu_refusal
-
-    return cpu_refusal(query)
-
-
-def _cpu_int8() -> Callable[..., Tensor]:
-    from .inhibitor_cpu_int8 import int8_attention
-
-    return int8_attention
-
-
-def _cpu_int8_refusal(query: Tensor) -> str | None:
-    from .inhibitor_cpu_int8 import int8_refusal
-
-    return int8_refusal(query)
 
 
 def _triton() -> Callable[..., Tensor]:
@@ -74,11 +52,11 @@ BACKENDS = {
     "naive": Backend((), lambda: naive_inhibitor_attention),
     "torch": Backend((), lambda: torch_inhibitor_attention),
     "triton": Backend(("cuda",), _triton, _triton_refusal),
-    "cpu": Backend(("cpu",), _cpu, _cpu_refusal, int8=Backend(("cpu",), _cpu_int8, _cpu_int8_refusal)),
+    "cpu": Backend(("cpu",), lambda: cpu_attention, cpu_refusal, Backend(("cpu",), lambda: int8_attention, int8_refusal)),
 }
 
 
-def _accumulated(name: str, scalar: float | Tensor, query: Tensor, dtype: torch.dtype) -> Tensor:
+def _accumulated(scalar: float | Tensor, name: str, query: Tensor, dtype: torch.dtype) -> Tensor:
     """`scalar` as a `(1 or H,)` tensor of `dtype`, that of the accumulation."""
     if not isinstance(scalar, Tensor):
         return torch.full((1,), float(scalar), dtype=dtype, device=query.device)
@@ -157,8 +135,8 @@ def attend(
     if quantized:
         check_inference(return_scores, query, key, value, alpha, beta, gamma)
     dtype = torch.float64 if query.dtype == torch.float64 and not quantized else torch.float32
-    scalars = (("alpha", alpha), ("beta", beta), ("gamma", gamma))
-    alpha, beta, gamma = (_accumulated(name, x, query, dtype) for name, x in scalars)
+    named = ((alpha, "alpha"), (beta, "beta"), (gamma, "gamma"))
+    alpha, beta, gamma = [_accumulated(x, name, query, dtype) for x, name in named]
     transformed = _plain_operations_only(query, key, value, alpha, beta, gamma)
     needs_plain = _NO_SCORES if return_scores else "it takes no attn_mask" if attention is not None else None
     if quantized and key.shape[2] > LARGEST_KEYS:
@@ -252,8 +230,7 @@ def inhibitor_attention(
     check_attn_mask(attn_mask, query, key)
     if backend != "auto" and backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(map(repr, ('auto', *BACKENDS)))}, got {backend!r}.")
-    for name, scalar in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
-        check_scalar(name, scalar, query)
-    masks, scalars = (key_padding_mask, key_dropout_mask, attn_mask), (alpha, beta, gamma)
-    output, scores = attend(query, key, value, *masks, *scalars, centered, signed, causal, quantized, return_scores, backend)
+    check_scalars(query.shape[1], alpha, beta, gamma)
+    padding, dropout, flags = key_padding_mask, key_dropout_mask, (centered, signed, causal, quantized, return_scores)
+    output, scores = attend(query, key, value, padding, dropout, attn_mask, alpha, beta, gamma, *flags, backend)
     return output if scores is None else (output, scores)

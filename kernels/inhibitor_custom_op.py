@@ -203,5 +203,6 @@ def _register_forward(namespace: str, name: str, forward: Callable) -> tuple[Cal
 
 def _forward_outputs(query: Tensor, centered: bool) -> tuple[Tensor, Tensor]:
     batch, heads, queries, _ = query.shape
-    mean = query.new_empty((batch, heads, queries) if centered else (0,), dtype=torch.float32)
+    # `new_empty` takes twice as long.
+    mean = torch.empty((batch, heads, queries) if centered else (0,), dtype=torch.float32, device=query.device)
     return like_heads(query), mean

@@ -68,14 +68,16 @@ def check_attn_mask(mask: Tensor | None, query: Tensor, key: Tensor) -> None:
     _check_mask_device("attn_mask", mask, key)
 
 
-def check_scalar(name: str, scalar: float | Tensor, query: Tensor) -> None:
-    if not isinstance(scalar, Tensor):
-        if not math.isfinite(scalar):
-            raise ValueError(f"{name} must be finite, got {scalar}.")
-        return
-    heads = query.shape[1]
-    if scalar.ndim > 1 or scalar.numel() not in (1, heads):
-        raise ValueError(f"{name} must be a float or a tensor of shape (), (1,) or ({heads},), got {tuple(scalar.shape)}.")
+def check_scalars(heads: int, *scalars: float | Tensor) -> None:
+    """`scalars` are alpha, beta and gamma."""
+    for name, scalar in zip(INPUTS[5:], scalars, strict=True):
+        if not isinstance(scalar, Tensor):
+            if not math.isfinite(scalar):
+                raise ValueError(f"{name} must be finite, got {scalar}.")
+        elif scalar.ndim > 1 or scalar.numel() not in (1, heads):
+            raise ValueError(
+                f"{name} must be a float or a tensor of shape (), (1,) or ({heads},), got {tuple(scalar.shape)}."
+            )
 
 
 def check_inference(return_scores: bool, *inputs: float | Tensor) -> None:
