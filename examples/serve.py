@@ -35,6 +35,8 @@ def create_app(checkpoint: Path, batch_size: int = 16, at_once: int = 2) -> Fast
     batch_size: the most texts a forward pass, whatever a request holds.
     at_once: the most requests that compute at a time; the others wait. Together they bound the memory.
     """
+    if at_once < 1:
+        raise ValueError(f"at_once must be at least 1, got {at_once}.")
     loaded = TextClassifier.from_folder(checkpoint, device="cpu")
     classifier = TextClassifier(quantize(loaded.model), loaded.tokenizer, batch_size=batch_size)
     list(classifier.predict(["Compiles the model's code and sets up the tokenizer before threads share them."]))

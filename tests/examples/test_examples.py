@@ -119,6 +119,11 @@ def test_serve_refuses_requests_without_texts_or_with_too_many(app):
         assert ask(app, texts).status_code == 422
 
 
+def test_serve_refuses_to_compute_no_request_at_a_time():
+    with pytest.raises(ValueError, match="at_once must be at least 1, got 0"):
+        load("serve").create_app(default_checkpoint(), at_once=0)
+
+
 @torch.no_grad()
 def test_export(tmp_path, capsys):
     checkpoint, file = write_tiny_checkpoint(tmp_path / "tiny", n_layers=1), tmp_path / "new" / "model.onnx"
