@@ -1,4 +1,4 @@
-# Two commands do everything on a machine with Python 3.11, git and make: `make demo` and `make test`.
+# Two commands do everything on a machine with Python 3.11, git and make: `make demo` and `make test`. `make` alone lists all.
 PYTHON ?= python3
 # One exact version: a range would let pip pick a build with several gigabytes of CUDA where none is needed.
 TORCH ?= torch==2.13.0
@@ -21,8 +21,12 @@ ONLY ?= *
 ENCODER ?= .cache/data/minilm
 TEXTS ?= .cache/data/study/unlabelled.txt
 
-.PHONY: demo test test-full test-lowest test-sharding data study-data study check checkpoint-sources kernel-repository release-sources
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-full test-lowest test-sharding data study-data study check checkpoint-sources kernel-repository release-sources
 .PHONY: benchmark-model results-index evaluate gpu
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## classify real sentences, in process and from an exported folder
 	$(BIN)/python -m inhibidistilbert.demo
@@ -43,10 +47,11 @@ test-sharding: $(INSTALLED) ## training under FSDP and DeepSpeed, which it insta
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "deepspeed==0.19.8"
 	HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests/distillation/test_distillation_processes.py
 
-check: $(INSTALLED) ## lint, format and types
+check: $(INSTALLED) ## lint, format, types, and what may import what
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 
 data: $(INSTALLED) ## fetch and prepare the offline data of the shipped checkpoint into .cache/data
 	$(BIN)/python -m inhibidistilbert.distillation.review_data .cache/data

@@ -76,7 +76,7 @@ def evaluate(
     import datasets
 
     from ..evaluation.fine_tuning import Recipe
-    from ..evaluation.pipeline import Evaluation
+    from ..evaluation.options import Evaluation
     from ..evaluation.pipeline import evaluate as run
 
     options = Evaluation(

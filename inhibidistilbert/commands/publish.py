@@ -24,7 +24,14 @@ from ..publishing.assemble import Candidate, assemble
 from ..publishing.card import CARD, dropped_sections, metadata_text, read_card
 from ..publishing.checks import FILE_CHECKS, Check, CheckResult, Problem, run_checks
 from ..publishing.errors import PublishError, Unreachable
-from ..publishing.kernel import KERNEL_CHECKS, assemble_kernel, check_kernel_loading, kernel_branch, kernel_usage
+from ..publishing.kernel import (
+    KERNEL_CHECKS,
+    assemble_kernel,
+    check_client,
+    check_kernel_loading,
+    kernel_branch,
+    kernel_usage,
+)
 from ..publishing.loading import check_loading
 from ..publishing.plan import Plan, Target, blind_plan, make_plan, metadata_refusals
 from ..publishing.secrets import redact
@@ -82,6 +89,8 @@ def publish(
         if trust_remote_code:
             raise UserError("--trust-remote-code goes with --verify: what is published has this package's own code.")
         check_arguments(checkpoint_dir, repo_id, kernel, may_ask=dry_run or yes or (sys.stdin.isatty() and not as_json))
+        if kernel:
+            check_client()
         branch = revision or (kernel_branch() if kernel else "main")
         repo_type = "kernel" if kernel else "model"
         target = Target(str(repo_id), repo_type, branch, private, create_pr, tag, collection, commit_message)

@@ -6,8 +6,9 @@ import json
 import math
 import shutil
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,13 +19,22 @@ from ..digests import change, content_of
 from ..errors import UserError, reason
 from ..quiet import quiet_transformers
 from .loading import Split
-from .scoring import CONFIDENCE
+from .options import Evaluation
+from .scoring import CONFIDENCE, Difference
 from .tasks import Task
 
-if TYPE_CHECKING:
-    from .pipeline import Evaluation, SplitResult
-
 EVAL_RESULTS = "eval_results.json"  # which `publish` reads, see `publishing/measurements.py`
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """One labelled split: a model's scores, and what comes of the comparison with each other model."""
+
+    split: Split
+    checkpoint: str
+    values: dict[str, list[float]]
+    intervals: dict[str, tuple[float, float] | None]
+    differences: dict[str, list[Difference]] = field(default_factory=dict)
 
 
 class OutputFolder:
@@ -34,7 +44,7 @@ class OutputFolder:
     holds `seed-0`, …, a checkpoint each with its own results, and the results over all of them.
     """
 
-    def __init__(self, options: "Evaluation"):
+    def __init__(self, options: Evaluation):
         self.options = options
         checkpoint = Path(options.checkpoints[0])
         self.folder = options.output or (checkpoint if checkpoint.is_dir() else None)
@@ -97,7 +107,7 @@ class OutputFolder:
         writer.writerows(zip(index, predictions, strict=True))
         write_text(self.work / task.submissions.get(split.name, f"{split.source}.tsv"), text.getvalue())
 
-    def save_results(self, task: Task, results: list["SplitResult"]) -> None:
+    def save_results(self, task: Task, results: list[SplitResult]) -> None:
         """`eval_results.json`: what was in the folder's of other sets and metrics stays."""
         rows = [row for result in results for row in result_rows(self.options, task, result)]
         if not rows:
@@ -137,7 +147,7 @@ def former(file: Path) -> dict[str, Any]:
         raise UserError(f"{str(file)!r} is not of its form ({reason(error)}): mend or remove it.") from error
 
 
-def result_rows(options: "Evaluation", task: Task, result: "SplitResult") -> list[dict[str, Any]]:
+def result_rows(options: Evaluation, task: Task, result: SplitResult) -> list[dict[str, Any]]:
     """A row a metric; those that are undefined, as a correlation with constant predictions is, are left out."""
     rows = []
     for metric, values in result.values.items():

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from torch import Tensor
+from transformers.utils.versions import require_version
 
 from ..clean_process import run_script
 from ..errors import UserError, reason
@@ -32,6 +33,19 @@ from .measurements import read_json
 
 _NAME_IN_CARD = "<organisation>/inhibitor"
 _REBUILD = "build it again: `inhibidistilbert publish --kernel` does"
+
+
+def check_client() -> None:
+    """Raises a UserError where the client of the Hub is too old to make repositories of kernels.
+
+    Models are published with older ones too, as the lowest transformers brings them.
+    """
+    try:
+        require_version("huggingface_hub>=2.4")
+    except ImportError as error:
+        raise UserError(
+            "--kernel needs huggingface_hub 2.4 or later: pip install --upgrade huggingface_hub transformers."
+        ) from error
 
 
 def assemble_kernel(target: Path, repo_id: str) -> Candidate:

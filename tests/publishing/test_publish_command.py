@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 import threading
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import remote_client
 import torch
 from hub import LoopbackHub, WritableHub
+from packaging.version import Version
 from publishable import REPO_ID, TOKEN, edit_json, edit_weights, fingerprint, replace_in
 from remote_client import model_outputs
 from safetensors.torch import load_file
@@ -384,6 +386,17 @@ class TestVerify:
         )
 
 
+def test_kernel_by_a_client_too_old_for_it(hub, run, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "1.33.0")
+    code, _, err = run("--kernel", "--repo-id", "someone/inhibitor", "--yes")
+    assert (code, err) == (
+        2,
+        "error: --kernel needs huggingface_hub 2.4 or later: pip install --upgrade huggingface_hub transformers.\n",
+    )
+    assert not hub.requests
+
+
+@pytest.mark.skipif(Version("2.4") > Version(version("huggingface_hub")), reason="refused, as the test above has it")
 def test_kernel(hub, run):
     """To the branch that the library `kernels` looks in; the card names the repository; again, nothing is sent."""
     code, out, err = run("--kernel", "--repo-id", "someone/inhibitor", "--yes", "--json")
