@@ -79,36 +79,35 @@ def _plain_operations_only(*inputs: Tensor) -> bool:
     return torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
 
 
-def _choose(backend: str, query: Tensor, needs_plain: str | None, quantized: bool) -> Callable[..., Tensor] | None:
-    """The compiled form for this call, or None for one in plain torch; `needs_plain` says what only those can do.
+def _choose(backend: str, query: Tensor, needs_plain: str | None, quantized: bool) -> tuple[Callable[..., Any], bool]:
+    """The operator for this call, and whether it is a compiled one; `needs_plain` says what only the others can do.
 
     Raises:
         ValueError: the backend that was asked for cannot take these tensors.
     """
-    device, chosen = query.device.type, BACKENDS.get(backend)
-    if backend == "auto":
-        if torch.compiler.is_exporting():
-            return None
+    device, plain = query.device.type, BACKENDS["torch"]
+    chosen = plain if backend == "auto" else BACKENDS[backend]
+    if backend == "auto" and not torch.compiler.is_exporting():
         for each in BACKENDS.values():
             if device in each.devices:
                 chosen = each
                 break
         else:
             say_slow(device, "there is no compiled form for it")
-    if chosen is None or chosen.refusal is None:
-        return None
+    if chosen.refusal is None:
+        return chosen.load(), False
     reason = needs_plain
     if reason is None:
         form = chosen.int8 if quantized else chosen
         if form is None:
             reason = "it has no int8 form"
         elif form.refusal is None or (reason := form.refusal(query)) is None:
-            return form.load()
+            return form.load(), True
         if backend != "auto":
             raise ValueError(f"backend={backend!r} cannot be used here: {reason}.")
     if reason != _NO_SCORES:  # whoever wants the scores in memory asks for the plain form
         say_slow(device, reason)
-    return None
+    return plain.load(), False
 
 
 def attend(
@@ -141,9 +140,11 @@ def attend(
     needs_plain = _NO_SCORES if return_scores else "it takes no attn_mask" if attention is not None else None
     if quantized and key.shape[2] > LARGEST_KEYS:
         needs_plain = f"its int8 form takes up to {LARGEST_KEYS} keys, and these are {key.shape[2]}"
-    compiled = None if transformed else _choose(backend, query, needs_plain, quantized)
-    if compiled is not None:
-        return compiled(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal), None
+    operator, compiled = BACKENDS["naive"].load(), False
+    if not transformed:
+        operator, compiled = _choose(backend, query, needs_plain, quantized)
+    if compiled:
+        return operator(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal), None
 
     inputs = (query, key, value, padding, dropout, alpha, beta, gamma, attention)
     if untraced(*inputs):
@@ -155,10 +156,7 @@ def attend(
     if quantized:
         output = quantized_inhibitor_attention(query, key, value, alpha, beta, gamma, masks, centered, signed)
         return output.to(outside), None
-    plain = BACKENDS.get(backend)
-    name = "naive" if transformed else "torch" if plain is None or plain.refusal is not None else backend
-    forward = BACKENDS[name].load()
-    output, scores = forward(query, key, value, alpha, beta, gamma, masks, centered, signed, return_scores)
+    output, scores = operator(query, key, value, alpha, beta, gamma, masks, centered, signed, return_scores)
     return output.to(outside), None if scores is None else scores.to(outside)
 
 

@@ -118,10 +118,12 @@ def test_a_plain_backend_gets_every_kind_of_call(monkeypatch: pytest.MonkeyPatch
         calls.append(arguments)
         return BACKENDS["torch"].load()(*arguments)
 
-    monkeypatch.setitem(BACKENDS, "plain", Backend((), lambda: plain))
+    monkeypatch.setitem(BACKENDS, "plain", Backend(("meta",), lambda: plain))
     mask = torch.ones(1, 1, 5, 5, dtype=torch.bool)
     output, scores = inhibitor_attention(*tensors(), attn_mask=mask, return_scores=True, backend="plain")
     assert len(calls) == 1
     want, want_scores = inhibitor_attention(*tensors(), attn_mask=mask, return_scores=True, backend="torch")
     assert torch.equal(output, want)
     assert torch.equal(scores, want_scores)
+    inhibitor_attention(*(x.to("meta") for x in tensors()))
+    assert len(calls) == 2, "auto gives it the tensors of its device"

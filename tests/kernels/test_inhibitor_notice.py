@@ -50,7 +50,7 @@ def test_a_gpu_without_triton_and_another_accelerator_say_so_once(
 ) -> None:
     monkeypatch.setattr(inhibitor_triton, "triton", None)
     for device in ("cuda", "cuda", "mps"):
-        assert public._choose("auto", SimpleNamespace(device=torch.device(device)), None, False) is None
+        assert public._choose("auto", SimpleNamespace(device=torch.device(device)), None, False)[1] is False
     assert ["pip install triton" in record.message for record in caplog.records] == [True, False]
     assert "'mps', not in its compiled form: there is no compiled form" in caplog.records[1].message
 
