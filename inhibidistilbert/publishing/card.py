@@ -4,23 +4,29 @@ What no file of results can tell stands in the maintainer's own `README.md`: its
 datasets, widget) and its sections `KEPT_SECTIONS` are kept.
 """
 
-import json
 import re
-import struct
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from math import prod
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import jinja2
 import yaml
-from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub import (
+    EvalResult,
+    EvalResultEntry,
+    ModelCard,
+    ModelCardData,
+    eval_result_entries_to_yaml,
+    get_local_safetensors_metadata,
+)
+from huggingface_hub.errors import SafetensorsParsingError
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import yaml_dump
+from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError, reason
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
@@ -151,25 +157,21 @@ def dropped_sections(text: str) -> list[str]:
 
 def weights_of(folder: Path) -> Weights:
     """Count the parameters in the safetensors files of `folder`; a file that cannot be read counts nothing."""
-    parameters, size, dtypes = 0, 0, Counter[str]()
+    size, parameters = 0, Counter[str]()
     for file in sorted(folder.glob("*.safetensors")):
         size += file.stat().st_size
-        for tensor in safetensors_header(file).values():
-            count = prod(tensor["shape"])
-            parameters += count
-            dtypes[tensor["dtype"]] += count
-    return Weights(parameters, size, ", ".join(name for name, _ in dtypes.most_common()))
+        parameters.update(parameter_counts(file))
+    return Weights(parameters.total(), size, ", ".join(name for name, _ in parameters.most_common()))
 
 
-def safetensors_header(file: Path, metadata: bool = False) -> dict[str, Any]:
-    """Type and shape of the tensors in `file`, or its free metadata; empty where the header is damaged."""
+def parameter_counts(file: Path) -> Counter[str]:
+    """The parameters in a safetensors file, by type; none where its header is damaged."""
     try:
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
-    except (OSError, ValueError, struct.error, MemoryError, OverflowError):
-        return {}
-    free = header.pop("__metadata__", {})
-    return free if metadata else header
+        # It refuses a header that does not fit its file. The other reader believes any shape, and would multiply it out.
+        with safe_open(file, framework="pt"):
+            return Counter(get_local_safetensors_metadata(file).parameter_count)
+    except (SafetensorError, SafetensorsParsingError, OSError, ValueError, RecursionError):
+        return Counter()
 
 
 def render_card(folder: Path, config: dict[str, Any], repo_id: str, revision: str | None) -> None:

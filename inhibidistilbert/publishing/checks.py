@@ -3,11 +3,9 @@
 import contextlib
 import fnmatch
 import json
-import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -22,7 +20,7 @@ from ..foreign import choices, load_pretrained
 from ..modeling.remote_code import AUTO_MAP
 from ..quiet import quiet_transformers
 from .assemble import Candidate, allowed_names
-from .card import CARD, EVAL_RESULTS, as_list, read_card, read_metadata, safetensors_header, section, template_text
+from .card import CARD, EVAL_RESULTS, as_list, parameter_counts, read_card, read_metadata, section, template_text
 from .contents import Piece, pieces
 from .known_sources import differences, releases
 from .measurements import RESULT_FILES, read_json
@@ -158,7 +156,8 @@ def check_remote_code(candidate: Candidate) -> Iterator[Problem]:
 
 def check_known_sources(candidate: Candidate) -> Iterator[Problem]:
     """Every source file is, by its content, that of this version or of a release. None is imported."""
-    for name, what in differences(candidate.files, "model"):
+    code = {name: file for name, file in candidate.files.items() if name.endswith(".py")}
+    for name, what in differences(code, "model"):
         yield Problem(name, what, READ_IT)
 
 
@@ -321,21 +320,16 @@ def untraced_numbers(candidate: Candidate, text: str) -> Iterator[str]:
     for name, file in candidate.files.items():
         if name in RESULT_FILES:
             known |= set(numbers_in(json.loads(file.read_text(encoding="utf-8"))))
-        elif name.endswith(".safetensors"):
-            sizes = [math.prod(tensor["shape"]) for tensor in safetensors_header(file).values()]
-            known |= {float(sum(sizes)), file.stat().st_size / 1e6}
     weights = [file for name, file in candidate.files.items() if name.endswith(".safetensors")]
-    if len(weights) > 1:
-        known |= {sum(file.stat().st_size for file in weights) / 1e6, float(_parameters(weights))}
+    sizes = [file.stat().st_size for file in weights]
+    parameters = [parameter_counts(file).total() for file in weights]
+    if weights:
+        known |= {size / 1e6 for size in (*sizes, sum(sizes))} | {float(n) for n in (*parameters, sum(parameters))}
     fixed = set(_NUMBER.findall(template_text()))
     for token in dict.fromkeys(_NUMBER.findall(_prose(text))):
         token = token.rstrip(",")
         if token not in fixed and not re.fullmatch(r"(19|20)\d\d", token) and not _is_known(token, known):
             yield token
-
-
-def _parameters(weights: list[Path]) -> int:
-    return sum(math.prod(tensor["shape"]) for file in weights for tensor in safetensors_header(file).values())
 
 
 def _prose(text: str) -> str:

@@ -64,7 +64,10 @@ class _Pairs(list[tuple[str, Any]]):
 
 
 def _header(file: Path) -> bytes:
-    """The header of a safetensors file; `{}` where it is damaged, which another check reports."""
+    """The header of a safetensors file; `{}` where it is damaged, which another check reports.
+
+    It is searched as it is: huggingface_hub's reader drops unknown fields and all but the last of a name that stands twice.
+    """
     with file.open("rb") as stream:
         size = stream.read(8)
         length = struct.unpack("<Q", size)[0] if len(size) == 8 else 0
