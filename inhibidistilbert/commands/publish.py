@@ -128,7 +128,7 @@ def bring(report: "Report", target: Target, folder: Path, dry_run: bool, yes: bo
         plan, reached = make_plan(api, target, candidate.files), True
     report.show_plan(plan, candidate)
     remote: dict[str, Check] = {"remote": lambda _: iter(plan.refusals)} if reached else {}
-    checks = run_checks(candidate, {**remote, **publication.checks})
+    checks = run_checks(candidate, remote | publication.checks)
     if reached and all(check.passed for check in checks):
         # Only now, when it holds no secret.
         with telling("Nothing was sent."):

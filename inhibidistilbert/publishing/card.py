@@ -167,10 +167,10 @@ def weights_of(folder: Path) -> Weights:
 def parameter_counts(file: Path) -> Counter[str]:
     """The parameters in a safetensors file, by type; none where its header is damaged."""
     try:
-        # It refuses a header that does not fit its file. The other reader believes any shape, and would multiply it out.
+        # It refuses a header that does not fit its file; the other reader would multiply out any shape.
         with safe_open(file, framework="pt"):
             return Counter(get_local_safetensors_metadata(file).parameter_count)
-    except (SafetensorError, SafetensorsParsingError, OSError, ValueError, RecursionError):
+    except (SafetensorError, SafetensorsParsingError, OSError):
         return Counter()
 
 

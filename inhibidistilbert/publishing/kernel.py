@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -70,19 +70,6 @@ def check_kernel_card(candidate: Candidate) -> Iterator[Problem]:
         yield Problem(CARD, f"is missing or has the unfilled field {match[0]!r}", "fill it in in kernels/CARD.md")
 
 
-def check_kernel_loading(candidate: Candidate) -> Iterator[Problem]:
-    """The variant for the CPU loads in a clean interpreter without this package, and computes the same."""
-    name = "build/torch-cpu/__init__.py"
-    try:
-        theirs = _stranger_output(candidate.folder / "build" / "torch-cpu")
-    except LOADING_ERRORS as error:
-        yield Problem(name, f"does not load elsewhere: {reason(error)}", _REBUILD)
-        return
-    difference = relative_error(theirs, kernel_stranger.call(inhibitor_attention))
-    if not difference <= TOLERANCE:
-        yield Problem(name, f"its output differs by {difference:.1e} of its size", _REBUILD)
-
-
 def _stranger_output(variant: Path) -> Tensor:
     """The output of the kernel in `variant` in a clean process. Raises `ProcessError` when that failed."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -96,7 +83,7 @@ def _stranger_output(variant: Path) -> Tensor:
 
 class KernelPublication(Publication):
     repo_type = "kernel"
-    checks: ClassVar[Mapping[str, Check]] = {
+    checks: ClassVar[dict[str, Check]] = {
         "variants": check_variants,
         KNOWN_SOURCES: check_known_kernel,
         "private paths": check_paths,
@@ -129,13 +116,22 @@ class KernelPublication(Publication):
         build_kernel_repository(folder)
         card = folder / CARD
         card.write_text(card.read_text(encoding="utf-8").replace(_NAME_IN_CARD, repo_id), encoding="utf-8")
-        return self.downloaded(folder)
+        return Candidate(folder, folder, {})
 
     def downloaded(self, folder: Path) -> Candidate:
         return Candidate(folder, folder, {})
 
     def check_loading(self, candidate: Candidate) -> Iterator[Problem]:
-        yield from check_kernel_loading(candidate)
+        """The variant for the CPU loads in a clean interpreter without this package, and computes the same."""
+        name = "build/torch-cpu/__init__.py"
+        try:
+            theirs = _stranger_output(candidate.folder / "build" / "torch-cpu")
+        except LOADING_ERRORS as error:
+            yield Problem(name, f"does not load elsewhere: {reason(error)}", _REBUILD)
+            return
+        difference = relative_error(theirs, kernel_stranger.call(inhibitor_attention))
+        if not difference <= TOLERANCE:
+            yield Problem(name, f"its output differs by {difference:.1e} of its size", _REBUILD)
 
     def last_checks(self, from_hub: Check, run_code: bool) -> dict[str, Check]:
         """All of a kernel is code."""

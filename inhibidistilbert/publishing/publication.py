@@ -1,7 +1,7 @@
 """What goes to the Hub: a model (`model.py`) or the kernel (`kernel.py`), behind one interface."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -24,7 +24,7 @@ class Publication(ABC):
 
     source: Path | None = None
     repo_type: ClassVar[str]
-    checks: ClassVar[Mapping[str, Check]]
+    checks: ClassVar[dict[str, Check]]
 
     @abstractmethod
     def check_arguments(self) -> None:

@@ -45,6 +45,11 @@ def write(name, text):
     return lambda folder: (folder / name).write_text(text)
 
 
+def header(text):
+    """Weights that are nothing but this header."""
+    return write("model.safetensors", chr(len(text)) + 7 * "\0" + text)
+
+
 # What is done to the maintainer's folder: check, file, words of the problem or its remedy.
 SPOILT = {
     "pickle in place of safetensors": (
@@ -69,6 +74,11 @@ SPOILT = {
     ),
     "scalar missing": (set_weights(lambda weights: weights.pop(ALPHA)), ("weights", "model.safetensors", "layer.1")),
     "weights cut short": (write("model.safetensors", "short"), ("weights", "model.safetensors", "cannot be read")),
+    "a header that is no object": (header("[1]"), ("weights", "model.safetensors", "cannot be read")),
+    "a shape that holds text": (
+        header('{"a": {"dtype": "F32", "shape": [9, "x"], "data_offsets": [0, 0]}}'),
+        ("weights", "model.safetensors", "cannot be read"),
+    ),
     "auto_map of one class": (
         set_config(auto_map={"AutoConfig": "configuration_inhibidistilbert.InhibiDistilBertConfig"}),
         ("auto_map", "config.json", "AutoModelForMaskedLM"),
