@@ -107,14 +107,11 @@ def check_arguments(publication: Publication, repo_id: str | None, may_ask: bool
 
 
 def check_repo_id(argument: str, repo_id: str) -> None:
-    try:
+    with contextlib.suppress(HFValidationError):
         validate_repo_id(repo_id)
-    except HFValidationError:
-        repo_id_is_right = False
-    else:
-        repo_id_is_right = "/" in repo_id
-    if not repo_id_is_right:
-        raise UserError(f"{argument} must be organisation/name, got {repo_id!r}.")
+        if "/" in repo_id:
+            return
+    raise UserError(f"{argument} must be organisation/name, got {repo_id!r}.")
 
 
 def bring(report: "Report", target: Target, folder: Path, dry_run: bool, yes: bool) -> None:

@@ -31,7 +31,16 @@ from safetensors import SafetensorError, safe_open
 from ..errors import UserError, reason
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from .markup import Markdown, code, escape, finalize, python_string
-from .measurements import DISTILLATION, EVALUATION, Measurement, read_benchmarks, read_costs, read_json, read_measurements
+from .measurements import (
+    DISTILLATION,
+    EVALUATION,
+    Measurement,
+    form_of,
+    read_benchmarks,
+    read_costs,
+    read_json,
+    read_measurements,
+)
 from .metadata import repeated_name
 from .tasks import PIPELINE_TAGS, auto_class, is_multi_label, usage
 
@@ -255,7 +264,7 @@ def _row(measurement: Measurement) -> Row:
 
 def _training(log: dict[str, Any]) -> Training:
     """Raises `UserError` where the log is not of its form."""
-    try:
+    with form_of(DISTILLATION):
         options = log["options"]
         return Training(
             teacher=code(Path(options["teacher"]).name),
@@ -272,13 +281,11 @@ def _training(log: dict[str, Any]) -> Training:
             bf16="yes" if options["bf16"] else "no",
             save_dtype=options["save_dtype"],
         )
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{DISTILLATION!r} is not of its form: {type(error).__name__} {reason(error)}.") from error
 
 
 def _recipe(log: dict[str, Any]) -> RecipeTraining:
     """Raises `UserError` where the log is not of its form."""
-    try:
+    with form_of(DISTILLATION):
         recipe = log["recipe"]
         stages: list[str] = []
         for settings in recipe["stages"]:
@@ -297,8 +304,6 @@ def _recipe(log: dict[str, Any]) -> RecipeTraining:
             bf16="yes" if recipe["bf16"] else "no",
             save_dtype=recipe["save_dtype"],
         )
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{DISTILLATION!r} is not of its form: {type(error).__name__} {reason(error)}.") from error
 
 
 def _schedule(training: dict[str, Any]) -> str:

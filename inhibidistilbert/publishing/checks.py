@@ -1,6 +1,5 @@
 """The gate: what must hold of a folder before it may go to the Hub. Each check names the file and the remedy."""
 
-import contextlib
 import fnmatch
 import json
 import re
@@ -21,7 +20,7 @@ from ..modeling.remote_code import AUTO_MAP
 from ..quiet import quiet_transformers
 from .assemble import Candidate, allowed_names
 from .card import CARD, EVAL_RESULTS, as_list, parameter_counts, read_card, read_metadata, section, template_text
-from .contents import Piece, pieces
+from .contents import pieces
 from .known_sources import differences, releases
 from .measurements import RESULT_FILES, read_json
 from .metadata import metadata_problems, result_problems
@@ -216,17 +215,15 @@ def check_labels(candidate: Candidate) -> Iterator[Problem]:
 
 def check_paths(candidate: Candidate) -> Iterator[Problem]:
     """Nothing that is sent tells where something lay on the maintainer's machines or in their storage."""
-    published = _published_ids(candidate)
-    for name, content in _contents(candidate).items():
-        text = "\n".join(piece.text for piece in content)
+    data = read_metadata(candidate.folder)
+    published = {str(repo_id) for name in ("base_model", "datasets") for repo_id in as_list(data.get(name))}
+    for name, file in candidate.files.items():
+        try:
+            text = "\n".join(piece.text for piece in pieces(name, file))
+        except ValueError:  # which the check of secrets reports
+            continue
         for match in sorted(set(find_private_paths(text, published))):
             yield Problem(name, f"holds the private path {match!r}", "replace it by a name or a relative path")
-
-
-def _published_ids(candidate: Candidate) -> set[str]:
-    """What the card's metadata names on the Hub."""
-    data = read_metadata(candidate.folder)
-    return {str(repo_id) for name in ("base_model", "datasets") for repo_id in as_list(data.get(name))}
 
 
 def check_secrets(candidate: Candidate) -> Iterator[Problem]:
@@ -242,15 +239,6 @@ def check_secrets(candidate: Candidate) -> Iterator[Problem]:
         content = [piece for piece in content if not piece.where.startswith("digest.files.")]
         for where, kind in dict.fromkeys(secrets_in(content, token)):
             yield Problem(name, f"{where} holds {kind}", remedy)
-
-
-def _contents(candidate: Candidate) -> dict[str, list[Piece]]:
-    """What the files tell, as far as they can be read."""
-    contents = {}
-    for name, file in candidate.files.items():
-        with contextlib.suppress(ValueError):
-            contents[name] = pieces(name, file)
-    return contents
 
 
 def check_metadata(candidate: Candidate) -> Iterator[Problem]:

@@ -9,7 +9,6 @@ import binascii
 import html
 import json
 import re
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -47,7 +46,7 @@ def pieces(name: str, file: Path) -> list[Piece]:
     """
     found = [Piece("its name", name)]
     if name.endswith(".safetensors"):
-        return found + _structured(json.loads(_header(file), object_pairs_hook=_Pairs), "the header")
+        return found + _structured(_header(file), "the header")
     text = file.read_bytes().decode("utf-8-sig")
     if "\0" in text:
         raise ValueError("it holds the character NUL")
@@ -63,20 +62,18 @@ class _Pairs(list[tuple[str, Any]]):
     """An object of a JSON file, with the values of names that stand in it twice."""
 
 
-def _header(file: Path) -> bytes:
-    """The header of a safetensors file; `{}` where it is damaged, which another check reports.
+def _header(file: Path) -> Any:
+    """The header of a safetensors file; empty where it is damaged, which another check reports.
 
     It is searched as it is: huggingface_hub's reader drops unknown fields and all but the last of a name that stands twice.
     """
     with file.open("rb") as stream:
-        size = stream.read(8)
-        length = struct.unpack("<Q", size)[0] if len(size) == 8 else 0
+        length = int.from_bytes(stream.read(8), "little")
         header = stream.read(length) if length <= file.stat().st_size else b""
     try:
-        json.loads(header)
+        return json.loads(header, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError):
-        return b"{}"
-    return header
+        return _Pairs()
 
 
 def _parsed(name: str, text: str) -> Any:

@@ -116,10 +116,7 @@ class KernelPublication(Publication):
         build_kernel_repository(folder)
         card = folder / CARD
         card.write_text(card.read_text(encoding="utf-8").replace(_NAME_IN_CARD, repo_id), encoding="utf-8")
-        return Candidate(folder, folder, {})
-
-    def downloaded(self, folder: Path) -> Candidate:
-        return Candidate(folder, folder, {})
+        return self.downloaded(folder)
 
     def check_loading(self, candidate: Candidate) -> Iterator[Problem]:
         """The variant for the CPU loads in a clean interpreter without this package, and computes the same."""

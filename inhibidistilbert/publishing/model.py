@@ -1,5 +1,6 @@
 """A checkpoint as something to publish."""
 
+import tempfile
 from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from ..errors import UserError
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from .assemble import Candidate, assemble, check_source
 from .checks import FILE_CHECKS, Check, Problem
-from .loading import check_loading, data_problems, loading_problems
+from .loading import data_problems, loading_problems
 from .measurements import read_json
 from .publication import Publication
 from .tasks import is_multi_label, usage
@@ -23,9 +24,6 @@ class ModelPublication(Publication):
     def check_arguments(self) -> None:
         if self.source is None:
             raise UserError("CHECKPOINT_DIR is missing: give a folder written by save_pretrained.")
-
-    def branch(self) -> str:
-        return "main"
 
     def assemble(self, folder: Path, repo_id: str, tag: str | None = None) -> Candidate:
         assert self.source is not None  # by `check_arguments`
@@ -42,7 +40,9 @@ class ModelPublication(Publication):
             yield Problem(repo_id, f"{repo_id} holds a model of type {there!r}, not {here!r}", "give another --repo-id")
 
     def check_loading(self, candidate: Candidate) -> Iterator[Problem]:
-        yield from check_loading(candidate)
+        """The assembled folder loads offline, with empty caches and without this package, and computes the same."""
+        with tempfile.TemporaryDirectory() as home:
+            yield from loading_problems(candidate.source, candidate.architecture, str(candidate.folder), None, Path(home))
 
     def check_from_hub(self, candidate: Candidate, *, repo_id: str, revision: str, home: Path) -> Iterator[Problem]:
         """By its name on the Hub, as a user does. The files are in the cache already, so that takes no token."""

@@ -1,7 +1,7 @@
 """What a publication would change on the Hub: read from there, without a writing request."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -152,11 +152,9 @@ def make_plan(api: HfApi, target: Target, files: Mapping[str, Path]) -> Plan:
     remote = read_remote(api, target)
     if target.create_pr and not remote.exists:
         raise UserError(f"--create-pr needs a repository that exists, {target.repo_id!r} does not; leave out --create-pr.")
-    planned = tuple(compare(files, remote.files))
-    plan = Plan(target, remote, planned)
-    changed = bool(plan.changes)
-    request = _open_request(api, target, files) if target.create_pr and changed else None
-    return Plan(target, remote, planned, tuple(_refusals(api, target, remote, changed)), request)
+    plan = Plan(target, remote, tuple(compare(files, remote.files)))
+    request = _open_request(api, target, files) if target.create_pr and plan.changes else None
+    return replace(plan, refusals=tuple(_refusals(api, plan)), request=request)
 
 
 def blind_plan(target: Target, files: Mapping[str, Path]) -> Plan:
@@ -198,9 +196,10 @@ def _is_same(file: Path, there: RepoFile) -> bool:
         return sha_fileobj(stream).hex() == there.lfs.sha256
 
 
-def _refusals(api: HfApi, target: Target, remote: Remote, changed: bool) -> Iterator[Problem]:
+def _refusals(api: HfApi, plan: Plan) -> Iterator[Problem]:
     """Why the publication would overwrite what it should not."""
-    if target.tag and target.tag in remote.tags and (changed or remote.tags[target.tag] != remote.head):
+    target, remote = plan.target, plan.remote
+    if target.tag and target.tag in remote.tags and (plan.changes or remote.tags[target.tag] != remote.head):
         what = f"tag {target.tag!r} exists at another commit and is never moved"
         yield Problem(target.repo_id, what, "give another --tag")
     commit = remote.head or remote.main

@@ -33,17 +33,17 @@ class Publication(ABC):
     def check_options(self, create_pr: bool, collection: str | None) -> None:  # noqa: B027 - a kind may have them all
         """Raises `UserError` for options that this kind does not have."""
 
-    @abstractmethod
     def branch(self) -> str:
         """Where it goes, unless --revision says otherwise."""
+        return "main"
 
     @abstractmethod
     def assemble(self, folder: Path, repo_id: str, tag: str | None = None) -> Candidate:
         """Put together in the new `folder` what goes to the Hub."""
 
-    @abstractmethod
     def downloaded(self, folder: Path) -> Candidate:
         """What was found on the Hub. Raises `UserError` where it is not of this kind."""
+        return Candidate(folder, folder, {})
 
     def remote_problems(self, api: HfApi, repo_id: str, commit: str | None, files: Collection[str]) -> Iterator[Problem]:
         """Why the repository, with `files` at `commit`, must not be published to."""

@@ -12,7 +12,7 @@ from inhibidistilbert.modeling.remote_code import source_files
 from inhibidistilbert.prediction import default_checkpoint
 from inhibidistilbert.publishing import known_sources
 from inhibidistilbert.publishing.checks import FILE_CHECKS, broken_table_lines, run_checks
-from inhibidistilbert.publishing.loading import check_loading
+from inhibidistilbert.publishing.model import ModelPublication
 
 ALPHA = "distilbert.transformer.layer.1.attention.alpha"
 
@@ -272,14 +272,14 @@ class TestLoading:
             weights["classifier.bias"].add_(1e-2)
 
         edit_weights(candidate.folder, nudge)
-        problems = list(check_loading(candidate))
+        problems = list(ModelPublication().check_loading(candidate))
         assert len(problems) == 2
         assert all("outputs differ" in problem.what for problem in problems)
 
     def test_code_that_needs_this_package_is_seen(self, candidate):
         source = candidate.folder / "modeling_inhibidistilbert.py"
         source.write_text("try:\n    import inhibidistilbert.errors\nfinally:\n    pass\n" + source.read_text())
-        (problem,) = check_loading(candidate)
+        (problem,) = ModelPublication().check_loading(candidate)
         assert problem.what.endswith("No module named 'inhibidistilbert'")
 
 
