@@ -19,8 +19,8 @@ from ..foreign import choices, load_pretrained
 from ..modeling.remote_code import AUTO_MAP
 from ..quiet import quiet_transformers
 from .assemble import Candidate, allowed_names
-from .card import CARD, EVAL_RESULTS, as_list, parameter_counts, read_card, read_metadata, section, template_text
-from .contents import pieces
+from .card import CARD, EVAL_RESULTS, as_list, read_card, read_metadata, section, template_text
+from .contents import parameter_counts, pieces
 from .known_sources import differences, releases
 from .measurements import RESULT_FILES, read_json
 from .metadata import metadata_problems, result_problems

@@ -9,6 +9,7 @@ import binascii
 import html
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,9 @@ from typing import Any
 from urllib.parse import unquote
 
 import yaml
+from huggingface_hub import get_local_safetensors_metadata
+from huggingface_hub.errors import SafetensorsParsingError
+from safetensors import SafetensorError, safe_open
 
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|([^A-Za-z0-9\s]))")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{24,}={0,2}")
@@ -74,6 +78,16 @@ def _header(file: Path) -> Any:
         return json.loads(header, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError):
         return _Pairs()
+
+
+def parameter_counts(file: Path) -> Counter[str]:
+    """The parameters in a safetensors file, by type; none where its header is damaged."""
+    try:
+        # It refuses a header that does not fit its file; the other reader would multiply out any shape.
+        with safe_open(file, framework="pt"):
+            return Counter(get_local_safetensors_metadata(file).parameter_count)
+    except (SafetensorError, SafetensorsParsingError, OSError):
+        return Counter()
 
 
 def _parsed(name: str, text: str) -> Any:

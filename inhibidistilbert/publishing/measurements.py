@@ -219,7 +219,6 @@ def read_benchmarks(folder: Path) -> list[Benchmark]:
 def _benchmark(content: dict[str, Any], level: str | None) -> Iterator[Benchmark]:
     """What a card shows: models alone from `benchmark cpu`; from the kernels on a GPU every row that has a time."""
     machine = content["machine"]
-    rows = [row for row in content["results"] if row.get("level") == level and row["ms"] is not None]
     timings = tuple(
         Timing(
             what=" ".join(str(row[name]) for name in ("rival", "pass") if row.get(name)),
@@ -227,7 +226,8 @@ def _benchmark(content: dict[str, Any], level: str | None) -> Iterator[Benchmark
             milliseconds=_number("ms", row["ms"]),
             ratio=_optional("ratio", row.get("ratio")),
         )
-        for row in rows
+        for row in content["results"]
+        if row.get("level") == level and row["ms"] is not None
     )
     yield Benchmark(machine.get("gpu") or machine["cpu"], machine["date"], timings)
 

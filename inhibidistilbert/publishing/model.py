@@ -35,7 +35,12 @@ class ModelPublication(Publication):
     def remote_problems(self, api: HfApi, repo_id: str, commit: str | None, files: Collection[str]) -> Iterator[Problem]:
         if "config.json" not in files:
             return
-        here, there = InhibiDistilBertConfig.model_type, _model_type(api, repo_id, commit)
+        file = hf_hub_download(repo_id, "config.json", revision=commit, endpoint=api.endpoint, token=api.token)
+        try:
+            there = read_json(Path(file)).get("model_type")
+        except UserError:
+            there = None
+        here = InhibiDistilBertConfig.model_type
         if there != here:
             yield Problem(repo_id, f"{repo_id} holds a model of type {there!r}, not {here!r}", "give another --repo-id")
 
@@ -55,12 +60,3 @@ class ModelPublication(Publication):
 
     def usage(self, candidate: Candidate, repo_id: str, revision: str) -> tuple[str, str]:
         return usage(candidate.architecture, repo_id, revision, is_multi_label(candidate.config))
-
-
-def _model_type(api: HfApi, repo_id: str, commit: str | None) -> object:
-    """The model type in the configuration that is on the Hub; None where it names none."""
-    try:
-        file = hf_hub_download(repo_id, "config.json", revision=commit, endpoint=api.endpoint, token=api.token)
-        return read_json(Path(file)).get("model_type")
-    except UserError:
-        return None

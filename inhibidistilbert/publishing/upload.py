@@ -164,5 +164,4 @@ def _join_collection(api: HfApi, target: Target) -> None:
 
 def _page(api: HfApi, target: Target) -> str:
     """The address of the repository's page."""
-    prefix = REPO_TYPES_URL_PREFIXES.get(target.publication.repo_type, "")
-    return f"{api.endpoint}/{prefix}{target.repo_id}"
+    return f"{api.endpoint}/{REPO_TYPES_URL_PREFIXES.get(target.publication.repo_type, '')}{target.repo_id}"
