@@ -6,6 +6,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,24 +21,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..errors import UserError
-from ..publishing.assemble import Candidate, assemble
-from ..publishing.card import CARD, dropped_sections, metadata_text, read_card
-from ..publishing.checks import FILE_CHECKS, Check, CheckResult, Problem, run_checks
+from ..publishing.assemble import Candidate
+from ..publishing.card import CARD
+from ..publishing.checks import Check, CheckResult, run_checks
 from ..publishing.errors import PublishError, Unreachable
-from ..publishing.kernel import (
-    KERNEL_CHECKS,
-    assemble_kernel,
-    check_client,
-    check_kernel_loading,
-    kernel_branch,
-    kernel_usage,
-)
-from ..publishing.loading import check_loading
+from ..publishing.kernel import KernelPublication
+from ..publishing.model import ModelPublication
 from ..publishing.plan import Plan, Target, blind_plan, make_plan, metadata_refusals
+from ..publishing.publication import Publication
 from ..publishing.secrets import redact
-from ..publishing.tasks import is_multi_label, usage
 from ..publishing.upload import Published, send, telling
-from ..publishing.verify import sent_completely, verify_kernel, verify_model
+from ..publishing.verify import sent_completely, verify_repository
 
 
 def publish(
@@ -82,20 +76,18 @@ def publish(
     Exit code 1: a check failed, or the Hub refused. The same command again sends what is missing.
     """
     report = Report(as_json)
+    publication: Publication = KernelPublication(checkpoint_dir) if kernel else ModelPublication(checkpoint_dir)
     try:
         if verify is not None:
-            look(report, verify, checkpoint_dir, kernel, trust_remote_code)
+            look(report, verify, publication, trust_remote_code)
             return
         if trust_remote_code:
             raise UserError("--trust-remote-code goes with --verify: what is published has this package's own code.")
-        check_arguments(checkpoint_dir, repo_id, kernel, may_ask=dry_run or yes or (sys.stdin.isatty() and not as_json))
-        if kernel:
-            check_client()
-        branch = revision or (kernel_branch() if kernel else "main")
-        repo_type = "kernel" if kernel else "model"
-        target = Target(str(repo_id), repo_type, branch, private, create_pr, tag, collection, commit_message)
+        check_arguments(publication, repo_id, may_ask=dry_run or yes or (sys.stdin.isatty() and not as_json))
+        branch = revision or publication.branch()
+        target = Target(str(repo_id), publication, branch, private, create_pr, tag, collection, commit_message)
         with tempfile.TemporaryDirectory(prefix="inhibidistilbert-") as folder:
-            bring(report, target, checkpoint_dir, Path(folder, "assembled"), dry_run, yes)
+            bring(report, target, Path(folder, "assembled"), dry_run, yes)
     except PublishError as error:
         report.finish()
         print(f"error: {redact(str(error), get_token())}", file=sys.stderr)
@@ -104,52 +96,43 @@ def publish(
         raise UserError(redact(str(error), get_token())) from None
 
 
-def check_arguments(checkpoint_dir: Path | None, repo_id: str | None, kernel: bool, may_ask: bool) -> None:
+def check_arguments(publication: Publication, repo_id: str | None, may_ask: bool) -> None:
     """Raises `UserError` for arguments that do not go together."""
     if repo_id is None:
         raise UserError("--repo-id is missing: give organisation/name.")
     check_repo_id("--repo-id", repo_id)
-    if kernel and checkpoint_dir is not None:
-        raise UserError("--kernel publishes the operator of this package: leave out CHECKPOINT_DIR.")
-    if not kernel and checkpoint_dir is None:
-        raise UserError("CHECKPOINT_DIR is missing: give a folder written by save_pretrained.")
+    publication.check_arguments()
     if not may_ask:
         raise UserError("there is nobody to ask before sending: give --yes, or --dry-run to see the plan.")
 
 
 def check_repo_id(argument: str, repo_id: str) -> None:
-    try:
+    with contextlib.suppress(HFValidationError):
         validate_repo_id(repo_id)
-    except HFValidationError:
-        repo_id_is_right = False
-    else:
-        repo_id_is_right = "/" in repo_id
-    if not repo_id_is_right:
-        raise UserError(f"{argument} must be organisation/name, got {repo_id!r}.")
+        if "/" in repo_id:
+            return
+    raise UserError(f"{argument} must be organisation/name, got {repo_id!r}.")
 
 
-def bring(report: "Report", target: Target, source: Path | None, folder: Path, dry_run: bool, yes: bool) -> None:
+def bring(report: "Report", target: Target, folder: Path, dry_run: bool, yes: bool) -> None:
     """Assemble, check, plan, ask, send and verify."""
-    api = HfApi()
+    api, publication = HfApi(), target.publication
     with asking(dry_run):
         log_in(api, dry_run)
-    if source is None:
-        candidate = assemble_kernel(folder, target.repo_id)
-    else:
-        candidate = assemble(source, folder, target.repo_id, target.tag)
+    candidate = publication.assemble(folder, target.repo_id, target.tag)
     plan, reached = blind_plan(target, candidate.files), False
     with asking(dry_run):
         plan, reached = make_plan(api, target, candidate.files), True
     report.show_plan(plan, candidate)
-    gate, load = (KERNEL_CHECKS, check_kernel_loading) if source is None else (FILE_CHECKS, check_loading)
-    remote: dict[str, Check] = {"remote": lambda _: refusals(plan)} if reached else {}
-    checks = run_checks(candidate, remote | gate)
+    remote: dict[str, Check] = {"remote": lambda _: iter(plan.refusals)} if reached else {}
+    checks = run_checks(candidate, remote | publication.checks)
     if reached and all(check.passed for check in checks):
         # Only now, when it holds no secret.
         with telling("Nothing was sent."):
-            checks += run_checks(candidate, {"validate-yaml": lambda _: hub_refusals(api, target, candidate)})
+            ask_hub: Check = partial(metadata_refusals, api, repo_type=publication.repo_type)
+            checks += run_checks(candidate, {"validate-yaml": ask_hub})
     if all(check.passed for check in checks):
-        checks += run_checks(candidate, {"loading": load})
+        checks += run_checks(candidate, {"loading": publication.check_loading})
     report.show_checks(checks)
     if not reached:
         report.note(
@@ -186,19 +169,6 @@ def log_in(api: HfApi, dry_run: bool) -> None:
         raise UserError("there is no token: log in with `hf auth login`, or set HF_TOKEN.")
 
 
-def refusals(plan: Plan) -> Iterator[Problem]:
-    """What the plan would overwrite and should not, as problems of the repository."""
-    for refusal in plan.refusals:
-        what, _, remedy = refusal.partition(": ")
-        yield Problem(plan.target.repo_id, what, remedy)
-
-
-def hub_refusals(api: HfApi, target: Target, candidate: Candidate) -> Iterator[Problem]:
-    """What the Hub says of the card's metadata, which alone goes there, before a repository is made for it."""
-    for refusal in metadata_refusals(api, target.repo_type, metadata_text(candidate.folder)):
-        yield Problem(CARD, f"the Hub does not take its metadata: {refusal}", f"correct the metadata of the folder's {CARD}")
-
-
 def stop_unless_passed(checks: Sequence[CheckResult], state: str) -> None:
     failed = [check.name for check in checks if not check.passed]
     if failed:
@@ -207,32 +177,28 @@ def stop_unless_passed(checks: Sequence[CheckResult], state: str) -> None:
 
 def verify_sent(report: "Report", api: HfApi, candidate: Candidate, target: Target, published: Published) -> None:
     with telling(f"It is on the Hub, at {published.commit}, but was not verified; try --verify."):
-        checks = sent_completely(api, candidate, target.repo_id, target.repo_type, published.commit)
+        checks = sent_completely(api, target.publication, candidate, target.repo_id, published.commit)
     report.show_checks(checks, "verified")
     stop_unless_passed(checks, f"It is on the Hub, at {published.commit}.")
 
 
-def look(report: "Report", verify: str, reference: Path | None, kernel: bool, run_code: bool) -> None:
+def look(report: "Report", verify: str, publication: Publication, run_code: bool) -> None:
     """`--verify`: download and check what is there; run its code where that was asked for."""
     repo_id, _, revision = verify.partition("@")
     check_repo_id("--verify", repo_id)
-    api, repo_type = HfApi(), "kernel" if kernel else "model"
+    api = HfApi()
     with telling("Nothing was verified."):
-        commit = api.repo_info(repo_id, revision=revision or None, repo_type=repo_type).sha or revision
-        if kernel:
-            seen = verify_kernel(api, repo_id, commit, run_code)
-        else:
-            seen = verify_model(api, repo_id, commit, reference, run_code)
+        commit = api.repo_info(repo_id, revision=revision or None, repo_type=publication.repo_type).sha or revision
+        seen = verify_repository(api, publication, repo_id, commit, run_code)
     report.note("commit", commit, f"{repo_id} at {commit}")
     report.show_checks(seen.checks)
     if run_code:
-        lines = [printable(f"foreign code: {name} {what}") for name, what in seen.foreign]
-        report.note("foreign_code", dict(seen.foreign), "\n".join(lines or ["its code is this package's own"]))
+        lines = [printable(f"foreign code: {problem.file} {problem.what}") for problem in seen.foreign]
+        foreign = {problem.file: problem.what for problem in seen.foreign}
+        report.note("foreign_code", foreign, "\n".join(lines or ["its code is this package's own"]))
     stop_unless_passed(seen.checks, "Nothing was changed.")
     # Only now: whoever follows these lines runs the code.
-    report.show_usage(
-        kernel_usage(repo_id, commit) if kernel else usage(seen.architecture, repo_id, commit, seen.multi_label)
-    )
+    report.show_usage(seen.usage)
     report.finish()
 
 
@@ -259,15 +225,15 @@ class Report:
         target, remote = plan.target, plan.remote
         state = "exists" if remote.exists else f"new, {'private' if target.private else 'public'}"
         wanted = f"a pull request to {target.revision}" if target.create_pr else target.revision
-        self.note("repo_id", target.repo_id, f"{target.repo_type} {target.repo_id} ({state}), {wanted}")
+        self.note("repo_id", target.repo_id, f"{target.publication.repo_type} {target.repo_id} ({state}), {wanted}")
         self.note("revision", target.revision, f"on top of {remote.head or remote.main or 'nothing'}")
-        kept = dropped_sections(read_card(candidate.source).text) if target.repo_type == "model" else []
         # It is shown before it is known to be free of secrets.
         token = get_token()
         card = redact((candidate.folder / CARD).read_text(encoding="utf-8"), token)
-        left_out, kept = ([redact(name, token) for name in names] for names in (candidate.left_out, kept))
+        both = (candidate.left_out, candidate.left_out_sections)
+        left_out, sections = ([redact(name, token) for name in names] for names in both)
         if self._json is not None:
-            self._json |= {"parent": remote.head, "left_out": left_out, "left_out_sections": kept, "card": card}
+            self._json |= {"parent": remote.head, "left_out": left_out, "left_out_sections": sections, "card": card}
             self._json["files"] = [dataclasses.asdict(file) | {"path": redact(file.path, token)} for file in plan.files]
             return
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -277,7 +243,7 @@ class Report:
         for file in plan.files:
             table.add_row(escape(redact(file.path, token)), decimal(file.size), file.state)
         self._console.print(table)
-        for what, names in (("files not published", left_out), (f"sections of {CARD} not published", kept)):
+        for what, names in (("files not published", left_out), (f"sections of {CARD} not published", sections)):
             if names:
                 self._console.print(escape(f"{what}: {', '.join(names)}"))
         self._console.rule(CARD)
@@ -301,12 +267,7 @@ class Report:
         self.note("sent", published.sent, published.url)
         if self._json is not None:
             self._json["url"] = published.url
-        if target.repo_type == "kernel":
-            lines = kernel_usage(target.repo_id, target.tag or published.commit)
-        else:
-            commit, multi_label = target.tag or published.commit, is_multi_label(candidate.config)
-            lines = usage(candidate.architecture, target.repo_id, commit, multi_label)
-        self.show_usage(lines)
+        self.show_usage(target.publication.usage(candidate, target.repo_id, target.tag or published.commit))
 
     def show_usage(self, lines: Sequence[str]) -> None:
         self.note("usage", list(lines), "\n".join(("", *lines, "")))

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import UserError, reason
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from ..modeling.remote_code import source_files, write_remote_code
-from .card import CARD, render_card, write_eval_results
+from .card import CARD, dropped_sections, read_card, render_card, write_eval_results
 from .measurements import RESULT_FILES, read_json
 from .regular import copy_regular, refuse_others
 
@@ -28,12 +28,14 @@ class Candidate:
         source: the maintainer's folder, which is only read.
         config: the content of `config.json`.
         left_out: files of `source` that stay there.
+        left_out_sections: headings of its card whose text stays there.
     """
 
     folder: Path
     source: Path
     config: dict[str, Any]
     left_out: tuple[str, ...] = ()
+    left_out_sections: tuple[str, ...] = ()
 
     @property
     def architecture(self) -> str:
@@ -83,12 +85,13 @@ def assemble(source: Path, target: Path, repo_id: str, revision: str | None) -> 
         copy_regular(source / name, target / name)
     config = check_source(target)
     write_remote_code(target)
+    left_out_sections = tuple(dropped_sections(read_card(target).text))
     render_card(target, config, repo_id, revision)
     write_eval_results(target)
     published = repository_files(target)
     below = (path for path in sorted(source.rglob("*")) if path.is_symlink() or not path.is_dir())
     left_out = tuple(name for path in below if (name := path.relative_to(source).as_posix()) not in published)
-    return Candidate(target, source, config, left_out)
+    return Candidate(target, source, config, left_out, left_out_sections)
 
 
 def check_source(folder: Path) -> dict[str, Any]:

@@ -4,14 +4,11 @@ What no file of results can tell stands in the maintainer's own `README.md`: its
 datasets, widget) and its sections `KEPT_SECTIONS` are kept.
 """
 
-import json
 import re
-import struct
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from math import prod
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,8 +21,18 @@ from huggingface_hub.utils import yaml_dump
 
 from ..errors import UserError, reason
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
+from .contents import parameter_counts
 from .markup import Markdown, code, escape, finalize, python_string
-from .measurements import DISTILLATION, EVALUATION, Measurement, read_benchmarks, read_costs, read_json, read_measurements
+from .measurements import (
+    DISTILLATION,
+    EVALUATION,
+    Measurement,
+    form_of,
+    read_benchmarks,
+    read_costs,
+    read_json,
+    read_measurements,
+)
 from .metadata import repeated_name
 from .tasks import PIPELINE_TAGS, auto_class, is_multi_label, usage
 
@@ -49,47 +56,6 @@ class Weights:
     parameters: int
     bytes: int
     dtypes: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the evaluation table."""
-
-    texts: str
-    examples: int
-    metric: str
-    value: str
-    control: str
-
-
-@dataclass(frozen=True)
-class Training:
-    """What `distillation.json` says of the training, as the template prints it."""
-
-    teacher: str
-    student: str
-    fine_tuned: bool
-    teacher_training: str
-    student_training: str
-    all_texts: int
-    labelled_texts: int
-    temperature: float
-    hard_weight: float
-    scalar_learning_rate: float
-    seed: int
-    bf16: str
-    save_dtype: str
-
-
-@dataclass(frozen=True)
-class RecipeTraining:
-    """The same of a distillation by a recipe: a sentence a stage."""
-
-    student: str
-    stages: list[str]
-    seed: int
-    bf16: str
-    save_dtype: str
 
 
 def template_text() -> str:
@@ -151,25 +117,11 @@ def dropped_sections(text: str) -> list[str]:
 
 def weights_of(folder: Path) -> Weights:
     """Count the parameters in the safetensors files of `folder`; a file that cannot be read counts nothing."""
-    parameters, size, dtypes = 0, 0, Counter[str]()
+    size, parameters = 0, Counter[str]()
     for file in sorted(folder.glob("*.safetensors")):
         size += file.stat().st_size
-        for tensor in safetensors_header(file).values():
-            count = prod(tensor["shape"])
-            parameters += count
-            dtypes[tensor["dtype"]] += count
-    return Weights(parameters, size, ", ".join(name for name, _ in dtypes.most_common()))
-
-
-def safetensors_header(file: Path, metadata: bool = False) -> dict[str, Any]:
-    """Type and shape of the tensors in `file`, or its free metadata; empty where the header is damaged."""
-    try:
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
-    except (OSError, ValueError, struct.error, MemoryError, OverflowError):
-        return {}
-    free = header.pop("__metadata__", {})
-    return free if metadata else header
+        parameters.update(parameter_counts(file))
+    return Weights(parameters.total(), size, ", ".join(name for name, _ in parameters.most_common()))
 
 
 def render_card(folder: Path, config: dict[str, Any], repo_id: str, revision: str | None) -> None:
@@ -238,7 +190,9 @@ def _former_facts(former: ModelCard, metadata: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def _row(measurement: Measurement) -> Row:
+def _row(measurement: Measurement) -> dict[str, Any]:
+    """A line of the evaluation table."""
+
     def shown(value: float | None) -> str:
         if value is None:
             return "not measured"
@@ -248,60 +202,53 @@ def _row(measurement: Measurement) -> Row:
     control = shown(measurement.control)
     value = shown(measurement.value) + (f" ± {shown(measurement.std)}" if measurement.std is not None else "")
     named = f"{control} ({measurement.control_model})" if measurement.control_model else control
-    return Row(texts, measurement.examples, measurement.metric, value, named)
+    counted, metric = measurement.examples, measurement.metric
+    return {"texts": texts, "examples": counted, "metric": metric, "value": value, "control": named}
 
 
-def _training(log: dict[str, Any]) -> Training:
-    """Raises `UserError` where the log is not of its form."""
-    try:
+def _training(log: dict[str, Any]) -> dict[str, Any]:
+    """Of a distillation without a recipe, as the template prints it. Raises `UserError` where the log is not of its form."""
+    with form_of(DISTILLATION):
         options = log["options"]
-        return Training(
-            teacher=code(Path(options["teacher"]).name),
-            student=code(Path(options["student"]).name),
-            fine_tuned=options["fine_tune_teacher"],
-            teacher_training=_schedule(options["teacher_training"]),
-            student_training=_schedule(options["student_training"]),
-            all_texts=log["texts"]["all"],
-            labelled_texts=log["texts"]["labelled"],
-            temperature=options["temperature"],
-            hard_weight=options["hard_weight"],
-            scalar_learning_rate=options["scalar_learning_rate"],
-            seed=options["seed"],
-            bf16="yes" if options["bf16"] else "no",
-            save_dtype=options["save_dtype"],
-        )
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{DISTILLATION!r} is not of its form: {type(error).__name__} {reason(error)}.") from error
+        return {
+            "teacher": code(Path(options["teacher"]).name),
+            "student": code(Path(options["student"]).name),
+            "fine_tuned": options["fine_tune_teacher"],
+            "teacher_training": _schedule(f"epochs {options['teacher_training']['epochs']}", options["teacher_training"]),
+            "student_training": _schedule(f"epochs {options['student_training']['epochs']}", options["student_training"]),
+            "all_texts": log["texts"]["all"],
+            "labelled_texts": log["texts"]["labelled"],
+            "temperature": options["temperature"],
+            "hard_weight": options["hard_weight"],
+            "scalar_learning_rate": options["scalar_learning_rate"],
+            "seed": options["seed"],
+            "bf16": "yes" if options["bf16"] else "no",
+            "save_dtype": options["save_dtype"],
+        }
 
 
-def _recipe(log: dict[str, Any]) -> RecipeTraining:
-    """Raises `UserError` where the log is not of its form."""
-    try:
+def _recipe(log: dict[str, Any]) -> dict[str, Any]:
+    """The same of a distillation by a recipe: a sentence a stage. Raises `UserError` where the log is not of its form."""
+    with form_of(DISTILLATION):
         recipe = log["recipe"]
         stages: list[str] = []
         for settings in recipe["stages"]:
             teacher = settings["teacher"] or recipe["teacher"]
             taught = f", teacher {code(Path(teacher).name)}" if teacher else ""
-            steps = log["stages"][settings["name"]]["steps"]
-            how = (
-                f"{steps} steps, learning rate {settings['learning_rate']}, batches of "
-                f"{settings['batch_size']} texts of up to {settings['max_length']} tokens"
-            )
+            how = _schedule(f"{log['stages'][settings['name']]['steps']} steps", settings)
             stages.append(Markdown(f"{escape(settings['name'])}{taught}: {escape(how)}"))
-        return RecipeTraining(
-            student=code(Path(recipe["student"]["source"]).name),
-            stages=stages,
-            seed=recipe["seed"],
-            bf16="yes" if recipe["bf16"] else "no",
-            save_dtype=recipe["save_dtype"],
-        )
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{DISTILLATION!r} is not of its form: {type(error).__name__} {reason(error)}.") from error
+        return {
+            "student": code(Path(recipe["student"]["source"]).name),
+            "stages": stages,
+            "seed": recipe["seed"],
+            "bf16": "yes" if recipe["bf16"] else "no",
+            "save_dtype": recipe["save_dtype"],
+        }
 
 
-def _schedule(training: dict[str, Any]) -> str:
+def _schedule(length: str, training: dict[str, Any]) -> str:
     return (
-        f"epochs {training['epochs']}, learning rate {training['learning_rate']}, batches of {training['batch_size']} texts "
+        f"{length}, learning rate {training['learning_rate']}, batches of {training['batch_size']} texts "
         f"of up to {training['max_length']} tokens"
     )
 

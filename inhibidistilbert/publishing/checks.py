@@ -1,13 +1,10 @@
 """The gate: what must hold of a folder before it may go to the Hub. Each check names the file and the remedy."""
 
-import contextlib
 import fnmatch
 import json
-import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -22,8 +19,8 @@ from ..foreign import choices, load_pretrained
 from ..modeling.remote_code import AUTO_MAP
 from ..quiet import quiet_transformers
 from .assemble import Candidate, allowed_names
-from .card import CARD, EVAL_RESULTS, as_list, read_card, read_metadata, safetensors_header, section, template_text
-from .contents import Piece, pieces
+from .card import CARD, EVAL_RESULTS, as_list, read_card, read_metadata, section, template_text
+from .contents import parameter_counts, pieces
 from .known_sources import differences, releases
 from .measurements import RESULT_FILES, read_json
 from .metadata import metadata_problems, result_problems
@@ -158,7 +155,8 @@ def check_remote_code(candidate: Candidate) -> Iterator[Problem]:
 
 def check_known_sources(candidate: Candidate) -> Iterator[Problem]:
     """Every source file is, by its content, that of this version or of a release. None is imported."""
-    for name, what in differences(candidate.files, "model"):
+    code = {name: file for name, file in candidate.files.items() if name.endswith(".py")}
+    for name, what in differences(code, "model"):
         yield Problem(name, what, READ_IT)
 
 
@@ -217,17 +215,15 @@ def check_labels(candidate: Candidate) -> Iterator[Problem]:
 
 def check_paths(candidate: Candidate) -> Iterator[Problem]:
     """Nothing that is sent tells where something lay on the maintainer's machines or in their storage."""
-    published = _published_ids(candidate)
-    for name, content in _contents(candidate).items():
-        text = "\n".join(piece.text for piece in content)
+    data = read_metadata(candidate.folder)
+    published = {str(repo_id) for name in ("base_model", "datasets") for repo_id in as_list(data.get(name))}
+    for name, file in candidate.files.items():
+        try:
+            text = "\n".join(piece.text for piece in pieces(name, file))
+        except ValueError:  # which the check of secrets reports
+            continue
         for match in sorted(set(find_private_paths(text, published))):
             yield Problem(name, f"holds the private path {match!r}", "replace it by a name or a relative path")
-
-
-def _published_ids(candidate: Candidate) -> set[str]:
-    """What the card's metadata names on the Hub."""
-    data = read_metadata(candidate.folder)
-    return {str(repo_id) for name in ("base_model", "datasets") for repo_id in as_list(data.get(name))}
 
 
 def check_secrets(candidate: Candidate) -> Iterator[Problem]:
@@ -243,15 +239,6 @@ def check_secrets(candidate: Candidate) -> Iterator[Problem]:
         content = [piece for piece in content if not piece.where.startswith("digest.files.")]
         for where, kind in dict.fromkeys(secrets_in(content, token)):
             yield Problem(name, f"{where} holds {kind}", remedy)
-
-
-def _contents(candidate: Candidate) -> dict[str, list[Piece]]:
-    """What the files tell, as far as they can be read."""
-    contents = {}
-    for name, file in candidate.files.items():
-        with contextlib.suppress(ValueError):
-            contents[name] = pieces(name, file)
-    return contents
 
 
 def check_metadata(candidate: Candidate) -> Iterator[Problem]:
@@ -321,21 +308,16 @@ def untraced_numbers(candidate: Candidate, text: str) -> Iterator[str]:
     for name, file in candidate.files.items():
         if name in RESULT_FILES:
             known |= set(numbers_in(json.loads(file.read_text(encoding="utf-8"))))
-        elif name.endswith(".safetensors"):
-            sizes = [math.prod(tensor["shape"]) for tensor in safetensors_header(file).values()]
-            known |= {float(sum(sizes)), file.stat().st_size / 1e6}
     weights = [file for name, file in candidate.files.items() if name.endswith(".safetensors")]
-    if len(weights) > 1:
-        known |= {sum(file.stat().st_size for file in weights) / 1e6, float(_parameters(weights))}
+    sizes = [file.stat().st_size for file in weights]
+    parameters = [parameter_counts(file).total() for file in weights]
+    if weights:
+        known |= {size / 1e6 for size in (*sizes, sum(sizes))} | {float(n) for n in (*parameters, sum(parameters))}
     fixed = set(_NUMBER.findall(template_text()))
     for token in dict.fromkeys(_NUMBER.findall(_prose(text))):
         token = token.rstrip(",")
         if token not in fixed and not re.fullmatch(r"(19|20)\d\d", token) and not _is_known(token, known):
             yield token
-
-
-def _parameters(weights: list[Path]) -> int:
-    return sum(math.prod(tensor["shape"]) for file in weights for tensor in safetensors_header(file).values())
 
 
 def _prose(text: str) -> str:

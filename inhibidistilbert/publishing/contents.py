@@ -9,7 +9,7 @@ import binascii
 import html
 import json
 import re
-import struct
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,9 @@ from typing import Any
 from urllib.parse import unquote
 
 import yaml
+from huggingface_hub import get_local_safetensors_metadata
+from huggingface_hub.errors import SafetensorsParsingError
+from safetensors import SafetensorError, safe_open
 
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|([^A-Za-z0-9\s]))")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{24,}={0,2}")
@@ -47,7 +50,7 @@ def pieces(name: str, file: Path) -> list[Piece]:
     """
     found = [Piece("its name", name)]
     if name.endswith(".safetensors"):
-        return found + _structured(json.loads(_header(file), object_pairs_hook=_Pairs), "the header")
+        return found + _structured(_header(file), "the header")
     text = file.read_bytes().decode("utf-8-sig")
     if "\0" in text:
         raise ValueError("it holds the character NUL")
@@ -63,17 +66,28 @@ class _Pairs(list[tuple[str, Any]]):
     """An object of a JSON file, with the values of names that stand in it twice."""
 
 
-def _header(file: Path) -> bytes:
-    """The header of a safetensors file; `{}` where it is damaged, which another check reports."""
+def _header(file: Path) -> Any:
+    """The header of a safetensors file; empty where it is damaged, which another check reports.
+
+    It is searched as it is: huggingface_hub's reader drops unknown fields and all but the last of a name that stands twice.
+    """
     with file.open("rb") as stream:
-        size = stream.read(8)
-        length = struct.unpack("<Q", size)[0] if len(size) == 8 else 0
+        length = int.from_bytes(stream.read(8), "little")
         header = stream.read(length) if length <= file.stat().st_size else b""
     try:
-        json.loads(header)
+        return json.loads(header, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError):
-        return b"{}"
-    return header
+        return _Pairs()
+
+
+def parameter_counts(file: Path) -> Counter[str]:
+    """The parameters in a safetensors file, by type; none where its header is damaged."""
+    try:
+        # It refuses a header that does not fit its file; the other reader would multiply out any shape.
+        with safe_open(file, framework="pt"):
+            return Counter(get_local_safetensors_metadata(file).parameter_count)
+    except (SafetensorError, SafetensorsParsingError, OSError):
+        return Counter()
 
 
 def _parsed(name: str, text: str) -> Any:

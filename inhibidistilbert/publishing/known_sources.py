@@ -8,7 +8,7 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ from .assemble import repository_files
 from .card import CARD
 
 TABLE = Path(__file__).with_name("known_sources.json")
+_WRITE: dict[str, Callable[[Path], object]] = {"model": write_remote_code, "kernel": build_kernel_repository}
 
 
 @cache
@@ -27,11 +28,8 @@ def sources(kind: str) -> dict[str, str]:
     """What this version writes into a repository of this kind, `"model"` or `"kernel"`: SHA-256 by name."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "sources")
-        if kind == "kernel":
-            build_kernel_repository(folder)
-        else:
-            folder.mkdir()
-            write_remote_code(folder)
+        folder.mkdir()
+        _WRITE[kind](folder)
         return {name: _digest(file) for name, file in repository_files(folder).items() if name != CARD}
 
 
@@ -44,14 +42,12 @@ def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def differences(files: Mapping[str, Path], kind: str) -> list[tuple[str, str]]:
+def differences(code: Mapping[str, Path], kind: str) -> list[tuple[str, str]]:
     """The files of code that are not those of one release or of this version, each with what is wrong with it.
 
-    A model's code is all its Python files. A kernel's is all files but the card, since its metadata says what is loaded. All
-    must be of the same version; they are compared with the one that they resemble most.
+    All must be of the same version; they are compared with the one that they resemble most.
     """
-    code = [name for name in files if name.endswith(".py") or (kind == "kernel" and name != CARD)]
-    there = {name: _digest(files[name]) for name in code}
+    there = {name: _digest(file) for name, file in code.items()}
     versions = [sources(kind), *releases(kind).values()]
     closest = max(versions, key=lambda known: len(there.items() & known.items()))
     return list(_compare(there, closest, versions))

@@ -41,12 +41,6 @@ _WEIGHTS = "model.safetensors"
 _REMEDY = "save model and tokenizer again with save_pretrained; is the folder whole?"
 
 
-def check_loading(candidate: Candidate) -> Iterator[Problem]:
-    """The assembled folder loads offline, with empty caches and without this package, and computes the same."""
-    with tempfile.TemporaryDirectory() as home:
-        yield from loading_problems(candidate.source, candidate.architecture, str(candidate.folder), None, Path(home))
-
-
 def loading_problems(reference: Path, architecture: str, source: str, revision: str | None, home: Path) -> Iterator[Problem]:
     """Run the code of `source` in a clean process, and compare its model with this package's model of `reference`.
 

@@ -14,10 +14,12 @@ the name of a local file, `std` is the deviation over several trainings. `cpu.js
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import UserError, reason
 from .metadata import hub_id_problem, is_date, metric_problem
@@ -26,6 +28,7 @@ DISTILLATION, EVALUATION = "distillation.json", "eval_results.json"
 BENCHMARKS = {"cpu.json": "model", "kernels_gpu.json": None}
 COSTS = ("model_cpu.json", "model_gpu.json")
 RESULT_FILES = (DISTILLATION, EVALUATION, *BENCHMARKS, *COSTS)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -127,21 +130,33 @@ def _count(name: str, value: Any) -> int:
     return value
 
 
+@contextmanager
+def form_of(name: str) -> Iterator[None]:
+    """Raises `UserError` where what is read within is not of the form that the file called `name` has."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{name!r} is not of its form: {type(error).__name__} {reason(error)}.") from error
+
+
+def _read(folder: Path, parsers: Mapping[str, Callable[[dict[str, Any]], Iterable[T]]]) -> list[T]:
+    """What the parsers find in those of the files of results that are there, by their names."""
+    found: list[T] = []
+    for name, parse in parsers.items():
+        if (folder / name).is_file():
+            content = read_json(folder / name)
+            with form_of(name):
+                found.extend(parse(content))
+    return found
+
+
 def read_measurements(folder: Path) -> list[Measurement]:
     """All evaluations in the folder, published datasets first.
 
     Raises:
         UserError: a file of results that is not of its form.
     """
-    found: list[Measurement] = []
-    for name, parse in ((EVALUATION, _evaluations), (DISTILLATION, _tests)):
-        if (folder / name).is_file():
-            content = read_json(folder / name)
-            try:
-                found.extend(parse(content))
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise UserError(f"{name!r} is not of its form: {type(error).__name__} {reason(error)}.") from error
-    return found
+    return _read(folder, {EVALUATION: _evaluations, DISTILLATION: _tests})
 
 
 def _evaluations(content: dict[str, Any]) -> Iterator[Measurement]:
@@ -198,21 +213,12 @@ def read_benchmarks(folder: Path) -> list[Benchmark]:
     Raises:
         UserError: a file of results that is not of its form.
     """
-    found = []
-    for name, level in BENCHMARKS.items():
-        if (folder / name).is_file():
-            content = read_json(folder / name)
-            try:
-                found.append(_benchmark(content, level))
-            except (KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{name!r} is not of its form: {type(error).__name__} {reason(error)}.") from error
-    return found
+    return _read(folder, {name: partial(_benchmark, level=level) for name, level in BENCHMARKS.items()})
 
 
-def _benchmark(content: dict[str, Any], level: str | None) -> Benchmark:
+def _benchmark(content: dict[str, Any], level: str | None) -> Iterator[Benchmark]:
     """What a card shows: models alone from `benchmark cpu`; from the kernels on a GPU every row that has a time."""
     machine = content["machine"]
-    rows = [row for row in content["results"] if row.get("level") == level and row["ms"] is not None]
     timings = tuple(
         Timing(
             what=" ".join(str(row[name]) for name in ("rival", "pass") if row.get(name)),
@@ -220,9 +226,10 @@ def _benchmark(content: dict[str, Any], level: str | None) -> Benchmark:
             milliseconds=_number("ms", row["ms"]),
             ratio=_optional("ratio", row.get("ratio")),
         )
-        for row in rows
+        for row in content["results"]
+        if row.get("level") == level and row["ms"] is not None
     )
-    return Benchmark(machine.get("gpu") or machine["cpu"], machine["date"], timings)
+    yield Benchmark(machine.get("gpu") or machine["cpu"], machine["date"], timings)
 
 
 @dataclass(frozen=True)
@@ -252,25 +259,21 @@ def read_costs(folder: Path) -> list[Costs]:
     Raises:
         UserError: a file of results that is not of its form.
     """
-    found = []
-    for name in COSTS:
-        if (folder / name).is_file():
-            content = read_json(folder / name)
-            try:
-                machine = content["machine"]
-                rows = tuple(
-                    Cost(
-                        row["model"],
-                        row["dtype"],
-                        row["batch"],
-                        row["length"],
-                        _number("samples_per_second", row["samples_per_second"]),
-                        _number("latency_p50_ms", row["latency_p50_ms"]),
-                        _optional("joules_per_sample", row.get("joules_per_sample")),
-                    )
-                    for row in content["results"]
-                )
-                found.append(Costs(machine.get("gpu") or machine["cpu"], machine["date"], machine["energy"], rows))
-            except (KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{name!r} is not of its form: {type(error).__name__} {reason(error)}.") from error
-    return found
+    return _read(folder, dict.fromkeys(COSTS, _costs))
+
+
+def _costs(content: dict[str, Any]) -> Iterator[Costs]:
+    machine = content["machine"]
+    rows = tuple(
+        Cost(
+            row["model"],
+            row["dtype"],
+            row["batch"],
+            row["length"],
+            _number("samples_per_second", row["samples_per_second"]),
+            _number("latency_p50_ms", row["latency_p50_ms"]),
+            _optional("joules_per_sample", row.get("joules_per_sample")),
+        )
+        for row in content["results"]
+    )
+    yield Costs(machine.get("gpu") or machine["cpu"], machine["date"], machine["energy"], rows)

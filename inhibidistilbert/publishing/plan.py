@@ -1,22 +1,24 @@
 """What a publication would change on the Hub: read from there, without a writing request."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, get_token, hf_hub_download
+from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import BadRequestError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from ..errors import UserError
-from .assemble import TOKENIZER, WEIGHTS
-from .measurements import read_json
+from .assemble import TOKENIZER, WEIGHTS, Candidate
+from .card import CARD, metadata_text
+from .checks import Problem
 from .metadata import check_ref_name
 from .private_paths import find_private_paths
+from .publication import Publication
 from .secrets import find_secrets
 
 # Left over on the Hub, these would be loaded in place of, or together with, the new files.
@@ -29,7 +31,7 @@ class Target:
 
     Attributes:
         repo_id: `"organisation/name"`.
-        repo_type: `"model"` or `"kernel"`.
+        publication: what to publish.
         revision: a branch, or `refs/pr/N`.
         private: of a new repository.
         create_pr: open a pull request against `revision`.
@@ -38,7 +40,7 @@ class Target:
     """
 
     repo_id: str
-    repo_type: str = "model"
+    publication: Publication
     revision: str = "main"
     private: bool = True
     create_pr: bool = False
@@ -57,10 +59,14 @@ class Target:
             raise UserError("--tag and --create-pr exclude each other: tag when the pull request is merged.")
         if self.create_pr and self.revision.startswith("refs/"):
             raise UserError(f"--create-pr needs a branch as --revision, got {self.revision!r}; leave out --create-pr.")
-        if self.repo_type == "kernel" and (self.create_pr or self.collection):
-            raise UserError("--kernel goes with neither --create-pr nor --collection: the Hub's client has them for models.")
+        self.publication.check_options(self.create_pr, self.collection)
         if not self.message.strip():
             raise UserError("--commit-message must not be empty.")
+
+    @property
+    def repository(self) -> dict[str, Any]:
+        """How a request names it."""
+        return {"repo_id": self.repo_id, "repo_type": self.publication.repo_type}
 
 
 @dataclass(frozen=True)
@@ -96,13 +102,14 @@ class Plan:
     """What would be sent where.
 
     Attributes:
+        refusals: what it would overwrite and must not.
         request: the commit an open pull request with exactly these files has, and its name, `refs/pr/N`.
     """
 
     target: Target
     remote: Remote
     files: tuple[PlannedFile, ...]
-    refusals: tuple[str, ...] = ()
+    refusals: tuple[Problem, ...] = ()
     request: str | None = None
 
     @property
@@ -116,9 +123,8 @@ def read_remote(api: HfApi, target: Target) -> Remote:
     Raises:
         UserError: a revision that can take no commit.
     """
-    kind: dict[str, Any] = {"repo_id": target.repo_id, "repo_type": target.repo_type}
     try:
-        refs = api.list_repo_refs(**kind, include_pull_requests=True)
+        refs = api.list_repo_refs(**target.repository, include_pull_requests=True)
     except RepositoryNotFoundError:
         return Remote(exists=False)
     branches = {ref.name: ref.target_commit for ref in refs.branches}
@@ -133,7 +139,7 @@ def read_remote(api: HfApi, target: Target) -> Remote:
 def _tree(api: HfApi, target: Target, commit: str | None) -> dict[str, RepoFile]:
     if commit is None:
         return {}
-    entries = api.list_repo_tree(target.repo_id, repo_type=target.repo_type, revision=commit, recursive=True)
+    entries = api.list_repo_tree(**target.repository, revision=commit, recursive=True)
     return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
 
@@ -146,11 +152,9 @@ def make_plan(api: HfApi, target: Target, files: Mapping[str, Path]) -> Plan:
     remote = read_remote(api, target)
     if target.create_pr and not remote.exists:
         raise UserError(f"--create-pr needs a repository that exists, {target.repo_id!r} does not; leave out --create-pr.")
-    planned = tuple(compare(files, remote.files))
-    plan = Plan(target, remote, planned)
-    changed = bool(plan.changes)
-    request = _open_request(api, target, files) if target.create_pr and changed else None
-    return Plan(target, remote, planned, tuple(_refusals(api, target, remote, changed)), request)
+    plan = Plan(target, remote, tuple(compare(files, remote.files)))
+    request = _open_request(api, target, files) if target.create_pr and plan.changes else None
+    return replace(plan, refusals=tuple(_refusals(api, plan)), request=request)
 
 
 def blind_plan(target: Target, files: Mapping[str, Path]) -> Plan:
@@ -158,17 +162,17 @@ def blind_plan(target: Target, files: Mapping[str, Path]) -> Plan:
     return Plan(target, Remote(exists=False), tuple(compare(files, {})))
 
 
-def metadata_refusals(api: HfApi, repo_type: str, metadata: str) -> list[str]:
-    """What the Hub itself would not take of a card's metadata, given as YAML; nothing is written there."""
+def metadata_refusals(api: HfApi, candidate: Candidate, repo_type: str) -> Iterator[Problem]:
+    """What the Hub itself would not take of the card's metadata, which alone goes there; nothing is written."""
     headers = build_hf_headers(token=api.token)
-    card = {"repoType": repo_type, "content": f"---\n{metadata}\n---\n"}
+    card = {"repoType": repo_type, "content": f"---\n{metadata_text(candidate.folder)}\n---\n"}
     response = get_session().post(f"{api.endpoint}/api/validate-yaml", json=card, headers=headers)
     try:
         hf_raise_for_status(response)
     except BadRequestError:
-        errors = response.json().get("errors") or [{"message": "without a reason"}]
-        return [" ".join(str(error.get("message")).split()) for error in errors]
-    return []
+        for error in response.json().get("errors") or [{"message": "without a reason"}]:
+            what = f"the Hub does not take its metadata: {' '.join(str(error.get('message')).split())}"
+            yield Problem(CARD, what, f"correct the metadata of the folder's {CARD}")
 
 
 def compare(files: Mapping[str, Path], there: Mapping[str, RepoFile]) -> list[PlannedFile]:
@@ -192,27 +196,14 @@ def _is_same(file: Path, there: RepoFile) -> bool:
         return sha_fileobj(stream).hex() == there.lfs.sha256
 
 
-def _refusals(api: HfApi, target: Target, remote: Remote, changed: bool) -> list[str]:
+def _refusals(api: HfApi, plan: Plan) -> Iterator[Problem]:
     """Why the publication would overwrite what it should not."""
-    reasons = []
-    if target.tag and target.tag in remote.tags and (changed or remote.tags[target.tag] != remote.head):
-        reasons.append(f"tag {target.tag!r} exists at another commit and is never moved: give another --tag")
-    if target.repo_type == "model" and "config.json" in remote.files:
-        here, there = "inhibidistilbert", _model_type(api, target, remote)
-        if there != here:
-            reasons.append(f"{target.repo_id} holds a model of type {there!r}, not {here!r}: give another --repo-id")
-    return reasons
-
-
-def _model_type(api: HfApi, target: Target, remote: Remote) -> object:
-    """The model type in the configuration that is on the Hub; None where it names none."""
-    try:
-        file = hf_hub_download(
-            target.repo_id, "config.json", revision=remote.head or remote.main, endpoint=api.endpoint, token=api.token
-        )
-        return read_json(Path(file)).get("model_type")
-    except UserError:
-        return None
+    target, remote = plan.target, plan.remote
+    if target.tag and target.tag in remote.tags and (plan.changes or remote.tags[target.tag] != remote.head):
+        what = f"tag {target.tag!r} exists at another commit and is never moved"
+        yield Problem(target.repo_id, what, "give another --tag")
+    commit = remote.head or remote.main
+    yield from target.publication.remote_problems(api, target.repo_id, commit, remote.files.keys())
 
 
 def _open_request(api: HfApi, target: Target, files: Mapping[str, Path]) -> str | None:

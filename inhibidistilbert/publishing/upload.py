@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.constants import REPO_TYPES_URL_PREFIXES
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import CommitInfo
 from huggingface_hub.utils import (
@@ -83,7 +84,7 @@ def send(api: HfApi, plan: Plan, files: Mapping[str, Path]) -> Published:
         published = _commit(api, plan, files, parent)
     if target.tag and target.tag not in plan.remote.tags:
         with telling(f"The files are on the Hub, at {published.commit}; the tag is not made."):
-            api.create_tag(target.repo_id, tag=target.tag, revision=published.commit, repo_type=target.repo_type)
+            api.create_tag(**target.repository, tag=target.tag, revision=published.commit)
     if target.collection:
         with telling(f"The files are on the Hub, at {published.commit}; the repository has not joined the collection."):
             _join_collection(api, target)
@@ -93,22 +94,21 @@ def send(api: HfApi, plan: Plan, files: Mapping[str, Path]) -> Published:
 def _prepare(api: HfApi, plan: Plan) -> str:
     """Make the repository and the branch where they are missing; returns the commit to build on."""
     target, remote = plan.target, plan.remote
-    kind: dict[str, Any] = {"repo_id": target.repo_id, "repo_type": target.repo_type}
     main = remote.main
     if not remote.exists:
-        api.create_repo(**kind, private=target.private)
+        api.create_repo(**target.repository, private=target.private)
     if main is None:
         main = _head(api, target, "main")
     if remote.head is not None:
         return remote.head
     if target.revision != "main":
-        api.create_branch(**kind, branch=target.revision, revision=main)
+        api.create_branch(**target.repository, branch=target.revision, revision=main)
     return main
 
 
 def _head(api: HfApi, target: Target, branch: str) -> str:
     """Raises `ValueError` where the repository lacks the branch."""
-    branches = api.list_repo_refs(target.repo_id, repo_type=target.repo_type).branches
+    branches = api.list_repo_refs(**target.repository).branches
     commits = [ref.target_commit for ref in branches if ref.name == branch]
     if not commits:
         raise ValueError(f"{target.repo_id} has no branch {branch!r} to build on")
@@ -125,8 +125,7 @@ def _commit(api: HfApi, plan: Plan, files: Mapping[str, Path], parent: str) -> P
     added = [CommitOperationAdd(file.path, files[file.path]) for file in plan.changes if file.state != "removed"]
     info = _create_commit(
         api,
-        repo_id=target.repo_id,
-        repo_type=target.repo_type,
+        **target.repository,
         revision=target.revision,
         operations=[*removed, *added],
         commit_message=target.message,
@@ -165,5 +164,4 @@ def _join_collection(api: HfApi, target: Target) -> None:
 
 def _page(api: HfApi, target: Target) -> str:
     """The address of the repository's page."""
-    prefix = "kernels/" if target.repo_type == "kernel" else ""
-    return f"{api.endpoint}/{prefix}{target.repo_id}"
+    return f"{api.endpoint}/{REPO_TYPES_URL_PREFIXES.get(target.publication.repo_type, '')}{target.repo_id}"

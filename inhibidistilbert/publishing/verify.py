@@ -9,12 +9,9 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from .assemble import Candidate, check_source
-from .checks import FILE_CHECKS, KNOWN_SOURCES, Check, CheckResult, Problem, run_checks
-from .kernel import KERNEL_CHECKS, check_kernel_loading
-from .known_sources import differences
-from .loading import data_problems, loading_problems
-from .tasks import is_multi_label
+from .assemble import Candidate
+from .checks import KNOWN_SOURCES, Check, CheckResult, Problem, run_checks
+from .publication import Publication
 from .upload import quiet_hub
 
 
@@ -23,68 +20,43 @@ class Look:
     """What was seen of a repository.
 
     Attributes:
-        architecture: the model's class; empty for a kernel.
-        foreign: the files of code that are of no known release, each with what is wrong with it.
-        multi_label: of a model, whether a text has any number of its labels.
+        usage: the lines that load it.
+        foreign: what is wrong with the files of code that are of no known release; looked for when they are run.
     """
 
     checks: list[CheckResult]
-    architecture: str = ""
-    foreign: tuple[tuple[str, str], ...] = ()
-    multi_label: bool = False
+    usage: tuple[str, str]
+    foreign: tuple[Problem, ...] = ()
 
 
-def verify_model(api: HfApi, repo_id: str, revision: str, reference: Path | None = None, run_code: bool = False) -> Look:
+def verify_repository(api: HfApi, publication: Publication, repo_id: str, revision: str, run_code: bool = False) -> Look:
     """The checks of a repository at a commit.
 
     By default it is data: source files are compared with known ones, and weights loaded by this package's classes.
 
-    reference: the folder to compare outputs with; without one, the downloaded files, loaded by this package.
+    publication: with a folder, outputs are compared with its model's; without one, with the downloaded files'.
     run_code: run its code, known or not, in a clean process.
     """
-    with _download(api, repo_id, revision, "model") as (folder, home):
-        candidate = Candidate(folder, folder, check_source(folder))
-        foreign = tuple(differences(candidate.files, "model"))
-        if run_code:
-            checks, last = _trusting(FILE_CHECKS), _from_hub(reference or folder, repo_id, revision, home)
-        else:
-            checks, last = FILE_CHECKS, {"loading as data": partial(data_problems, reference=reference)}
-        seen = run_checks(candidate, checks, last)
-        return Look(seen, candidate.architecture, foreign, is_multi_label(candidate.config))
+    with _download(api, repo_id, revision, publication.repo_type) as (folder, home):
+        candidate, checks = publication.downloaded(folder), dict(publication.checks)
+        foreign = tuple(checks.pop(KNOWN_SOURCES)(candidate)) if run_code else ()
+        last = publication.last_checks(_from_hub(publication, repo_id, revision, home), run_code)
+        return Look(run_checks(candidate, checks, last), publication.usage(candidate, repo_id, revision), foreign)
 
 
-def verify_kernel(api: HfApi, repo_id: str, revision: str, run_code: bool = False) -> Look:
-    """The checks of a kernel repository at a commit. All of a kernel is code: it runs only with `run_code`."""
-    with _download(api, repo_id, revision, "kernel") as (folder, _):
-        candidate = Candidate(folder, folder, {})
-        foreign = tuple(differences(candidate.files, "kernel"))
-        checks = _trusting(KERNEL_CHECKS) if run_code else KERNEL_CHECKS
-        return Look(run_checks(candidate, checks, {"loading": check_kernel_loading} if run_code else None), "", foreign)
+def _from_hub(publication: Publication, repo_id: str, revision: str, home: Path) -> Check:
+    return partial(publication.check_from_hub, repo_id=repo_id, revision=revision, home=home)
 
 
-def _trusting(checks: dict[str, Check]) -> dict[str, Check]:
-    return {name: check for name, check in checks.items() if name != KNOWN_SOURCES}
-
-
-def _from_hub(reference: Path, repo_id: str, revision: str, home: Path) -> dict[str, Check]:
-    """Loading by the name on the Hub, as a user does, of files that are in the cache already: that takes no token."""
-
-    def check(candidate: Candidate) -> Iterator[Problem]:
-        yield from loading_problems(reference, candidate.architecture, repo_id, revision, home)
-
-    return {"loading from the Hub": check}
-
-
-def sent_completely(api: HfApi, candidate: Candidate, repo_id: str, repo_type: str, revision: str) -> list[CheckResult]:
+def sent_completely(
+    api: HfApi, publication: Publication, candidate: Candidate, repo_id: str, revision: str
+) -> list[CheckResult]:
     """After a push: every file is on the Hub as it was sent, and the model or kernel loads from there."""
-    with _download(api, repo_id, revision, repo_type) as (folder, home):
+    with _download(api, repo_id, revision, publication.repo_type) as (folder, home):
         there = Candidate(folder, candidate.source, candidate.config)
-        if repo_type == "kernel":
-            load: dict[str, Check] = {"loading from the Hub": check_kernel_loading}
-        else:
-            load = _from_hub(candidate.source, repo_id, revision, home)
         same = partial(_check_same_files, sent=candidate)
-        return run_checks(there, {"files as sent": same}, load)
+        load = _from_hub(publication, repo_id, revision, home)
+        return run_checks(there, {"files as sent": same}, {"loading from the Hub": load})
 
 
 def _check_same_files(there: Candidate, *, sent: Candidate) -> Iterator[Problem]:

@@ -12,7 +12,7 @@ from inhibidistilbert.modeling.remote_code import source_files
 from inhibidistilbert.prediction import default_checkpoint
 from inhibidistilbert.publishing import known_sources
 from inhibidistilbert.publishing.checks import FILE_CHECKS, broken_table_lines, run_checks
-from inhibidistilbert.publishing.loading import check_loading
+from inhibidistilbert.publishing.model import ModelPublication
 
 ALPHA = "distilbert.transformer.layer.1.attention.alpha"
 
@@ -45,6 +45,11 @@ def write(name, text):
     return lambda folder: (folder / name).write_text(text)
 
 
+def header(text):
+    """Weights that are nothing but this header."""
+    return write("model.safetensors", chr(len(text)) + 7 * "\0" + text)
+
+
 # What is done to the maintainer's folder: check, file, words of the problem or its remedy.
 SPOILT = {
     "pickle in place of safetensors": (
@@ -69,6 +74,11 @@ SPOILT = {
     ),
     "scalar missing": (set_weights(lambda weights: weights.pop(ALPHA)), ("weights", "model.safetensors", "layer.1")),
     "weights cut short": (write("model.safetensors", "short"), ("weights", "model.safetensors", "cannot be read")),
+    "a header that is no object": (header("[1]"), ("weights", "model.safetensors", "cannot be read")),
+    "a shape that holds text": (
+        header('{"a": {"dtype": "F32", "shape": [9, "x"], "data_offsets": [0, 0]}}'),
+        ("weights", "model.safetensors", "cannot be read"),
+    ),
     "auto_map of one class": (
         set_config(auto_map={"AutoConfig": "configuration_inhibidistilbert.InhibiDistilBertConfig"}),
         ("auto_map", "config.json", "AutoModelForMaskedLM"),
@@ -262,14 +272,14 @@ class TestLoading:
             weights["classifier.bias"].add_(1e-2)
 
         edit_weights(candidate.folder, nudge)
-        problems = list(check_loading(candidate))
+        problems = list(ModelPublication().check_loading(candidate))
         assert len(problems) == 2
         assert all("outputs differ" in problem.what for problem in problems)
 
     def test_code_that_needs_this_package_is_seen(self, candidate):
         source = candidate.folder / "modeling_inhibidistilbert.py"
         source.write_text("try:\n    import inhibidistilbert.errors\nfinally:\n    pass\n" + source.read_text())
-        (problem,) = check_loading(candidate)
+        (problem,) = ModelPublication().check_loading(candidate)
         assert problem.what.endswith("No module named 'inhibidistilbert'")
 
 

@@ -216,7 +216,7 @@ class TestTextOfOthers:
             },
             "stages": {text: {"steps": 6}},
         }
-        (stage,) = _recipe(log).stages
+        (stage,) = _recipe(log)["stages"]
         html = shown(f"- {stage}\n")
         assert re.findall(r"</?[a-z]\w*", html) == ["<ul", "<li", "<code", "</code", "</li", "</ul"]
 

@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from inhibidistilbert import InhibiDistilBertForSequenceClassification, cli
-from inhibidistilbert.publishing.kernel import assemble_kernel
+from inhibidistilbert.publishing.kernel import KernelPublication
+from inhibidistilbert.publishing.model import ModelPublication
 
 COMMAND = "from inhibidistilbert.cli import main; main()"
 CLASSIFIER = "AutoModelForSequenceClassification"
@@ -112,7 +113,7 @@ class TestDryRun:
         """All that can be checked is, and it says what was not."""
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr("inhibidistilbert.commands.publish.check_loading", lambda candidate: iter(()))
+        monkeypatch.setattr(ModelPublication, "check_loading", lambda self, candidate: iter(()))
         code, out, err = run(checkpoint, "--repo-id", REPO_ID, "--dry-run", "--json")
         report = json.loads(out)
         assert (code, err, report["hub"]) == (0, "", "not asked")
@@ -419,7 +420,7 @@ def test_kernel(hub, run):
 
 def test_a_strangers_kernel(hub, run, tmp_path):
     """Its metadata fits its code, so only the comparison tells; with trust it runs, without token."""
-    candidate = assemble_kernel(tmp_path / "kernel", "someone/inhibitor")
+    candidate = KernelPublication().assemble(tmp_path / "kernel", "someone/inhibitor")
     init = candidate.folder / "build/torch-cpu/__init__.py"
     witness = spy(init, tmp_path / "witness")
     digest = base64.b64encode(hashlib.sha256(init.read_bytes()).digest()).decode()

@@ -270,6 +270,17 @@ def rename_tensor(folder, secret):
     edit_weights(folder, lambda weights: weights.update({secret: weights.pop("classifier.bias")}))
 
 
+def add_field(folder, secret):
+    """To what the header says of a tensor: nobody who loads the weights sees it."""
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["classifier.bias"]["note"] = secret
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
+
+
 # Every file that goes out: how a text gets into it, and what the file is called there.
 PLACES = {
     "config.json": edit("config.json", lambda c, s: c.update(note=s)),
@@ -289,6 +300,7 @@ PLACES = {
     "README.md, a section": lambda folder, s: replace_in(folder / "README.md", "Irony is misread.", f"Irony {s} too."),
     "README.md, metadata": lambda folder, s: replace_in(folder / "README.md", "A quiet film.", json.dumps(s)),
     "model.safetensors, a tensor's name": rename_tensor,
+    "model.safetensors, an unknown field": add_field,
     "model.safetensors, metadata": lambda folder, s: edit_weights(folder, lambda weights: None, note=s),
     "model.safetensors.index.json": write("model.safetensors.index.json", '{"weight_map": {}, "metadata": {"x": "{}"}}'),
     ".eval_results/stanfordnlp--imdb.yaml": edit("eval_results.json", lambda c, s: c["results"][0].update(task_id=s)),

@@ -7,7 +7,10 @@ from huggingface_hub import HfApi
 from publishable import REPO_ID, TOKEN, assembled, edit_weights, fingerprint, replace_in, write_checkpoint
 
 from inhibidistilbert.errors import UserError
+from inhibidistilbert.publishing.checks import Problem
 from inhibidistilbert.publishing.errors import PublishError
+from inhibidistilbert.publishing.kernel import KernelPublication
+from inhibidistilbert.publishing.model import ModelPublication
 from inhibidistilbert.publishing.plan import Plan, Remote, Target, make_plan
 from inhibidistilbert.publishing.upload import Published, send
 
@@ -17,7 +20,7 @@ LARGE = r"PUT /lfs/.*"
 
 
 def plan_for(candidate, **options) -> Plan:
-    return make_plan(HfApi(), Target(REPO_ID, **options), candidate.files)
+    return make_plan(HfApi(), Target(REPO_ID, ModelPublication(), **options), candidate.files)
 
 
 def publish(candidate, **options) -> Published:
@@ -66,15 +69,17 @@ class TestPlan:
         assert files_at(hub)["figure.png"] == b"png"
 
     def test_another_models_repository_is_refused(self, candidate, hub):
-        hub.put(REPO_ID, {"config.json": b'{"model_type": "bert"}'})
+        hub.put(REPO_ID, {"config.json": b'{"model_type": "bert: large"}'})
         (refusal,) = plan_for(candidate).refusals
-        assert "holds a model of type 'bert'" in refusal
+        what = f"{REPO_ID} holds a model of type 'bert: large', not 'inhibidistilbert'"
+        assert refusal == Problem(REPO_ID, what, "give another --repo-id")
 
     def test_a_tag_is_never_moved(self, candidate, next_version, hub):
         publish(candidate, tag="v1")
         assert plan_for(candidate, tag="v1").refusals == ()
         (refusal,) = plan_for(next_version, tag="v1").refusals
-        assert "tag 'v1' exists at another commit" in refusal
+        what = "tag 'v1' exists at another commit and is never moved"
+        assert refusal == Problem(REPO_ID, what, "give another --tag")
 
     def test_revisions_that_take_no_commit(self, candidate, hub):
         publish(candidate, tag="v1")
@@ -88,12 +93,12 @@ class TestPlan:
             ({"create_pr": True, "tag": "v1"}, "--tag and --create-pr"),
             ({"create_pr": True, "revision": "refs/pr/1"}, "needs a branch"),
             ({"message": "  "}, "--commit-message"),
-            ({"repo_type": "kernel", "collection": "x"}, "--kernel goes with neither"),
+            ({"publication": KernelPublication(), "collection": "x"}, "--kernel goes with neither"),
         ],
     )
     def test_options_that_do_not_go_together(self, options, words):
         with pytest.raises(UserError, match=words):
-            Target(REPO_ID, **options)
+            Target(REPO_ID, **({"publication": ModelPublication()} | options))
 
     def test_pull_request_to_nowhere(self, candidate, hub):
         with pytest.raises(UserError, match="--create-pr needs a repository that exists"):
@@ -205,7 +210,7 @@ class TestFailures:
 
     def test_wrong_token(self, candidate, hub, monkeypatch):
         monkeypatch.setenv("HF_TOKEN", TOKEN + "Wrong")
-        plan = Plan(Target(REPO_ID), Remote(exists=False), ())
+        plan = Plan(Target(REPO_ID, ModelPublication()), Remote(exists=False), ())
         with pytest.raises(PublishError, match="does not accept the token") as failure:
             send(HfApi(), plan, candidate.files)
         assert TOKEN not in str(failure.value)
