@@ -205,11 +205,9 @@ def test_fields_of_transformers_models_are_kept():
     scaling = {"rope_type": "linear", "factor": 2.0}
     rotary = {"model_type": "modernbert", "global_rope_theta": 1000.0, "rope_scaling": scaling}
     assert plain_config(rotary) == rotary
-    assert plain_config({"model_type": "distilbert", "hidden_size": 8, "distance_metric": "manhattan_distance"}) == {
-        "model_type": "distilbert",
-        "hidden_size": 8,
-        "distance_metric": "manhattan_distance",
-    }
+    authors = {"activation_function": "relu", "distance_metric": "manhattan_distance"}
+    fields = {"model_type": "distilbert", "hidden_size": 8} | authors
+    assert plain_config(fields) == fields
 
 
 def test_tokenizers_of_transformers_are_kept():
