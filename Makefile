@@ -54,13 +54,13 @@ check: $(INSTALLED) ## lint, format, types, and what may import what
 	$(BIN)/lint-imports --no-cache --no-logo
 
 data: $(INSTALLED) ## fetch and prepare the offline data of the shipped checkpoint into .cache/data
-	$(BIN)/python -m inhibidistilbert.distillation.review_data .cache/data
+	$(BIN)/python -m studies.distillation.review_data .cache/data
 
 study-data: $(INSTALLED) ## the data of the distillation study too, in .cache/data/study
-	$(BIN)/python -m inhibidistilbert.distillation.study_data .cache/data
+	$(BIN)/python -m studies.distillation.study_data .cache/data
 
 study: $(INSTALLED) ## the rows that the distillation study lacks; ONLY='sarcasm/*/0' for some of them
-	HF_HUB_OFFLINE=1 $(BIN)/python -m inhibidistilbert.distillation.study --recipe "$(RECIPE)" --only "$(ONLY)" \
+	HF_HUB_OFFLINE=1 $(BIN)/python -m studies.distillation.study --recipe "$(RECIPE)" --only "$(ONLY)" \
 	  --authors-recipe "$(AUTHORS_RECIPE)" --encoder "$(ENCODER)" --texts "$(TEXTS)"
 
 checkpoint-sources: $(INSTALLED) ## renew the source files inside the shipped checkpoint after a change to them

@@ -23,7 +23,6 @@ from huggingface_hub import snapshot_download
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
-from . import authors_format
 from .errors import reason
 from .modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from .modeling.inhibitor_backends import ATTENTION_FORWARDS
@@ -78,8 +77,11 @@ _ATTENTIONS = ("eager", "sdpa", "flex_attention")
 _EXPERTS = ("eager", "batched_mm", "grouped_mm")
 _DTYPES = ("float64", "float32", "float16", "bfloat16", "auto")
 _LABELS = ("id2label", "label2id")
-# What configurations take without declaring it.
-_UNDECLARED = {"model_type", "num_labels", "output_attentions", "per_layer_config", "rope_scaling", *authors_format.FIELDS}
+# What configurations take without declaring it; the second line is of the format of the inhibitor's authors.
+_UNDECLARED = {
+    *("model_type", "num_labels", "output_attentions", "per_layer_config", "rope_scaling"),
+    *("activation_function", "center", "distance_metric", "signed_inhibitor"),
+}
 _TOKENIZER_FIELDS = {
     "errors",
     "model_input_names",

@@ -23,7 +23,6 @@ from inhibidistilbert import (
     InhibiDistilBertForTokenClassification,
     InhibiDistilBertModel,
     cli,
-    conversion,
 )
 from inhibidistilbert.conversion import StudentOptions, bert_to_distilbert, convert_checkpoint, student_from
 from inhibidistilbert.errors import UserError
@@ -703,6 +702,7 @@ def test_source_on_the_hub(sources, tmp_path):
 
 
 def test_unsupported_options_are_named_before_the_source_is_read(monkeypatch):
-    monkeypatch.setattr(conversion, "_read_config", lambda source: pytest.fail("the source was read"))
+    reader = "inhibidistilbert.conversion.student.read_source_config"
+    monkeypatch.setattr(reader, lambda source: pytest.fail("the source was read"))
     with pytest.raises(UserError, match="--dtype"):
         student_from("anything", StudentOptions(dtype="float8"))

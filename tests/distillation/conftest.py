@@ -1,6 +1,5 @@
 """What every test of distillation gets: a cache of its own, and a toy task with a teacher and a student to train."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,11 +30,3 @@ def one_thread() -> Iterator[None]:
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the toy task; see `write_toy_task`. Tests leave it as it is."""
     return write_toy_task(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture
-def no_download(monkeypatch):
-    def run(*arguments, **_):
-        raise AssertionError(f"would run {arguments}")
-
-    monkeypatch.setattr(subprocess, "run", run)

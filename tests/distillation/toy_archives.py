@@ -11,7 +11,7 @@ import torch
 from toy_task import VOCABULARY
 from transformers import BertConfig, BertModel, BertTokenizer
 
-from inhibidistilbert.distillation.review_data import Archive
+from studies.distillation.review_data import Archive
 
 SNIPPETS_MEMBER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 

@@ -27,11 +27,12 @@ from typing import Any
 
 from filelock import FileLock
 
-from ..benchmarks.machine import header
-from ..benchmarks.results import replacing, write_json
-from ..errors import UserError
-from .study_plan import ALIGNMENT, METRIC_ELSEWHERE, Command, Run, Settings, plan, test_files
-from .study_summary import summary
+from inhibidistilbert.benchmarks.machine import header
+from inhibidistilbert.benchmarks.results import replacing, write_json
+from inhibidistilbert.errors import UserError
+
+from .plan import ALIGNMENT, METRIC_ELSEWHERE, Command, Run, Settings, plan, test_files
+from .summary import summary
 
 COLUMNS = ("task", "model", "seed", "metric", "value", "command")
 Row = dict[str, Any]
@@ -191,7 +192,7 @@ def study(settings: Settings, results: Results, only: str = "*") -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m inhibidistilbert.distillation.study", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m studies.distillation.study", description=__doc__)
     parser.add_argument("--recipe", default="study", help="recipe of all stages; `study-gpu` is the full-size one")
     parser.add_argument("--authors-recipe", default="study-authors", help="as above, by the authors; `authors` in full")
     parser.add_argument("--encoder", default=".cache/data/minilm", help="what teachers are fine-tuned from, DistilBERT-like")

@@ -30,8 +30,9 @@ from typing import IO, NamedTuple, cast
 
 from transformers import AutoTokenizer, BertModel, DistilBertConfig, DistilBertModel
 
-from ..conversion import MODEL_INPUTS, bert_to_distilbert
-from ..errors import UserError
+from inhibidistilbert.conversion import MODEL_INPUTS, bert_to_distilbert
+from inhibidistilbert.errors import UserError
+
 from .leaks import check_no_leaks, normalized
 
 

@@ -4,7 +4,7 @@ import html
 import re
 from collections.abc import Iterable, Mapping
 
-from ..errors import UserError
+from inhibidistilbert.errors import UserError
 
 
 def normalized(text: str) -> str:

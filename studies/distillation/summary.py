@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from .study_plan import ALIGNMENT, TASKS
+from .plan import ALIGNMENT, TASKS
 
 Row = Mapping[str, Any]
 _POINTS = 100  # accuracy and correlation are reported in hundredths

@@ -12,8 +12,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from .errors import UserError
-from .modeling.modeling_inhibidistilbert import SCALARS
+from ..errors import UserError
+from ..modeling.modeling_inhibidistilbert import SCALARS
 
 CLASS_PREFIX = "iDistilBert"
 
@@ -21,7 +21,6 @@ CLASS_PREFIX = "iDistilBert"
 _INHIBITOR = {"distance_metric": "manhattan_distance", "activation_function": "relu"}
 # Their name of a configuration field: the name it has here.
 _SWITCHES = {"signed_inhibitor": "signed", "center": "centered"}
-FIELDS = (*_INHIBITOR, *_SWITCHES)
 
 _PADDING_COUNTS = (
     "The source's code averages scores over padding too, the student over real tokens only: outputs agree without padding."

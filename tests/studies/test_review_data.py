@@ -11,8 +11,9 @@ import torch
 from toy_archives import described, opinion, write_archives, write_encoder, write_reviews, write_snippets
 from transformers import AutoTokenizer, DistilBertModel
 
-from inhibidistilbert.distillation import review_data
-from inhibidistilbert.distillation.review_data import (
+from inhibidistilbert.errors import UserError
+from studies.distillation import review_data
+from studies.distillation.review_data import (
     LONGEST_PASSAGE,
     fetch,
     fragments,
@@ -22,7 +23,6 @@ from inhibidistilbert.distillation.review_data import (
     prepare,
     write_teacher,
 )
-from inhibidistilbert.errors import UserError
 
 # Archives
 

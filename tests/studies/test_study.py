@@ -13,12 +13,12 @@ import pytest
 from typer.testing import CliRunner
 
 from inhibidistilbert.cli import app
-from inhibidistilbert.distillation import study
 from inhibidistilbert.distillation.recipe import read_recipe
-from inhibidistilbert.distillation.study import COLUMNS, Results
-from inhibidistilbert.distillation.study_plan import SEEDS, TASKS, Settings, plan
-from inhibidistilbert.distillation.study_summary import summary
 from inhibidistilbert.errors import UserError
+from studies.distillation import study
+from studies.distillation.plan import SEEDS, TASKS, Settings, plan
+from studies.distillation.study import COLUMNS, Results
+from studies.distillation.summary import summary
 
 SETTINGS = Settings("study", "study-authors", "encoder", "texts.txt", Path("data"), Path("work"))
 RUNS = list(plan(SETTINGS))

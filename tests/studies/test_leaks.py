@@ -2,8 +2,8 @@
 
 import pytest
 
-from inhibidistilbert.distillation.leaks import check_no_leaks, normalized
 from inhibidistilbert.errors import UserError
+from studies.distillation.leaks import check_no_leaks, normalized
 
 TEST = {"test": ["A fine film, it is.", "Rock &amp; roll is here to stay", "12 monkeys"]}
 

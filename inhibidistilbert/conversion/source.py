@@ -1,0 +1,140 @@
+"""Reads a foreign checkpoint: its configuration, its weights, its tokenizer. Runs no code from it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers.utils import has_file
+
+from ..errors import UserError, reason
+from ..foreign import load_pretrained, plain_config, read_config
+from ..modeling import modeling_inhibidistilbert
+from ..modeling.modeling_inhibidistilbert import InhibiDistilBertPreTrainedModel
+from ..quiet import quiet_transformers
+from . import authors_format
+
+MODEL_INPUTS = ["input_ids", "attention_mask"]
+
+# Heads that have a counterpart here, by model type. A source with another head is read as the bare encoder.
+_SHARED_HEADS = (
+    "ForMaskedLM",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+)
+_HEADS = {"distilbert": _SHARED_HEADS, "bert": ("ForPreTraining", *_SHARED_HEADS)}
+_CLASS_PREFIX = {"distilbert": "DistilBert", "bert": "Bert"}
+
+# What damaged weights, and values of config.json that torch refuses, have been seen to raise.
+_LOADING_ERRORS = (
+    AssertionError,
+    EOFError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    SafetensorError,
+    UnpicklingError,
+)
+
+
+def read_source_config(source: str) -> transformers.PreTrainedConfig:
+    """The source's configuration, known to be of a supported model."""
+    folder = Path(source)
+    if folder.is_file():
+        raise UserError(f"SOURCE {source!r} is a file; give the folder written by save_pretrained, or a Hub id.")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UserError(
+            f"SOURCE {source!r}: the folder has no config.json; give a folder written by save_pretrained, or a Hub id."
+        )
+    try:
+        raw = read_config(source)
+    except (OSError, ValueError) as error:
+        kind = "cannot be read" if folder.is_dir() else "is not a folder, and could not be read from the Hub as a model id"
+        raise UserError(f"SOURCE {source!r} {kind}: {reason(error)}") from error
+    _check_supported(source, raw)
+    config_class = transformers.BertConfig if raw["model_type"] == "bert" else transformers.DistilBertConfig
+    try:
+        config = config_class.from_dict(plain_config(raw))
+    except (StrictDataclassError, ValueError) as error:
+        raise UserError(f"SOURCE {source!r}: its config.json is not valid: {reason(error)}") from error
+    if config.hidden_size % config.num_attention_heads:
+        raise UserError(
+            f"SOURCE {source!r}: the number of attention heads must divide the hidden size evenly, but its config.json says "
+            f"{config.num_attention_heads} heads and hidden size {config.hidden_size}."
+        )
+    return config
+
+
+def _check_supported(source: str, raw: Mapping[str, Any]) -> None:
+    model_type = raw.get("model_type")
+    if model_type not in _HEADS:
+        raise UserError(f"SOURCE {source!r} has model_type {model_type!r}; supported are {', '.join(_HEADS)}.")
+    if authors_format.is_authors_format(raw):
+        authors_format.check_fields(source, raw)
+    positions = raw.get("position_embedding_type") or "absolute"
+    if positions != "absolute":
+        raise UserError(f"SOURCE {source!r} has position_embedding_type {positions!r}; only 'absolute' is supported.")
+    if raw.get("is_decoder") or raw.get("add_cross_attention") or "BertLMHeadModel" in (raw.get("architectures") or ()):
+        raise UserError(f"SOURCE {source!r} is a BERT decoder; only encoders (is_decoder: false) are supported.")
+
+
+def model_classes(
+    config: transformers.PreTrainedConfig, head: bool
+) -> tuple[type[transformers.PreTrainedModel], type[InhibiDistilBertPreTrainedModel]]:
+    """The class to load the source with, so that its head is loaded too, and the student's."""
+    prefix = _CLASS_PREFIX[config.model_type]
+    has_scalars = authors_format.is_authors_format(config.to_dict())
+    architecture = (config.architectures or [""])[0]
+    if has_scalars and architecture.startswith(authors_format.CLASS_PREFIX):
+        architecture = prefix + architecture.removeprefix(authors_format.CLASS_PREFIX)
+    suffix = architecture.removeprefix(prefix) if architecture.startswith(prefix) else ""
+    if not head or suffix not in _HEADS[config.model_type]:
+        suffix = "Model"
+    student = "ForMaskedLM" if suffix == "ForPreTraining" else suffix
+    source_class = getattr(transformers, prefix + suffix)
+    if has_scalars:
+        source_class = authors_format.with_scalars(source_class)
+    return source_class, getattr(modeling_inhibidistilbert, f"InhibiDistilBert{student}")
+
+
+def load_source(
+    source: str, source_class: type[transformers.PreTrainedModel], config: transformers.PreTrainedConfig
+) -> tuple[transformers.PreTrainedModel, set[str], set[str]]:
+    """The source in its own dtype, the names of its parameters that no file holds, and those in the file it has not."""
+    with quiet_transformers():
+        try:
+            # Mismatched shapes are let through here to be named below.
+            loaded = load_pretrained(
+                source_class, source, config=config, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
+            )
+        except _LOADING_ERRORS as error:
+            raise UserError(f"SOURCE {source!r}: the checkpoint does not load: {reason(error)}") from error
+    model, info = loaded
+    if info["mismatched_keys"]:
+        name, in_file, in_config = min(info["mismatched_keys"])
+        raise UserError(
+            f"SOURCE {source!r}: {name} has shape {tuple(in_file)} in the weights but {tuple(in_config)} by config.json "
+            f"({len(info['mismatched_keys'])} such tensors)."
+        )
+    return model, set(info["missing_keys"]), set(info["unexpected_keys"])
+
+
+def load_tokenizer(source: str, positions: int) -> transformers.PreTrainedTokenizerBase | None:
+    """The source's tokenizer for a model with `positions` positions and no segments; None when it has none."""
+    # Without this test transformers makes up a tokenizer of five special tokens.
+    if not any(has_file(source, name) for name in ("tokenizer.json", "vocab.txt")):
+        return None
+    with quiet_transformers():
+        try:
+            # Passed here and not set afterwards, because save_pretrained writes what the tokenizer was made with.
+            return load_pretrained(
+                transformers.AutoTokenizer, source, model_max_length=positions, model_input_names=MODEL_INPUTS
+            )
+        except Exception as error:  # the tokenizers library raises nothing more special for damaged files
+            raise UserError(f"SOURCE {source!r}: its tokenizer cannot be read: {reason(error)}") from error

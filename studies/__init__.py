@@ -1,0 +1,1 @@
+"""Research that the package does not need: it is not in the wheel."""
