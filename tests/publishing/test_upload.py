@@ -4,12 +4,12 @@ import hashlib
 
 import pytest
 from huggingface_hub import HfApi
-from publishable import REPO_ID, TOKEN, assembled, edit_weights, fingerprint, replace_in, write_checkpoint
 
 from inhibidistilbert.errors import UserError
 from inhibidistilbert.publishing.errors import PublishError
 from inhibidistilbert.publishing.plan import Plan, Remote, Target, make_plan
 from inhibidistilbert.publishing.upload import Published, send
+from tests.helpers.publishable import REPO_ID, TOKEN, assembled, edit_weights, fingerprint, replace_in, write_checkpoint
 
 ALWAYS = 100
 COMMIT = r"POST /api/models/someone/tiny/commit/.*"

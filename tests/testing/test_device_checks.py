@@ -3,14 +3,23 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-import device_checks
 import pytest
 import torch
-from device_checks import DEVICE, LARGE, Large, check_large, checks, draw_large, gpu_checks, judge_large
-from inhibitor_reference import run, visible_keys
 
 from inhibidistilbert import inhibitor_attention
 from inhibidistilbert.kernels import inhibitor_triton
+from inhibidistilbert.testing import device_checks
+from inhibidistilbert.testing.device_checks import (
+    DEVICE,
+    LARGE,
+    Large,
+    check_large,
+    checks,
+    draw_large,
+    gpu_checks,
+    judge_large,
+)
+from inhibidistilbert.testing.reference import run, visible_keys
 
 pytestmark = pytest.mark.skipif(inhibitor_triton.triton is None, reason="triton is not installed")
 
