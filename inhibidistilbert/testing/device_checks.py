@@ -19,6 +19,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..kernels import inhibitor_triton
 from ..kernels.inhibitor_attention import inhibitor_attention
 from ..memory import peak_memory
@@ -333,7 +334,9 @@ def gpu_checks() -> dict[str, Callable[[], None]]:
 
 
 def checks() -> dict[str, Callable[[], None]]:
-    """All of them, by name; those that take longest first."""
+    """All of them, by name; those that take longest first. Raises `UserError` where Python leaves assertions out."""
+    if not __debug__:
+        raise UserError("The checks are assertions: run Python without -O and PYTHONOPTIMIZE, or each would pass.")
     named: dict[str, Callable[[], None]] = gpu_checks()
     named |= {f"model size {large}": partial(check_large, large) for large in LARGE}
     named |= {f"options {row}": partial(check_row, row) for row in pairs()}
