@@ -45,7 +45,7 @@ test-lowest: ## the tests on the lowest transformers, in an environment of their
 
 test-sharding: $(INSTALLED) ## training under FSDP and DeepSpeed, which it installs, on two processes of this CPU
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "deepspeed==0.19.8"
-	HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests/distillation/test_distillation_processes.py
+	HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests/distillation/test_processes.py
 
 check: $(INSTALLED) ## lint, format, types, and what may import what
 	$(BIN)/ruff check .

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from hub import LoopbackHub
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BertConfig, BertTokenizer, DistilBertConfig
@@ -27,6 +26,7 @@ from inhibidistilbert import (
 from inhibidistilbert.conversion import StudentOptions, bert_to_distilbert, convert_checkpoint, student_from
 from inhibidistilbert.errors import UserError
 from inhibidistilbert.modeling import modeling_inhibidistilbert
+from tests.helpers.hub import LoopbackHub
 
 LAYERS, POSITIONS, VOCABULARY = 4, 12, ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "bad", "film"]
 LABELS = {"id2label": {0: "BAD", 1: "SO_SO", 2: "GOOD"}, "label2id": {"BAD": 0, "SO_SO": 1, "GOOD": 2}}

@@ -4,10 +4,10 @@ import subprocess
 import sys
 
 import pytest
-from tiny_sentiment import write_tiny_checkpoint
 
 from inhibidistilbert import demo
 from inhibidistilbert.demo import Answer, largest_difference
+from tests.helpers.tiny_sentiment import write_tiny_checkpoint
 
 HERE = [Answer("POSITIVE", 0.9), Answer("NEGATIVE", 0.7)]
 

@@ -9,10 +9,8 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from hub import LoopbackHub
 from huggingface_hub import constants
 from safetensors.torch import load_file
-from tiny_sentiment import write_tiny_checkpoint
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from inhibidistilbert import InhibiDistilBertForSequenceClassification, foreign
@@ -27,6 +25,8 @@ from inhibidistilbert.foreign import ForeignFieldError, load_pretrained, plain_c
 from inhibidistilbert.heads import SINGLE_LABEL
 from inhibidistilbert.prediction import TextClassifier, default_checkpoint
 from inhibidistilbert.publishing.loading import own_outputs
+from tests.helpers.hub import LoopbackHub
+from tests.helpers.tiny_sentiment import write_tiny_checkpoint
 
 WEIGHTS = "model.safetensors"
 

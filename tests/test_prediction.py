@@ -13,12 +13,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_sentiment import WORDS, write_tiny_checkpoint
 
 from inhibidistilbert import InhibiDistilBertForMaskedLM, InhibiDistilBertForTokenClassification, cli, prediction
 from inhibidistilbert.commands import predict as command
 from inhibidistilbert.errors import UserError
 from inhibidistilbert.prediction import TextClassifier, default_checkpoint
+from tests.helpers.tiny_sentiment import WORDS, write_tiny_checkpoint
 
 SHORT_TEXTS = [
     "good",

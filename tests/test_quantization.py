@@ -5,11 +5,7 @@ import pickle
 
 import pytest
 import torch
-from remote_client import model_outputs
 from safetensors.torch import load_file
-from test_remote_code import run_clean_session
-from tiny import TASKS, assert_saving_changes_nothing, first_output, tiny_distilbert, tiny_model, tokens
-from tiny_sentiment import write_tiny_checkpoint
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from inhibidistilbert import quantize
@@ -17,6 +13,10 @@ from inhibidistilbert.errors import UserError
 from inhibidistilbert.kernels import inhibitor_cpu_int8, inhibitor_cpu_int8_linear
 from inhibidistilbert.modeling.int8_linear import Int8Linear
 from inhibidistilbert.prediction import TextClassifier, default_checkpoint
+from tests.helpers.clean_session import run_clean_session
+from tests.helpers.remote_client import model_outputs
+from tests.helpers.tiny import TASKS, assert_saving_changes_nothing, first_output, tiny_distilbert, tiny_model, tokens
+from tests.helpers.tiny_sentiment import write_tiny_checkpoint
 
 TASK = "ForSequenceClassification"
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..memory import peak_memory
 from .composed import AUTHORS
 from .contenders import SEED, SUBJECT, Peer, Subject, build, weight_bytes
 from .cpu import Refused
 from .energy import Meter
-from .memory import peak_memory
 from .timing import Budget, Quantiles, interleave, ratios, torch_threads
 
 BATCHES, LENGTHS = (1, 8, 16, 32), (128, 256, 512)

@@ -17,7 +17,7 @@ def gpu(
     output: OutputOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check and measure everything on the GPU of this machine, from a clone: 5 to 8 minutes.
+    """Check and measure everything on the GPU of this machine: 5 to 8 minutes.
 
     The kernels against float64 and beside softmax attention, a model of DistilBERT-base's size beside softmax DistilBERT in
     every way to run it, with energy, its training step, and the rate of one-bit matrix instructions. What does not work or

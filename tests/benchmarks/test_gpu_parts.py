@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from inhibitor_reference import COMPILED_BACKENDS
 from torch import nn
 
 from inhibidistilbert.benchmarks import energy, kernels_gpu
@@ -25,6 +24,7 @@ from inhibidistilbert.benchmarks.gpu.models import FULL, PEER, SENTENCES, Place,
 from inhibidistilbert.benchmarks.kernels_gpu import BASELINE, FORWARD, Problem, Rival
 from inhibidistilbert.benchmarks.model import Protocol
 from inhibidistilbert.benchmarks.timing import Budget
+from inhibidistilbert.testing.reference import COMPILED_BACKENDS
 
 CPU = torch.device("cpu")
 # On clocks that stand still: a file may be run long after it was collected.

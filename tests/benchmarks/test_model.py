@@ -10,18 +10,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_sentiment import write_tiny_checkpoint
 from transformers import DistilBertForSequenceClassification
 
 from inhibidistilbert import InhibiDistilBertForSequenceClassification, cli, quantize
 from inhibidistilbert.benchmarks import energy, model
 from inhibidistilbert.benchmarks.contenders import Peer, Subject, build, weight_bytes
 from inhibidistilbert.benchmarks.cpu import Refused
-from inhibidistilbert.benchmarks.memory import peak_memory
 from inhibidistilbert.benchmarks.model import Protocol, compare, run
 from inhibidistilbert.benchmarks.timing import interleave
 from inhibidistilbert.commands.benchmark_model import read_texts
 from inhibidistilbert.errors import UserError
+from inhibidistilbert.memory import peak_memory
+from tests.helpers.tiny_sentiment import write_tiny_checkpoint
 
 CPU = torch.device("cpu")
 IDS = torch.arange(1, 15).repeat(2, 1)

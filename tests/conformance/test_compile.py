@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from inhibitor_reference import FORWARD_TOLERANCE, relative_rms
-from tiny import SIZES, SLOW_TASKS, tiny_model, tokens
-from tiny_batches import NO_DROPOUT, assert_same_gradients, assert_same_output, batch, gradients
 from torch._dynamo.testing import CompileCounterWithBackend
+
+from inhibidistilbert.testing.reference import FORWARD_TOLERANCE, relative_rms
+from tests.helpers.tiny import SIZES, SLOW_TASKS, tiny_model, tokens
+from tests.helpers.tiny_batches import NO_DROPOUT, assert_same_gradients, assert_same_output, batch, gradients
 
 TASK = "ForSequenceClassification"
 LENGTHS = (9, 13, 7, 20, 24)

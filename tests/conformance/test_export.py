@@ -5,12 +5,12 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
-from inhibitor_reference import FORWARD_TOLERANCE, relative_rms
-from tiny import SIZES, SLOW_TASKS, first_output, tiny_model
-from tiny_batches import NO_DROPOUT, assert_same_gradients, assert_same_output, batch, gradients
 from torch.export import Dim
 
 from inhibidistilbert import inhibitor_attention
+from inhibidistilbert.testing.reference import FORWARD_TOLERANCE, relative_rms
+from tests.helpers.tiny import SIZES, SLOW_TASKS, first_output, tiny_model
+from tests.helpers.tiny_batches import NO_DROPOUT, assert_same_gradients, assert_same_output, batch, gradients
 
 LIMIT = SIZES["max_position_embeddings"]
 TRACED = (3, 9)

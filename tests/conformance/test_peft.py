@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from inhibitor_reference import FORWARD_TOLERANCE, relative_rms
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny import TASKS, first_output, model_class, tiny_model
-from tiny_batches import NO_DROPOUT, batch
+
+from inhibidistilbert.testing.reference import FORWARD_TOLERANCE, relative_rms
+from tests.helpers.tiny import TASKS, first_output, model_class, tiny_model
+from tests.helpers.tiny_batches import NO_DROPOUT, batch
 
 PROJECTIONS = ["q_lin", "k_lin", "v_lin"]
 

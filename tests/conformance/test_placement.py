@@ -7,12 +7,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from accelerate import disk_offload, infer_auto_device_map, init_empty_weights, load_checkpoint_and_dispatch
-from inhibitor_reference import FORWARD_TOLERANCE, relative_rms
-from tiny import TASKS, first_output, model_class, tiny_config, tiny_distilbert, tiny_model
-from tiny_batches import NO_DROPOUT, assert_same_output, batch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+from inhibidistilbert.testing.reference import FORWARD_TOLERANCE, relative_rms
+from tests.helpers.tiny import TASKS, first_output, model_class, tiny_config, tiny_distilbert, tiny_model
+from tests.helpers.tiny_batches import NO_DROPOUT, assert_same_output, batch
 
 TASK = "ForSequenceClassification"
 # Keeps "auto" on the CPU, whatever the machine has.

@@ -5,11 +5,11 @@ The bounds are relative root mean squares in units of the type's machine epsilon
 
 import pytest
 import torch
-from inhibitor_reference import relative_rms
-from tiny import TASKS, first_output, tiny_model, tokens
-from tiny_batches import NO_DROPOUT, batch, gradients, padding_mask
 
 from inhibidistilbert import inhibitor_attention
+from inhibidistilbert.testing.reference import relative_rms
+from tests.helpers.tiny import TASKS, first_output, tiny_model, tokens
+from tests.helpers.tiny_batches import NO_DROPOUT, batch, gradients, padding_mask
 
 LENGTH, SIZE = 512, 30.0
 HALF_TYPES = [pytest.param(torch.bfloat16, id="bf16"), pytest.param(torch.float16, id="fp16")]

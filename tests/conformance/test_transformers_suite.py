@@ -22,9 +22,9 @@ import transformers
 from packaging.version import Version
 from transformers import PreTrainedConfig
 from transformers.models.auto import modeling_auto
-from transformers_suite import Suite, SuiteUnavailable, load_suite
 
 import inhibidistilbert
+from tests.helpers.transformers_suite import Suite, SuiteUnavailable, load_suite
 
 # The class of each task, and the table in which the suite looks up which labels a class takes.
 TASKS = {

@@ -6,7 +6,8 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from toy_task import write_toy_task
+
+from tests.helpers.toy_task import write_toy_task
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from toy_task import write_distilbert
 
 from inhibidistilbert import cli
 from inhibidistilbert.commands.distill import distill
 from inhibidistilbert.distillation import run as run_module
 from inhibidistilbert.distillation.recipe import Recipe, read_recipe
+from tests.helpers.toy_task import write_distilbert
 
 SCORES = {"accuracy": 0.875, "texts": 60}
 LOG = {

@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from toy_recipe import curve, three_stages
-from toy_task import VOCABULARY, tiny_student, write_distilbert
 
 from inhibidistilbert import quantize
 from inhibidistilbert.distillation.fake_quantization import fake_quantize, straight_through
 from inhibidistilbert.distillation.run import run_recipe
+from tests.helpers.toy_recipe import curve, three_stages
+from tests.helpers.toy_task import VOCABULARY, tiny_student, write_distilbert
 
 INPUTS = {
     "input_ids": torch.randint(5, len(VOCABULARY), (3, 9), generator=torch.Generator().manual_seed(0)),

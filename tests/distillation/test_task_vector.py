@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toy_recipe import three_stages
-from toy_task import SIZES, VOCABULARY, write_distilbert
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -22,6 +20,8 @@ from inhibidistilbert.distillation.student import build_student
 from inhibidistilbert.distillation.task_vector import add_task_vector, task_vector
 from inhibidistilbert.errors import UserError
 from inhibidistilbert.modeling.modeling_inhibidistilbert import SCALARS
+from tests.helpers.toy_recipe import three_stages
+from tests.helpers.toy_task import SIZES, VOCABULARY, write_distilbert
 
 HEAD = "ForSequenceClassification"
 CONFIG = {"length_normalization": "mean", "beta_init": 1.5}

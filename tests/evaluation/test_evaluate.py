@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from glue_files import SCHEMA, rows, write, write_checkpoint, write_task
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -21,6 +20,7 @@ from inhibidistilbert.evaluation.metrics import Accuracy, MatthewsCorrelation
 from inhibidistilbert.evaluation.scoring import Scored, compare
 from inhibidistilbert.evaluation.tasks import GLUE, TASKS, find_task
 from inhibidistilbert.publishing.measurements import read_measurements
+from tests.helpers.glue_files import SCHEMA, rows, write, write_checkpoint, write_task
 
 
 @pytest.fixture(autouse=True)

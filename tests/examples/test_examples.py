@@ -14,10 +14,10 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from peft import PeftModel
-from tiny_sentiment import write_tiny_checkpoint
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from inhibidistilbert.prediction import TextClassifier, default_checkpoint
+from tests.helpers.tiny_sentiment import write_tiny_checkpoint
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LABELS = ["delivery", "product", "service"]

@@ -4,11 +4,11 @@ from functools import partial
 
 import pytest
 import torch
-from inhibitor_reference import PLAIN_BACKENDS, Case, draw, relative_rms
-from matrix_backends import MATRIX_BACKENDS
 from torch import Tensor
 
 from inhibidistilbert import inhibitor_attention
+from inhibidistilbert.testing.reference import PLAIN_BACKENDS, Case, draw, relative_rms
+from tests.helpers.matrix_backends import MATRIX_BACKENDS
 
 pytestmark = pytest.mark.portable
 

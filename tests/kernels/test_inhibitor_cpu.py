@@ -16,8 +16,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inhibitor_cpu_machines import ARM, AVX512, MACHINES
-from inhibitor_reference import (
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from inhibidistilbert import inhibitor_attention
+from inhibidistilbert.kernels import inhibitor_cpu, inhibitor_cpu_jit, inhibitor_cpu_threads, inhibitor_notice
+from inhibidistilbert.kernels.inhibitor_cpu_arguments import workspace_layout
+from inhibidistilbert.kernels.inhibitor_cpu_jit import CompilerUnavailable, Machine, object_code
+from inhibidistilbert.kernels.inhibitor_masks import KeyMasks
+from inhibidistilbert.kernels.inhibitor_naive import naive_inhibitor_attention
+from inhibidistilbert.testing.reference import (
     NOT_FINITE,
     SPOILT,
     Case,
@@ -31,16 +40,7 @@ from inhibitor_reference import (
     run,
     spoilt,
 )
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
-
-from inhibidistilbert import inhibitor_attention
-from inhibidistilbert.kernels import inhibitor_cpu, inhibitor_cpu_jit, inhibitor_cpu_threads, inhibitor_notice
-from inhibidistilbert.kernels.inhibitor_cpu_arguments import workspace_layout
-from inhibidistilbert.kernels.inhibitor_cpu_jit import CompilerUnavailable, Machine, object_code
-from inhibidistilbert.kernels.inhibitor_masks import KeyMasks
-from inhibidistilbert.kernels.inhibitor_naive import naive_inhibitor_attention
+from tests.helpers.inhibitor_cpu_machines import ARM, AVX512, MACHINES
 
 pytestmark = pytest.mark.skipif(not MACHINES, reason="nothing can be compiled here")
 

@@ -1,39 +1,18 @@
 """Compiled int8 attention agrees with its definition to the bit, on every kind of processor this one can stand in for."""
 
-from dataclasses import replace
-
 import pytest
 import torch
-from inhibitor_reference import NOT_FINITE, SPOILT, Case, draw, spoil
 from torch import Tensor
 
 from inhibidistilbert import inhibitor_attention
 from inhibidistilbert.kernels import inhibitor_cpu_int8 as int8
 from inhibidistilbert.kernels.inhibitor_cpu_int8_ir import int8_ir
 from inhibidistilbert.kernels.inhibitor_cpu_jit import Machine, object_code
+from inhibidistilbert.testing.reference import NOT_FINITE, SPOILT, Case, draw, spoil
+from tests.helpers.inhibitor_cpu_machines import PROCESSORS, processor
 
 _REFUSAL = int8.int8_refusal(torch.zeros(1, 1, 1, 1))
 pytestmark = pytest.mark.skipif(_REFUSAL is not None, reason=str(_REFUSAL))
-
-# Vectors of 128, 256 and 512 bits, without and with the instruction that adds four products of bytes.
-PROCESSORS = {
-    "sse2": ("x86-64", "+sse2", 4, 16),
-    "avx2": ("x86-64-v3", "+sse2,+avx2,+fma", 8, 16),
-    "avx2-vnni": ("x86-64-v3", "+avx2,+fma,+avxvnni", 8, 16),
-    "avx512": ("x86-64-v4", "+avx512f,+avx512bw,+avx512dq,+avx512vl", 16, 32),
-    "avx512-vnni": ("x86-64-v4", "+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512vnni", 16, 32),
-}
-
-
-def processor(name: str) -> Machine:
-    """`host`, or one of `PROCESSORS`; the test is skipped where this processor lacks something of it."""
-    host = int8.host_machine()
-    if name == "host":
-        return host
-    cpu, features, lanes, registers = PROCESSORS[name]
-    if not all(host.has(feature[1:]) for feature in features.split(",")):
-        pytest.skip(f"this processor is no {name}")
-    return replace(host, cpu=cpu, features=features, lanes=lanes, registers=registers)
 
 
 def both(query: Tensor, key: Tensor, value: Tensor, **options) -> tuple[Tensor, Tensor]:

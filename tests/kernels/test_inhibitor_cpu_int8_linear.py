@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from test_inhibitor_cpu_int8 import PROCESSORS, processor
 from torch import Tensor
 
 from inhibidistilbert.kernels import inhibitor_cpu_int8_linear as int8
 from inhibidistilbert.kernels.inhibitor_cpu_int8_linear import int8_linear, plain_int8_linear
+from tests.helpers.inhibitor_cpu_machines import PROCESSORS, processor
 
 pytestmark = pytest.mark.skipif(int8._problem() is not None, reason=str(int8._problem()))
 

@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from inhibitor_cpu_machines import MACHINES
 
 from inhibidistilbert.kernels import inhibitor_cpu_jit
 from inhibidistilbert.kernels.inhibitor_cpu_ir import I64, PTR, Module
 from inhibidistilbert.kernels.inhibitor_cpu_jit import CompilerUnavailable, Machine, cache_folder, entry
 from inhibidistilbert.kernels.inhibitor_cpu_threads import run_on_threads
+from tests.helpers.inhibitor_cpu_machines import MACHINES
 
 pytestmark = pytest.mark.skipif(not MACHINES, reason="nothing can be compiled here")
 

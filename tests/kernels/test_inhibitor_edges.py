@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from covering import pairwise
-from inhibitor_reference import (
+from torch import Tensor
+
+from inhibidistilbert import inhibitor_attention
+from inhibidistilbert.testing.covering import pairwise
+from inhibidistilbert.testing.reference import (
     BACKENDS,
     NOT_FINITE,
     PLAIN_BACKENDS,
@@ -23,10 +26,7 @@ from inhibitor_reference import (
     run,
     spoilt,
 )
-from matrix_backends import MATRIX_BACKENDS
-from torch import Tensor
-
-from inhibidistilbert import inhibitor_attention
+from tests.helpers.matrix_backends import MATRIX_BACKENDS
 
 pytestmark = pytest.mark.portable
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from inhibitor_reference import NOT_FINITE, SPOILT, Case, draw, judge, relative_rms, spoilt
 from torch import Tensor
 
 from inhibidistilbert import inhibitor_attention
+from inhibidistilbert.testing.reference import NOT_FINITE, SPOILT, Case, draw, judge, relative_rms, spoilt
 
 pytestmark = pytest.mark.portable
 

@@ -5,7 +5,14 @@ Each gives what the definition gives in float64, or an error that says what is w
 
 import pytest
 import torch
-from inhibitor_reference import (
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from inhibidistilbert import inhibitor_attention
+from inhibidistilbert.testing.reference import (
     GRADIENT_TOLERANCES,
     PLAIN_BACKENDS,
     Case,
@@ -16,14 +23,7 @@ from inhibitor_reference import (
     relative_rms,
     run,
 )
-from matrix_backends import MATRIX_BACKENDS
-from torch import Tensor
-from torch.autograd import forward_ad
-from torch.autograd.graph import saved_tensors_hooks
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-
-from inhibidistilbert import inhibitor_attention
+from tests.helpers.matrix_backends import MATRIX_BACKENDS
 
 every_backend = pytest.mark.parametrize("backend", MATRIX_BACKENDS)
 compiled_backends = pytest.mark.parametrize(

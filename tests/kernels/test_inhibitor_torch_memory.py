@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from inhibitor_reference import Case, assert_agrees, draw, judged, relative_rms, run
 from torch import Tensor
 
 from inhibidistilbert import inhibitor_attention
 from inhibidistilbert.kernels import inhibitor_torch
+from inhibidistilbert.testing.reference import Case, assert_agrees, draw, judged, relative_rms, run
 
 BLOCK = 1 << 13  # elements of one (B, H, block, N, d) temporary in the memory tests
 HEADS, SIZE = 2, 8

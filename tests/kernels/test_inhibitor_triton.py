@@ -15,7 +15,13 @@ from typing import Any
 
 import pytest
 import torch
-from inhibitor_matrix import (
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from inhibidistilbert import inhibitor_attention
+from inhibidistilbert.kernels import inhibitor_triton
+from inhibidistilbert.kernels.inhibitor_triton import MAX_HEAD_SIZE, Tile, tile_for
+from inhibidistilbert.testing.matrix import (
     DEVICE,
     DTYPES,
     FLAGS,
@@ -33,13 +39,7 @@ from inhibitor_matrix import (
     run_triton,
     spoilt_pairs,
 )
-from inhibitor_reference import Case, Inputs, Result, assert_agrees, draw, judge, judged, relative_rms
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint
-
-from inhibidistilbert import inhibitor_attention
-from inhibidistilbert.kernels import inhibitor_triton
-from inhibidistilbert.kernels.inhibitor_triton import MAX_HEAD_SIZE, Tile, tile_for
+from inhibidistilbert.testing.reference import Case, Inputs, Result, assert_agrees, draw, judge, judged, relative_rms
 
 pytestmark = pytest.mark.skipif(inhibitor_triton.triton is None, reason="triton is not installed")
 

@@ -7,7 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from inhibitor_matrix import (
+
+from inhibidistilbert import inhibitor_attention
+from inhibidistilbert.kernels import inhibitor_triton
+from inhibidistilbert.testing.matrix import (
     HALF_CASES,
     HALF_DTYPES,
     HALF_TOLERANCE,
@@ -16,10 +19,7 @@ from inhibitor_matrix import (
     on_device,
     run_half,
 )
-from inhibitor_reference import SPOILT, Case, Inputs, draw, judge, judged, relative_rms
-
-from inhibidistilbert import inhibitor_attention
-from inhibidistilbert.kernels import inhibitor_triton
+from inhibidistilbert.testing.reference import SPOILT, Case, Inputs, draw, judge, judged, relative_rms
 
 pytestmark = pytest.mark.skipif(inhibitor_triton.triton is None, reason="triton is not installed")
 

@@ -5,7 +5,9 @@ from statistics import median
 
 import pytest
 import torch
-from inhibitor_reference import (
+
+from inhibidistilbert import inhibitor_attention
+from inhibidistilbert.testing.reference import (
     BACKENDS,
     FORWARD_TOLERANCE,
     PLAIN_BACKENDS,
@@ -18,9 +20,7 @@ from inhibitor_reference import (
     relative_rms,
     run,
 )
-from matrix_backends import MATRIX_BACKENDS
-
-from inhibidistilbert import inhibitor_attention
+from tests.helpers.matrix_backends import MATRIX_BACKENDS
 
 pytestmark = pytest.mark.portable
 

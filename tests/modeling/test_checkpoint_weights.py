@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import TASKS, model_class, tiny_distilbert, tiny_model
 from torch import Tensor
 
 from inhibidistilbert import quantize
+from tests.helpers.tiny import TASKS, model_class, tiny_distilbert, tiny_model
 
 pytestmark = pytest.mark.portable
 

@@ -5,10 +5,10 @@ import math
 
 import pytest
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
-from tiny import tiny_config
 from transformers import AutoConfig, DistilBertConfig
 
 from inhibidistilbert import InhibiDistilBertConfig, InhibiDistilBertModel
+from tests.helpers.tiny import tiny_config
 
 pytestmark = pytest.mark.portable
 

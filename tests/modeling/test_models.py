@@ -9,7 +9,13 @@ import logging
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import (
+from torch import Tensor
+from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers.models.distilbert import modeling_distilbert
+
+from inhibidistilbert import InhibiDistilBertForMaskedLM, InhibiDistilBertModel, inhibitor_attention
+from inhibidistilbert.modeling import modeling_inhibidistilbert
+from tests.helpers.tiny import (
     TASKS,
     assert_saving_changes_nothing,
     distilbert_class,
@@ -21,12 +27,6 @@ from tiny import (
     tiny_model,
     tokens,
 )
-from torch import Tensor
-from transformers import AutoModel, AutoModelForSequenceClassification
-from transformers.models.distilbert import modeling_distilbert
-
-from inhibidistilbert import InhibiDistilBertForMaskedLM, InhibiDistilBertModel, inhibitor_attention
-from inhibidistilbert.modeling import modeling_inhibidistilbert
 
 pytestmark = pytest.mark.portable
 

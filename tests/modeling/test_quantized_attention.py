@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tiny import TASKS, first_output, tiny_model, tokens
 from transformers import AutoModel
 
 from inhibidistilbert.modeling import inhibitor_backends
+from tests.helpers.tiny import TASKS, first_output, tiny_model, tokens
 
 pytestmark = pytest.mark.portable
 

@@ -3,25 +3,23 @@
 import ast
 import importlib.util
 import json
-import os
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import remote_client
 import torch
 import transformers
-from hub import LoopbackHub
-from remote_client import IMPLEMENTATIONS, PIPELINES, model_outputs, run_pipeline
 from safetensors.torch import load_file
 from transformers import DistilBertTokenizer, PreTrainedModel
 from transformers.dynamic_module_utils import get_imports, get_relative_import_files, get_relative_imports
 
 import inhibidistilbert
 from inhibidistilbert import InhibiDistilBertConfig, InhibiDistilBertModel
+from tests.helpers.clean_session import Session, run_clean_session
+from tests.helpers.hub import LoopbackHub
+from tests.helpers.remote_client import IMPLEMENTATIONS, PIPELINES, model_outputs, run_pipeline
 
 ROOT = Path(inhibidistilbert.__file__).parent
 SOURCES = sorted(file for room in ("kernels", "modeling") for file in (ROOT / room).glob("*.py"))
@@ -66,45 +64,6 @@ class Checkpoints:
     models: dict[str, PreTrainedModel]
     tokenizer: DistilBertTokenizer
     folders: dict[str, str]
-
-
-@dataclass
-class Session:
-    """What a clean interpreter reported."""
-
-    report: dict[str, dict]
-    stderr: str
-
-    def __getitem__(self, label: str):
-        """The value of the call `label`; the test fails with the traceback when the call failed."""
-        if "error" in self.report[label]:
-            pytest.fail(f"{label} failed in the clean interpreter:\n{self.report[label]['error']}", pytrace=False)
-        return self.report[label]["value"]
-
-
-def run_clean_session(folder: Path, calls: dict[str, list], environment: dict[str, str]) -> Session:
-    """Make `calls` of remote_client.py in a new interpreter, with empty caches and another working directory."""
-    folder.mkdir()
-    (folder / "calls.json").write_text(json.dumps(calls))
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "TRANSFORMERS_", "PYTHON"))}
-    clean = {
-        "HF_HOME": str(folder / "hf_home"),
-        "HF_MODULES_CACHE": str(folder / "hf_modules"),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        # The same split of work over threads, hence the same rounding, as in this process.
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),
-    }
-    process = subprocess.run(
-        [sys.executable, "-I", remote_client.__file__, "calls.json", "report.json"],
-        cwd=folder,
-        env={**inherited, **clean, **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr
-    return Session(json.loads((folder / "report.json").read_text()), process.stderr)
 
 
 def tiny_tokenizer() -> DistilBertTokenizer:
@@ -182,7 +141,7 @@ def copy_marked(folder: str, target: Path, marker: Path) -> str:
     return str(target)
 
 
-ANOTHER_OPERATOR = "\n\ndef inhibitor_attention(query, *args, **kwargs):\n    return query\n"
+ANOTHER_OPERATOR = "\n\ndef attend(query, *args):\n    return query, None\n"
 WITHOUT_PADDING = """
 
 def inhibitor_mask(attention_mask=None, **kwargs):

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from hub import WritableHub
 from huggingface_hub import constants
-from publishable import TOKEN, assembled, write_checkpoint
+
+from tests.helpers.hub import WritableHub
+from tests.helpers.publishable import TOKEN, assembled, write_checkpoint
 
 
 @pytest.fixture(scope="session")

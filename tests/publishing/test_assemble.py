@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from publishable import assembled
 
 from inhibidistilbert.errors import UserError
 from inhibidistilbert.modeling.remote_code import write_remote_code
 from inhibidistilbert.publishing import regular
 from inhibidistilbert.publishing.assemble import ALLOWED
 from inhibidistilbert.publishing.card import CARD
+from tests.helpers.publishable import assembled
 
 NAMES = ["LICENSE", CARD, "config.json", "distillation.json", "model.safetensors", "tokenizer.json", "vocab.txt", "cpu.json"]
 posix = pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege, pipes do not exist")

@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from publishable import TOKEN, assembled, edit_json, edit_weights, replace_in
 
 from inhibidistilbert.errors import UserError
 from inhibidistilbert.modeling.remote_code import source_files
@@ -13,6 +12,7 @@ from inhibidistilbert.prediction import default_checkpoint
 from inhibidistilbert.publishing import known_sources
 from inhibidistilbert.publishing.checks import FILE_CHECKS, broken_table_lines, run_checks
 from inhibidistilbert.publishing.model import ModelPublication
+from tests.helpers.publishable import TOKEN, assembled, edit_json, edit_weights, replace_in
 
 ALPHA = "distilbert.transformer.layer.1.attention.alpha"
 

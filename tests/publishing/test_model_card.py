@@ -10,7 +10,6 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.hf_api import parse_eval_result_entries
 from markdown_it import MarkdownIt
-from publishable import assembled, edit_json, replace_in
 
 from inhibidistilbert.errors import UserError
 from inhibidistilbert.publishing.card import _recipe, section
@@ -18,6 +17,7 @@ from inhibidistilbert.publishing.checks import untraced_numbers
 from inhibidistilbert.publishing.markup import one_line
 from inhibidistilbert.publishing.measurements import read_benchmarks
 from inhibidistilbert.publishing.tasks import usage
+from tests.helpers.publishable import assembled, edit_json, replace_in
 
 SECTIONS = (
     "Use",

@@ -11,18 +11,18 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import remote_client
 import torch
-from hub import LoopbackHub, WritableHub
 from packaging.version import Version
-from publishable import REPO_ID, TOKEN, edit_json, edit_weights, fingerprint, replace_in
-from remote_client import model_outputs
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from inhibidistilbert import InhibiDistilBertForSequenceClassification, cli
 from inhibidistilbert.publishing.kernel import KernelPublication
 from inhibidistilbert.publishing.model import ModelPublication
+from tests.helpers import remote_client
+from tests.helpers.hub import LoopbackHub, WritableHub
+from tests.helpers.publishable import REPO_ID, TOKEN, edit_json, edit_weights, fingerprint, replace_in
+from tests.helpers.remote_client import model_outputs
 
 COMMAND = "from inhibidistilbert.cli import main; main()"
 CLASSIFIER = "AutoModelForSequenceClassification"

@@ -8,12 +8,12 @@ import json
 import time
 
 import pytest
-from publishable import TOKEN, assembled, edit_json, edit_weights, replace_in
 
 from inhibidistilbert.publishing.checks import FILE_CHECKS, run_checks
 from inhibidistilbert.publishing.contents import pieces
 from inhibidistilbert.publishing.private_paths import find_private_paths
 from inhibidistilbert.publishing.secrets import find_secrets, redact, secrets_in
+from tests.helpers.publishable import TOKEN, assembled, edit_json, edit_weights, replace_in
 
 HEX = "3f9a0c7b" * 8
 MIXED = "aB3dE5fG7h" * 10

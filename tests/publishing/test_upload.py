@@ -4,7 +4,6 @@ import hashlib
 
 import pytest
 from huggingface_hub import HfApi
-from publishable import REPO_ID, TOKEN, assembled, edit_weights, fingerprint, replace_in, write_checkpoint
 
 from inhibidistilbert.errors import UserError
 from inhibidistilbert.publishing.checks import Problem
@@ -13,6 +12,7 @@ from inhibidistilbert.publishing.kernel import KernelPublication
 from inhibidistilbert.publishing.model import ModelPublication
 from inhibidistilbert.publishing.plan import Plan, Remote, Target, make_plan
 from inhibidistilbert.publishing.upload import Published, send
+from tests.helpers.publishable import REPO_ID, TOKEN, assembled, edit_weights, fingerprint, replace_in, write_checkpoint
 
 ALWAYS = 100
 COMMIT = r"POST /api/models/someone/tiny/commit/.*"

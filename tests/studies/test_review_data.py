@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_archives import described, opinion, write_archives, write_encoder, write_reviews, write_snippets
 from transformers import AutoTokenizer, DistilBertModel
 
 from inhibidistilbert.errors import UserError
@@ -23,6 +22,7 @@ from studies.distillation.review_data import (
     prepare,
     write_teacher,
 )
+from tests.helpers.toy_archives import described, opinion, write_archives, write_encoder, write_reviews, write_snippets
 
 # Archives
 

@@ -7,12 +7,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from toy_archives import described, opinion, write_archives, write_snippets
 
 from inhibidistilbert.errors import UserError
 from studies.distillation import review_data, study_data
 from studies.distillation.leaks import normalized
 from studies.distillation.study_data import TASKS, prepare, split_documents
+from tests.helpers.toy_archives import described, opinion, write_archives, write_snippets
 
 MOVIES = [line for number in range(20) for line in (opinion(50 + number), opinion(number), opinion(number))]
 # A held-out movie sentence among the headlines, paragraphs and graded sentences that are trained on.

@@ -1,35 +1,22 @@
-"""The kernels' checks of `tests/kernels`, on the GPU: forward and gradients against float64, graphs, memory, bits.
+"""The kernels' checks of `testing.device_checks`, on the GPU: forward and gradients against float64, graphs, memory, bits.
 
 In several processes: most of the time goes into compiling variants of the kernels.
 """
 
-import importlib
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from functools import cache
-from pathlib import Path
-from typing import Any
 
-from ...errors import UserError
+from ...testing import device_checks
 from .findings import Deadline, Finding
 
-TESTS = Path(__file__).parents[3] / "tests" / "kernels"
 # Each has a context of its own on the GPU, of half a gigabyte, beside what its check needs.
 _MOST_PROCESSES = 8
 
-
-@cache
-def _checks() -> Any:
-    """The checks by name. Raises `UserError` where there is no clone around this package."""
-    if not (TESTS / "device_checks.py").is_file():
-        raise UserError(f"the checks are in {TESTS.name} of a clone; there is no {TESTS / 'device_checks.py'}.")
-    if str(TESTS) not in sys.path:
-        sys.path.insert(0, str(TESTS))
-    return importlib.import_module("device_checks").checks()
+_checks = cache(device_checks.checks)
 
 
 def _poison_memory() -> None:

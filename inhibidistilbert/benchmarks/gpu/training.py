@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import nn
 
+from ...memory import peak_memory
 from ..contenders import DTYPES, SEED, SUBJECT, Subject
-from ..memory import peak_memory
 from ..timing import Budget, Quantiles, interleave, ratios, wall_time
 from .findings import Deadline, Finding
 from .models import PEER

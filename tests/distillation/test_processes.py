@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from toy_recipe import STAGES, curve, three_stages
-from toy_task import write_distilbert
 from transformers import DistilBertForMaskedLM
 
 from inhibidistilbert import InhibiDistilBertForSequenceClassification
 from inhibidistilbert.distillation.run import run_recipe
+from tests.helpers.toy_recipe import STAGES, curve, three_stages
+from tests.helpers.toy_task import write_distilbert
 
 ROOT = Path(__file__).parents[2]
 TIMES_OF_A_RUN = {"seconds", "epoch"}

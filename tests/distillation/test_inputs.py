@@ -12,8 +12,6 @@ from pathlib import Path
 import datasets
 import pytest
 from safetensors.torch import load_file, save_file
-from toy_recipe import three_stages
-from toy_task import sentences, write_csv, write_distilbert
 from transformers import DistilBertModel
 
 from inhibidistilbert import digests
@@ -24,6 +22,8 @@ from inhibidistilbert.distillation.run import run_recipe
 from inhibidistilbert.distillation.tasks import Classification
 from inhibidistilbert.distillation.trainer import StageTrainer
 from inhibidistilbert.errors import UserError
+from tests.helpers.toy_recipe import three_stages
+from tests.helpers.toy_task import sentences, write_csv, write_distilbert
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
 """The backends for long lists of cases."""
 
 import pytest
-from inhibitor_reference import BACKENDS
+
+from inhibidistilbert.testing.reference import BACKENDS
 
 # Triton's interpreter takes seconds a case: `make test` has test_inhibitor_triton.py instead.
 MATRIX_BACKENDS = [pytest.param(name, marks=pytest.mark.slow if name == "triton" else ()) for name in BACKENDS]

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from inhibitor_reference import Case, Inputs, cdist_attention, draw, loop_attention, relative_rms
+
+from inhibidistilbert.testing.reference import Case, Inputs, cdist_attention, draw, loop_attention, relative_rms
 
 pytestmark = pytest.mark.portable
 

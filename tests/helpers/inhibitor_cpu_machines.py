@@ -1,6 +1,9 @@
 """Processors to generate code for in the tests: the one at hand, others it can also run, and foreign ones."""
 
 import platform
+from dataclasses import replace
+
+import pytest
 
 from inhibidistilbert.kernels.inhibitor_cpu_jit import CompilerUnavailable, Machine, host_machine
 
@@ -28,3 +31,23 @@ def runnable_machines() -> dict[str, Machine]:
 
 
 MACHINES = runnable_machines()
+
+# Vectors of 128, 256 and 512 bits, without and with the instruction that adds four products of bytes.
+PROCESSORS = {
+    "sse2": ("x86-64", "+sse2", 4, 16),
+    "avx2": ("x86-64-v3", "+sse2,+avx2,+fma", 8, 16),
+    "avx2-vnni": ("x86-64-v3", "+avx2,+fma,+avxvnni", 8, 16),
+    "avx512": ("x86-64-v4", "+avx512f,+avx512bw,+avx512dq,+avx512vl", 16, 32),
+    "avx512-vnni": ("x86-64-v4", "+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512vnni", 16, 32),
+}
+
+
+def processor(name: str) -> Machine:
+    """`host`, or one of `PROCESSORS`; the test is skipped where this processor lacks something of it."""
+    host = host_machine()
+    if name == "host":
+        return host
+    cpu, features, lanes, registers = PROCESSORS[name]
+    if not all(host.has(feature[1:]) for feature in features.split(",")):
+        pytest.skip(f"this processor is no {name}")
+    return replace(host, cpu=cpu, features=features, lanes=lanes, registers=registers)

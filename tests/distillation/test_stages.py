@@ -12,8 +12,6 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from toy_recipe import STAGES, curve, run_quietly, run_until_killed_at, three_stages
-from toy_task import VOCABULARY, write_csv, write_distilbert
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -32,6 +30,8 @@ from inhibidistilbert.distillation.trainer import StageTrainer
 from inhibidistilbert.errors import UserError
 from inhibidistilbert.kernels import inhibitor_cpu
 from inhibidistilbert.prediction import TextClassifier
+from tests.helpers.toy_recipe import STAGES, curve, run_quietly, run_until_killed_at, three_stages
+from tests.helpers.toy_task import VOCABULARY, write_csv, write_distilbert
 
 
 @pytest.fixture(scope="module")

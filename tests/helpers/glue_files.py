@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from tiny_sentiment import VOCABULARY, WORDS, tiny_config
 from transformers import DistilBertTokenizer
 
 from inhibidistilbert import InhibiDistilBertForSequenceClassification
 from inhibidistilbert.evaluation.tasks import find_task
+from tests.helpers.tiny_sentiment import VOCABULARY, WORDS, tiny_config
 
 # Columns and number of classes as on the Hub, nyu-mll/glue; 0 classes for the similarities of STS-B.
 SCHEMA = {

@@ -9,12 +9,13 @@
 import math
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from inhibidistilbert import inhibitor_attention
-from inhibidistilbert.kernels.inhibitor_attention import BACKENDS as TABLE
+from ..kernels.inhibitor_attention import BACKENDS as TABLE
+from ..kernels.inhibitor_attention import inhibitor_attention
 
 # The forms in plain torch: any dtype, float64 too, any mask, and the scores where they are asked for.
 PLAIN_BACKENDS = tuple(name for name, backend in TABLE.items() if backend.refusal is None)
@@ -78,7 +79,7 @@ class Inputs:
     """What one call takes: the differentiable tensors by name, the options, and the incoming gradients."""
 
     tensors: dict[str, Tensor]
-    options: dict[str, object]
+    options: dict[str, Any]
     grad_output: Tensor
     grad_scores: Tensor
 
@@ -128,6 +129,7 @@ def assert_agrees(got: Result, want: Result) -> None:
     """`got` is the judge's result to the tolerances of inputs away from the kinks."""
     errors = {"output": relative_rms(got.output, want.output)}
     if got.scores is not None:
+        assert want.scores is not None
         errors["scores"] = relative_rms(got.scores, want.scores)
     errors |= {name: relative_rms(got.gradients[name], want.gradients[name]) for name in GRADIENT_TOLERANCES}
     wrong = {name: error for name, error in errors.items() if not error < GRADIENT_TOLERANCES.get(name, FORWARD_TOLERANCE)}
@@ -136,11 +138,11 @@ def assert_agrees(got: Result, want: Result) -> None:
 
 def run(inputs: Inputs, backend: str, return_scores: bool = False) -> Result:
     """Output, and every gradient, of one call of the operator."""
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs.tensors.items()}
-    result = inhibitor_attention(**leaves, **inputs.options, return_scores=return_scores, backend=backend)
+    leaves: dict[str, Any] = {name: tensor.detach().requires_grad_() for name, tensor in inputs.tensors.items()}
+    result: Any = inhibitor_attention(**leaves, **inputs.options, return_scores=return_scores, backend=backend)
     output, scores = result if return_scores else (result, None)
     outputs, incoming = [output], [inputs.grad_output.to(output.dtype)]
-    if return_scores:
+    if scores is not None:
         outputs.append(scores)
         incoming.append(inputs.grad_scores.to(scores.dtype))
     gradients = torch.autograd.grad(outputs, list(leaves.values()), incoming)
@@ -235,7 +237,7 @@ def visible_keys(
     **_: object,
 ) -> Tensor:
     """`(B, H, M, N)` bool: real, allowed by the mask, and with `causal` not in the future."""
-    (batch, heads, queries, _), keys = query.shape, key.shape[2]
+    (batch, heads, queries), keys = query.shape[:3], key.shape[2]
     visible = torch.ones(batch, heads, queries, keys, dtype=torch.bool)
     if key_padding_mask is not None:
         visible &= key_padding_mask[:, None, None]
@@ -264,7 +266,7 @@ def loop_attention(inputs: Inputs) -> Result:
         done.append([])
         for h in range(heads):
             nested = (tensor[b, h].tolist() for tensor in (query, key, value))
-            head = _Head(*nested, *(scalar[h] for scalar in per_head), *flags)
+            head = _Head(*(*nested, *(scalar[h] for scalar in per_head), *flags))
             grads = zip(inputs.grad_output[b, h].tolist(), inputs.grad_scores[b, h].tolist(), strict=True)
             for i, (g, gz) in enumerate(grads):
                 head.row(i, visible[b, h, i].nonzero().flatten().tolist(), kept[b].tolist(), g, gz)
@@ -400,7 +402,7 @@ def draw(case: Case) -> Inputs:
         for name in ("alpha", "beta", "gamma")
     }
     key = (torch.randn(case.B, case.H, case.N, case.D) + case.offset).to(case.dtype)
-    options = {"signed": case.signed, "centered": case.centered, "causal": case.causal}
+    options: dict[str, Any] = {"signed": case.signed, "centered": case.centered, "causal": case.causal}
     options["key_padding_mask"] = _padding(case.padding, case)
     options["key_dropout_mask"] = torch.rand(case.B, case.N) < 0.7 if case.dropout else None
     options["attn_mask"] = torch.rand(case.attn_mask) < 0.7 if case.attn_mask is not None else None

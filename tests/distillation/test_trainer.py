@@ -4,12 +4,12 @@ import re
 
 import pytest
 import torch
-from toy_task import POSITIONS, SIZES, VOCABULARY, tiny_student
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer, TrainingArguments
 
 from inhibidistilbert.distillation.data import NO_LABEL
 from inhibidistilbert.distillation.networks import Learner
 from inhibidistilbert.distillation.trainer import LengthGrouped, Masking, StageTrainer, first_bad_layer
+from tests.helpers.toy_task import POSITIONS, SIZES, VOCABULARY, tiny_student
 
 RATE, SCALAR_RATE, DECAY = 1e-3, 2e-2, 0.1
 SCALAR = re.compile(r"\.(alpha|beta|gamma)$")

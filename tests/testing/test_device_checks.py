@@ -2,15 +2,26 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
-import device_checks
 import pytest
 import torch
-from device_checks import DEVICE, LARGE, Large, check_large, checks, draw_large, gpu_checks, judge_large
-from inhibitor_reference import run, visible_keys
 
 from inhibidistilbert import inhibitor_attention
+from inhibidistilbert.errors import UserError
 from inhibidistilbert.kernels import inhibitor_triton
+from inhibidistilbert.testing import device_checks
+from inhibidistilbert.testing.device_checks import (
+    DEVICE,
+    LARGE,
+    Large,
+    check_large,
+    checks,
+    draw_large,
+    gpu_checks,
+    judge_large,
+)
+from inhibidistilbert.testing.reference import run, visible_keys
 
 pytestmark = pytest.mark.skipif(inhibitor_triton.triton is None, reason="triton is not installed")
 
@@ -85,6 +96,15 @@ def test_the_list_is_whole() -> None:
         "single": 4,
         "CUDA": 5,
     }
+
+
+def test_checks_without_assertions_are_refused() -> None:
+    """They would all pass."""
+    file = device_checks.__file__
+    module = {"__name__": device_checks.__name__, "__package__": device_checks.__package__}
+    exec(compile(Path(file).read_text(encoding="utf-8"), file, "exec", optimize=1), module)
+    with pytest.raises(UserError, match="without -O"):
+        module["checks"]()
 
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU")

@@ -7,11 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import kernel_client
 import pytest
 import torch
-from inhibitor_reference import COMPILED_BACKENDS, Case, draw
-from kernel_client import values_and_gradients
 from kernels._rust import Build, Digest, DigestAlgorithm, Metadata
 from kernels.backends import CPU, CUDA, Backend, ROCm
 from kernels.variants import _resolve_variant_for_system, get_variants_local
@@ -22,6 +19,9 @@ from inhibidistilbert import inhibitor_attention, kernel_repository
 from inhibidistilbert.errors import UserError
 from inhibidistilbert.kernel_layers import InhibitorAttention
 from inhibidistilbert.kernel_repository import build_kernel_repository
+from inhibidistilbert.testing.reference import COMPILED_BACKENDS, Case, draw
+from tests.helpers import kernel_client
+from tests.helpers.kernel_client import values_and_gradients
 
 OPERATOR = Path(inhibidistilbert.__file__).parent / "kernels"
 SOURCE_NAMES = sorted([*(file.name for file in OPERATOR.glob("*.py")), "__init__.py", "layers.py"])

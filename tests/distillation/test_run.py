@@ -17,8 +17,6 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from toy_recipe import curve
-from toy_task import POSITIONS, VOCABULARY, sentences, tiny_student, write_bert, write_csv, write_distilbert
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.integrations import integration_utils
 
@@ -29,6 +27,8 @@ from inhibidistilbert.distillation.run import run_recipe
 from inhibidistilbert.distillation.trainer import StageTrainer
 from inhibidistilbert.errors import UserError
 from inhibidistilbert.modeling.remote_code import source_files
+from tests.helpers.toy_recipe import curve
+from tests.helpers.toy_task import POSITIONS, VOCABULARY, sentences, tiny_student, write_bert, write_csv, write_distilbert
 
 SAVE_STEPS = 20
 TEACHER_STEPS = 5 * math.ceil(400 / 32)

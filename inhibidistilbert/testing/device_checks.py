@@ -13,10 +13,19 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 from unittest import mock
 
 import torch
-from inhibitor_matrix import (
+from torch import Tensor
+
+from ..errors import UserError
+from ..kernels import inhibitor_triton
+from ..kernels.inhibitor_attention import inhibitor_attention
+from ..memory import peak_memory
+from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
+from ..modeling.modeling_inhibidistilbert import InhibiDistilBertForSequenceClassification
+from .matrix import (
     DEVICE,
     HALF_CASES,
     HALF_DTYPES,
@@ -31,7 +40,7 @@ from inhibitor_matrix import (
     run_triton,
     spoilt_pairs,
 )
-from inhibitor_reference import (
+from .reference import (
     SPOILT,
     Case,
     Inputs,
@@ -42,11 +51,6 @@ from inhibitor_reference import (
     relative_rms,
     run,
 )
-from torch import Tensor
-
-from inhibidistilbert import InhibiDistilBertConfig, InhibiDistilBertForSequenceClassification, inhibitor_attention
-from inhibidistilbert.benchmarks.memory import peak_memory
-from inhibidistilbert.kernels import inhibitor_triton
 
 FIRST_CALL_SECONDS = 10
 # Memory at 4096 tokens over that at 2048: linear growth, and a little for what is allocated in blocks.
@@ -121,7 +125,7 @@ def draw_large(large: Large) -> Inputs:
     tensors |= {"alpha": shift + step * (per_head + 0.5), "beta": 1 + per_head / 10, "gamma": torch.ones(1, device=DEVICE)}
     visible = torch.arange(large.length, device=DEVICE).expand(large.batch, -1) % 2 == 0
     kept = torch.rand(large.batch, large.length, device=DEVICE) < 0.7
-    options = {"signed": large.signed, "centered": large.centered, "causal": large.causal}
+    options: dict[str, Any] = {"signed": large.signed, "centered": large.centered, "causal": large.causal}
     options |= {"key_padding_mask": visible if large.half_real else None}
     options |= {"key_dropout_mask": kept if large.dropout else None}
     incoming = torch.randn(shape, device=DEVICE).transpose(1, 2).to(large.dtype).double()
@@ -148,8 +152,9 @@ def check_large(large: Large) -> None:
             assert_only_rounded(got.gradients[name], want.gradients[name])
         for name in SCALARS:
             assert relative_rms(got.gradients[name], want.gradients[name]) < 3e-4, name
+    arguments: dict[str, Any] = {**inputs.tensors, **inputs.options}
     with torch.no_grad():
-        inferred = inhibitor_attention(**inputs.tensors, **inputs.options, backend="triton")
+        inferred: Any = inhibitor_attention(**arguments, backend="triton")
     error, tolerance = relative_rms(inferred, want.output), 1e-5 if large.dtype == torch.float32 else HALF_TOLERANCE
     assert error < tolerance, f"inference: relative RMS error {error:.2e}"
 
@@ -187,12 +192,12 @@ def check_same_bits(large: Large) -> None:
 
 def check_memory(training: bool) -> None:
     """What a call allocates beyond its inputs grows with the length, not with its square."""
-    needed = {}
+    needed: dict[int, Any] = {}
     for length in (2048, 4096):
         query, key, value = (torch.randn(2, 12, length, 64, device=DEVICE, requires_grad=training) for _ in range(3))
 
         def work(query: Tensor = query, key: Tensor = key, value: Tensor = value) -> None:
-            output = inhibitor_attention(query, key, value, backend="triton")
+            output: Any = inhibitor_attention(query, key, value, backend="triton")
             if training:
                 torch.autograd.grad(output, (query, key, value), torch.ones_like(output))
 
@@ -246,11 +251,11 @@ def check_captured_operator(dtype: torch.dtype, training: bool) -> None:
     """A CUDA graph of a call, with its backward pass or in half precision, replayed on other inputs, has the call's bits."""
     large = Large(batch=2, dtype=dtype, half_real=True)
     inputs = draw_large(large)
-    leaves = {name: tensor.detach().requires_grad_(training) for name, tensor in inputs.tensors.items()}
+    leaves: dict[str, Any] = {name: tensor.detach().requires_grad_(training) for name, tensor in inputs.tensors.items()}
     incoming = inputs.grad_output.to(dtype)
 
     def call() -> list[Tensor]:
-        output = inhibitor_attention(**leaves, **inputs.options, backend="triton")
+        output: Any = inhibitor_attention(**leaves, **inputs.options, backend="triton")
         gradients = torch.autograd.grad(output, list(leaves.values()), incoming) if training else ()
         return [output.detach(), *gradients]
 
@@ -276,7 +281,8 @@ def check_captured_training_step() -> None:
         seq_classif_dropout=0.0,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = InhibiDistilBertForSequenceClassification(config).to(DEVICE)
+    model = InhibiDistilBertForSequenceClassification(config)
+    model.to(DEVICE)  # type: ignore[arg-type]  # transformers' wrapper of `to` loses its signature
     batch = {
         "input_ids": torch.randint(1, 100, (4, 32), device=DEVICE),
         "attention_mask": torch.arange(32, device=DEVICE) < torch.tensor([[32], [20], [7], [1]], device=DEVICE),
@@ -328,7 +334,9 @@ def gpu_checks() -> dict[str, Callable[[], None]]:
 
 
 def checks() -> dict[str, Callable[[], None]]:
-    """All of them, by name; those that take longest first."""
+    """All of them, by name; those that take longest first. Raises `UserError` where Python leaves assertions out."""
+    if not __debug__:
+        raise UserError("The checks are assertions: run Python without -O and PYTHONOPTIMIZE, or each would pass.")
     named: dict[str, Callable[[], None]] = gpu_checks()
     named |= {f"model size {large}": partial(check_large, large) for large in LARGE}
     named |= {f"options {row}": partial(check_row, row) for row in pairs()}

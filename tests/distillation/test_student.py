@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from toy_task import SIZES, tiny_student, write_bert
 from transformers import BertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
 
 from inhibidistilbert import InhibiDistilBertForSequenceClassification
@@ -12,6 +11,7 @@ from inhibidistilbert.distillation.recipe import Student
 from inhibidistilbert.distillation.sizes import project_embeddings, published_sizes, size_config
 from inhibidistilbert.distillation.student import build_student as build
 from inhibidistilbert.errors import UserError
+from tests.helpers.toy_task import SIZES, tiny_student, write_bert
 
 NAMES = {"id2label": {0: "BAD", 1: "SO_SO", 2: "GOOD"}, "label2id": {"BAD": 0, "SO_SO": 1, "GOOD": 2}}
 

@@ -7,7 +7,6 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from toy_task import POSITIONS, VOCABULARY, sentences, tiny_student, write_bert, write_distilbert
 from transformers import AutoTokenizer, BertForTokenClassification, DistilBertModel, DistilBertTokenizer
 
 from inhibidistilbert import InhibiDistilBertForSequenceClassification
@@ -20,6 +19,7 @@ from inhibidistilbert.distillation.teacher import (
     save_model,
 )
 from inhibidistilbert.errors import UserError
+from tests.helpers.toy_task import POSITIONS, VOCABULARY, sentences, tiny_student, write_bert, write_distilbert
 
 
 def load(folder):

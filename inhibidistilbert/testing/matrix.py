@@ -9,8 +9,12 @@ from typing import Any
 from unittest import mock
 
 import torch
-from covering import pairwise
-from inhibitor_reference import (
+from torch import Tensor
+
+from ..kernels import inhibitor_triton
+from ..kernels.inhibitor_attention import inhibitor_attention
+from .covering import pairwise
+from .reference import (
     NOT_FINITE,
     SPOILT,
     Case,
@@ -21,10 +25,6 @@ from inhibitor_reference import (
     relative_rms,
     spoilt,
 )
-from torch import Tensor
-
-from inhibidistilbert import inhibitor_attention
-from inhibidistilbert.kernels import inhibitor_triton
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TENSORS = ("query", "key", "value")
@@ -137,7 +137,7 @@ def pairs() -> list[Row]:
 
 @dataclass(frozen=True)
 class SpoiltRow:
-    """A row whose inputs hold `number`, which is not finite, at `place`, as `inhibitor_reference.spoil` has it."""
+    """A row whose inputs hold `number`, which is not finite, at `place`, as `reference.spoil` has it."""
 
     row: Row
     number: float
@@ -194,7 +194,7 @@ def run_half(inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
         mock.patch.object(inhibitor_triton, "HALF_FROM", 0),
         mock.patch.object(inhibitor_triton, "_launch_forward", recorded),
     ):
-        output = inhibitor_attention(**on_device(inputs.tensors), **on_device(inputs.options), backend="triton")
+        output: Any = inhibitor_attention(**on_device(inputs.tensors), **on_device(inputs.options), backend="triton")
     return output.cpu(), last
 
 

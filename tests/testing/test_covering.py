@@ -3,7 +3,8 @@
 from itertools import combinations, product
 
 import pytest
-from covering import pairwise
+
+from inhibidistilbert.testing.covering import pairwise
 
 OPTIONS = [
     {"a": (0, 1), "b": "xyz"},

@@ -7,7 +7,6 @@ import pytest
 import torch
 from datasets import Dataset
 from torch import Tensor
-from toy_task import POSITIONS, SIZES, VOCABULARY, sentences
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -45,6 +44,7 @@ from inhibidistilbert.distillation.recipe import Align, Data, Pretrain, Task
 from inhibidistilbert.distillation.tasks import KINDS, Classification, Collator, MultiLabelClassification
 from inhibidistilbert.distillation.trainer import Masking
 from inhibidistilbert.errors import UserError
+from tests.helpers.toy_task import POSITIONS, SIZES, VOCABULARY, sentences
 
 TOKENIZER = DistilBertTokenizer(vocab=VOCABULARY, model_max_length=POSITIONS)
 

@@ -1,9 +1,10 @@
 """Inputs and comparisons shared by the tests of compiling, exporting and placing tiny models."""
 
 import torch
-from inhibitor_reference import FORWARD_TOLERANCE, GRADIENT_TOLERANCES, relative_rms
-from tiny import first_output, labels_for, tokens
 from torch import Tensor
+
+from inhibidistilbert.testing.reference import FORWARD_TOLERANCE, GRADIENT_TOLERANCES, relative_rms
+from tests.helpers.tiny import first_output, labels_for, tokens
 
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0, "qa_dropout": 0.0}
 

@@ -8,10 +8,10 @@ import zipfile
 from pathlib import Path
 
 import torch
-from toy_task import VOCABULARY
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from studies.distillation.review_data import Archive
+from tests.helpers.toy_task import VOCABULARY
 
 SNIPPETS_MEMBER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from toy_task import VOCABULARY
 from transformers import DistilBertTokenizer
 
 from inhibidistilbert.distillation.data import NO_LABEL, tokenize
@@ -14,6 +13,7 @@ from inhibidistilbert.distillation.recipe import Data
 from inhibidistilbert.distillation.tasks import Classification
 from inhibidistilbert.distillation.text_stream import open_texts
 from inhibidistilbert.errors import UserError
+from tests.helpers.toy_task import VOCABULARY
 
 ROWS = [{"text": "a good film, so funny", "label": 1}, {"text": "a “dull” plot", "label": 0}]
 LABELLED = {
