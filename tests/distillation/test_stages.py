@@ -28,7 +28,7 @@ from inhibidistilbert.distillation.recipe import read_recipe
 from inhibidistilbert.distillation.run import run_recipe
 from inhibidistilbert.distillation.trainer import StageTrainer
 from inhibidistilbert.errors import UserError
-from inhibidistilbert.kernels import inhibitor_cpu
+from inhibidistilbert.kernels.inhibitor_attention import BACKENDS
 from inhibidistilbert.prediction import TextClassifier
 from tests.helpers.toy_recipe import STAGES, curve, run_quietly, run_until_killed_at, three_stages
 from tests.helpers.toy_task import VOCABULARY, write_csv, write_distilbert
@@ -111,9 +111,9 @@ def test_stages_one_by_one_make_the_same_student(toy, teacher, whole, tmp_path):
 
 
 def test_training_runs_on_the_compiled_backend(toy, teacher, tmp_path, monkeypatch):
-    calls = []
-    backend = inhibitor_cpu.cpu_attention
-    monkeypatch.setattr(inhibitor_cpu, "cpu_attention", lambda *args, **kwargs: calls.append(1) or backend(*args, **kwargs))
+    calls, backend = [], BACKENDS["cpu"]
+    counted = backend._replace(load=lambda: calls.append(1) or backend.load())
+    monkeypatch.setitem(BACKENDS, "cpu", counted)
     run_recipe(three_stages(toy, teacher, "align.max_steps=2", stage="align"), tmp_path / "out")
     assert calls
 
@@ -466,8 +466,10 @@ def same_curve(folder: Path, whole: Path) -> None:
 @pytest.mark.parametrize(
     ("checkpoint", "half_written", "kept"),
     # Three checkpoints a stage: the second of the alignment, and the last of the task.
-    [(2, True, ("align", {"checkpoint-4"})), (9, False, ("task", {"checkpoint-4", "checkpoint-8"}))],
-    ids=["weights-half-written", "not-yet-renamed"],
+    [
+        pytest.param(2, True, ("align", {"checkpoint-4"}), id="weights-half-written"),
+        pytest.param(9, False, ("task", {"checkpoint-4", "checkpoint-8"}), id="not-yet-renamed", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_while_a_checkpoint_is_written(toy, teacher, whole, tmp_path, checkpoint, half_written, kept):
     recipe, output = three_stages(toy, teacher), tmp_path / "out"

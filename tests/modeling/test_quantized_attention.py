@@ -36,13 +36,14 @@ def test_outputs_are_close_to_the_exact_ones(task):
 def test_which_calls_are_quantized(implementation, monkeypatch):
     """Those that return no scores, under every name but "eager"."""
     calls = []
-    operator = inhibitor_backends.inhibitor_attention
+    attend = inhibitor_backends.attend
 
-    def recorded(*args, **kwargs):
-        calls.append((kwargs["quantized"], kwargs["return_scores"]))
-        return operator(*args, **kwargs)
+    def recorded(*args):
+        *_, quantized, return_scores, _ = args
+        calls.append((quantized, return_scores))
+        return attend(*args)
 
-    monkeypatch.setattr(inhibitor_backends, "inhibitor_attention", recorded)
+    monkeypatch.setattr(inhibitor_backends, "attend", recorded)
     model = tiny_model(attn_implementation=implementation, quantized=True)
     outputs(model)
     outputs(model, output_attentions=True)
