@@ -10,7 +10,7 @@ from .commands.distill import distill
 from .commands.evaluate import evaluate
 from .commands.predict import predict
 from .commands.publish import publish
-from .errors import UserError
+from .support.errors import UserError
 
 app = typer.Typer(
     name="inhibidistilbert",

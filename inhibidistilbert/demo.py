@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .clean_process import clean_environment
 from .prediction import TextClassifier, default_checkpoint
-from .quiet import quiet_transformers
+from .support.clean_process import clean_environment
+from .support.quiet import quiet_transformers
 
 SENTENCES = (
     "A warm, funny film with two leads you could watch for hours.",

@@ -19,7 +19,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import UserError
+from .support.errors import UserError
 
 PACKAGE = Path(__file__).parent
 KERNELS = PACKAGE / "kernels"

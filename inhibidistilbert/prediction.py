@@ -13,12 +13,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from .errors import UserError, reason
-from .foreign import load_pretrained
-from .heads import MULTI_LABEL, REGRESSION, THRESHOLD, class_names, describe_problem, has_its_outputs, problem_of
 from .modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from .modeling.modeling_inhibidistilbert import InhibiDistilBertForSequenceClassification
-from .quiet import quiet_transformers
+from .support.errors import UserError, reason
+from .support.foreign import load_pretrained
+from .support.heads import MULTI_LABEL, REGRESSION, THRESHOLD, class_names, describe_problem, has_its_outputs, problem_of
+from .support.quiet import quiet_transformers
 
 # Texts read ahead: enough to find batches of equal length, few enough that memory stays small and output starts early.
 CHUNK_TEXTS = 2048

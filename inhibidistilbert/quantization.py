@@ -4,9 +4,9 @@ import copy
 
 from transformers import PreTrainedModel
 
-from .errors import UserError
 from .modeling.int8_linear import Int8Linear
 from .modeling.modeling_inhibidistilbert import InhibiDistilBertPreTrainedModel, TransformerBlock
+from .support.errors import UserError
 
 LINEARS = {"attention": ("q_lin", "k_lin", "v_lin", "out_lin"), "ffn": ("lin1", "lin2")}
 

@@ -16,9 +16,9 @@ from packaging.version import Version
 
 import inhibidistilbert
 from inhibidistilbert import inhibitor_attention, kernel_repository
-from inhibidistilbert.errors import UserError
 from inhibidistilbert.kernel_layers import InhibitorAttention
 from inhibidistilbert.kernel_repository import build_kernel_repository
+from inhibidistilbert.support.errors import UserError
 from inhibidistilbert.testing.reference import COMPILED_BACKENDS, Case, draw
 from tests.helpers import kernel_client
 from tests.helpers.kernel_client import values_and_gradients

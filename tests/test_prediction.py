@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from inhibidistilbert import InhibiDistilBertForMaskedLM, InhibiDistilBertForTokenClassification, cli, prediction
 from inhibidistilbert.commands import predict as command
-from inhibidistilbert.errors import UserError
 from inhibidistilbert.prediction import TextClassifier, default_checkpoint
+from inhibidistilbert.support.errors import UserError
 from tests.helpers.tiny_sentiment import WORDS, write_tiny_checkpoint
 
 SHORT_TEXTS = [

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from inhibidistilbert import quantize
-from inhibidistilbert.errors import UserError
 from inhibidistilbert.kernels import inhibitor_cpu_int8, inhibitor_cpu_int8_linear
 from inhibidistilbert.modeling.int8_linear import Int8Linear
 from inhibidistilbert.prediction import TextClassifier, default_checkpoint
+from inhibidistilbert.support.errors import UserError
 from tests.helpers.clean_session import run_clean_session
 from tests.helpers.remote_client import model_outputs
 from tests.helpers.tiny import TASKS, assert_saving_changes_nothing, first_output, tiny_distilbert, tiny_model, tokens

@@ -19,12 +19,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..errors import UserError, reason
-from ..foreign import load_pretrained
 from ..modeling import modeling_inhibidistilbert
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from ..quantization import quantize
-from ..quiet import quiet_transformers
+from ..support.errors import UserError, reason
+from ..support.foreign import load_pretrained
+from ..support.quiet import quiet_transformers
 from .composed import AUTHORS
 from .cpu import Refused, with_int8_linears
 

@@ -12,8 +12,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, reason
-from .results import write_text
+from ..support.errors import UserError, reason
+from ..support.files import write_text
 
 INDEX = "README.md"
 # In the header beside a table; seed and command may be columns of it as well.

@@ -15,8 +15,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
-from ..memory import peak_memory
+from ..support.errors import UserError
+from ..support.memory import peak_memory
 from .composed import AUTHORS
 from .contenders import SEED, SUBJECT, Peer, Subject, build, weight_bytes
 from .cpu import Refused

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ..errors import UserError, reason
+from ..support.errors import UserError, reason
 from . import plots
 from .plots import Panel, Point
 

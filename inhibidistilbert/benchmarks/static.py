@@ -18,8 +18,8 @@ from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import IO, NamedTuple, cast
 
-from ..errors import UserError
 from ..kernels.inhibitor_triton import MAX_HEAD_SIZE
+from ..support.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import UserError
+from ..support.errors import UserError
 from .benchmark_gpu import gpu
 from .benchmark_model import model
 from .output import JsonOption, OutputOption, check_positive, new_table, number, print_table, progress_bar
@@ -61,20 +61,21 @@ def count_instructions(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    from ..benchmarks import machine, results, static
+    from ..benchmarks import static
+    from ..support import files, machine
 
     chosen, sizes = targets or list(static.TARGETS), head_dims or list(static.HEAD_DIMS)
     static.check_cases(chosen, sizes)
     if jobs is not None:
         check_positive("--jobs", jobs)
-    results.prepare_output(output)
+    files.prepare_output(output)
     cases = static.default_cases(chosen, sizes)
     with progress_bar("Compiling", len(cases)) as advance:
         rows = [figures.as_dict() for figures in static.count(cases, keep, jobs, advance)]
     if output is not None:
         header = machine.header()
-        results.write_csv(output / "kernels_static.csv", header, rows)
-        results.write_json(output / "kernels_static.json", header, rows)
+        files.write_csv(output / "kernels_static.csv", header, rows)
+        files.write_json(output / "kernels_static.json", header, rows)
     if as_json:
         print(json.dumps(rows))
     else:
@@ -105,14 +106,15 @@ def print_counts(rows: list[dict]) -> None:
 def time_kernels(
     head_dims: list[int], lengths: list[int] | None, batch: int, heads: int, output: Path | None, as_json: bool
 ) -> None:
-    from ..benchmarks import kernels_gpu, machine, pictures, results, static
+    from ..benchmarks import kernels_gpu, pictures, static
+    from ..support import files, machine
 
     for name, value in (("--batch", batch), ("--heads", heads), *(("--length", x) for x in lengths or ())):
         check_positive(name, value)
     for head_dim in head_dims:
         static.check_head_dim(head_dim)
     device = kernels_gpu.find_gpu()
-    results.prepare_output(output)
+    files.prepare_output(output)
     shapes = product(head_dims, lengths or kernels_gpu.LENGTHS)
     problems = [kernels_gpu.Problem(batch, heads, length, head_dim) for head_dim, length in shapes]
     with progress_bar("Timing", 2 * len(problems)) as advance:
@@ -120,8 +122,8 @@ def time_kernels(
     rows = [timing.as_dict() for timing in timings]
     if output is not None:
         header = machine.header(gpu=device.name, seed=kernels_gpu.SEED)
-        results.write_csv(output / "kernels_gpu.csv", header, rows)
-        results.write_json(output / "kernels_gpu.json", header, rows)
+        files.write_csv(output / "kernels_gpu.csv", header, rows)
+        files.write_json(output / "kernels_gpu.json", header, rows)
         pictures.draw(output / "kernels_gpu.json")
     if as_json:
         print(json.dumps(rows))
@@ -165,7 +167,8 @@ def cpu(
     the rounds. Takes six to eight minutes with AVX-512, up to twenty without.
     """
     from ..benchmarks import cpu as comparison
-    from ..benchmarks import machine, pictures, results
+    from ..benchmarks import pictures
+    from ..support import files, machine
 
     levels = comparison.levels(quick)
     unknown = set(level or ()) - {each.name for each in levels}
@@ -174,7 +177,7 @@ def cpu(
         raise UserError(f"--level must be one of {names}; got {sorted(unknown)[0]!r}.")
     for thread in threads or ():
         check_positive("--threads", thread)
-    results.prepare_output(output)
+    files.prepare_output(output)
     chosen = [each for each in levels if not level or each.name in level]
     numbers = threads or [1, 2]
     with progress_bar("Timing", len(numbers) * sum(len(each.problems) for each in chosen)) as advance:
@@ -185,8 +188,8 @@ def cpu(
     if output is not None:
         left_out = "; ".join(f"{rival}: {why}" for rival, why in refusals.items())
         header = machine.header(seed=comparison.SEED, **{"left out": left_out or "nothing"})
-        results.write_csv(output / "cpu.csv", header, rows)
-        results.write_json(output / "cpu.json", header, rows)
+        files.write_csv(output / "cpu.csv", header, rows)
+        files.write_json(output / "cpu.json", header, rows)
         pictures.draw(output / "cpu.json")
     if as_json:
         print(json.dumps(rows))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import UserError
+from ..support.errors import UserError
 from .output import JsonOption, OutputOption, new_table, number, print_table, progress_bar
 
 
@@ -25,8 +25,9 @@ def gpu(
     """
     import torch
 
-    from ..benchmarks import contenders, machine, results
+    from ..benchmarks import contenders
     from ..benchmarks.gpu import report, run
+    from ..support import files, machine
 
     names = [each.name for each in run.PARTS]
     unknown = [name for name in part or () if name not in names]
@@ -34,7 +35,7 @@ def gpu(
         raise UserError(f"--part must be one of {', '.join(names)}; got {unknown[0]!r}.")
     if not torch.cuda.is_available():
         raise UserError("benchmark gpu needs a GPU that torch can use; without one, benchmark kernels --static counts.")
-    results.prepare_output(output)
+    files.prepare_output(output)
     chosen = [each for each in run.PARTS if not part or each.name in part]
     device = torch.cuda.get_device_name()
     runtime = {"cuda": torch.version.cuda} if torch.version.hip is None else {"rocm": torch.version.hip}

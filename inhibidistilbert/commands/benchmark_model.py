@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ..errors import UserError
-from ..text_rows import NotUtf8, read_lines
+from ..support.errors import UserError
+from ..support.text_rows import NotUtf8, read_lines
 from .output import JsonOption, OutputOption, check_positive, new_table, print_table, progress_bar
 
 
@@ -66,9 +66,10 @@ def model(
 
     import torch
 
-    from ..benchmarks import contenders, energy, machine, results
+    from ..benchmarks import contenders, energy
     from ..benchmarks import model as comparison
     from ..prediction import find_device
+    from ..support import files, machine
 
     for name in dtype or ():
         if name not in contenders.DTYPES:
@@ -92,7 +93,7 @@ def model(
     if text_file is not None:
         make_inputs = comparison.text_inputs(subject.tokenizer(), read_texts(text_file))
         inputs = f"the texts of {text_file.name}, cut at the length, padded to the longest of a batch"
-    results.prepare_output(output)
+    files.prepare_output(output)
     meter, source = None, ""
     try:
         meter = energy.find_meter(where)
@@ -146,20 +147,20 @@ def read_texts(file: Path) -> list[str]:
 def write(stem: Path, header: dict, measurements: list, comparisons: list) -> None:
     """The ratios as a plain table, everything with the header as JSON, pictures, and a table for a README."""
     from ..benchmarks import model as comparison
-    from ..benchmarks import results
+    from ..support import files
 
     rows = [each.as_row() for each in comparisons]
     columns = {name: None for row in rows for name in row}
     # The header is in the JSON file beside it, so that any reader takes the table as it is.
     if rows:
-        results.write_csv(stem.with_suffix(".csv"), {}, [columns | row for row in rows])
-    results.write_json(
+        files.write_csv(stem.with_suffix(".csv"), {}, [columns | row for row in rows])
+    files.write_json(
         stem.with_suffix(".json"),
         header,
         [each.as_dict() for each in measurements],
         ratios=[each.as_dict() for each in comparisons],
     )
-    results.write_text(stem.with_suffix(".md"), comparison.markdown(comparisons))
+    files.write_text(stem.with_suffix(".md"), comparison.markdown(comparisons))
     from ..benchmarks import pictures  # when the tables are safe: it needs matplotlib
 
     pictures.draw(stem.with_suffix(".json"))

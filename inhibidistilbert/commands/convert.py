@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..conversion import ConversionReport, StudentOptions, convert_checkpoint
-from ..errors import UserError
+from ..support.errors import UserError
 
 
 def convert(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import UserError
+from ..support.errors import UserError
 
 
 def distill(

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ..errors import UserError
+from ..support.errors import UserError
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as one JSON list.")]
 OutputOption = Annotated[Path | None, typer.Option("--output", metavar="DIR", help="Write CSV, JSON and PNG files there.")]

@@ -15,10 +15,10 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.progress import track
 
-from .. import text_rows
-from ..errors import UserError
 from ..prediction import Prediction, TextClassifier, default_checkpoint
-from ..text_rows import READERS, NotUtf8
+from ..support import text_rows
+from ..support.errors import UserError
+from ..support.text_rows import READERS, NotUtf8
 
 # With fewer batches than this the work is done before a bar could be read.
 BATCHES_WORTH_A_BAR = 16

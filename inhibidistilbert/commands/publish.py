@@ -20,7 +20,6 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from ..errors import UserError
 from ..publishing.assemble import Candidate
 from ..publishing.card import CARD
 from ..publishing.checks import Check, CheckResult, run_checks
@@ -32,6 +31,7 @@ from ..publishing.publication import Publication
 from ..publishing.secrets import redact
 from ..publishing.upload import Published, send, telling
 from ..publishing.verify import sent_completely, verify_repository
+from ..support.errors import UserError
 
 
 def publish(

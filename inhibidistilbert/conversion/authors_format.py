@@ -12,8 +12,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from ..errors import UserError
 from ..modeling.modeling_inhibidistilbert import SCALARS
+from ..support.errors import UserError
 
 CLASS_PREFIX = "iDistilBert"
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError
 from ..modeling.configuration_inhibidistilbert import LENGTH_NORMALIZATIONS
+from ..support.errors import UserError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _SCALAR_INITS = ("alpha_init", "beta_init", "gamma_init")

@@ -10,11 +10,11 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers.utils import has_file
 
-from ..errors import UserError, reason
-from ..foreign import load_pretrained, plain_config, read_config
 from ..modeling import modeling_inhibidistilbert
 from ..modeling.modeling_inhibidistilbert import InhibiDistilBertPreTrainedModel
-from ..quiet import quiet_transformers
+from ..support.errors import UserError, reason
+from ..support.foreign import load_pretrained, plain_config, read_config
+from ..support.quiet import quiet_transformers
 from . import authors_format
 
 MODEL_INPUTS = ["input_ids", "attention_mask"]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 
-from ..errors import UserError, reason
 from ..modeling.modeling_inhibidistilbert import InhibiDistilBertPreTrainedModel
+from ..support.errors import UserError, reason
 from . import authors_format
 from .mapping import bert_to_distilbert, student_config, student_names
 from .options import DTYPES, StudentOptions

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import UserError, reason
+from ..support.errors import UserError, reason
 from .options import StudentOptions
 from .source import load_tokenizer
 from .student import ConversionReport, student_from

@@ -9,7 +9,7 @@ from accelerate import PartialState
 from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
-from ..errors import UserError, reason
+from ..support.errors import UserError, reason
 from .recipe import Recipe, Stage, Task
 
 # Fields of TrainingArguments that a stage sets, and where the recipe has them.

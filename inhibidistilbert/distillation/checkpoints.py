@@ -17,7 +17,7 @@ from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ..errors import UserError, reason
+from ..support.errors import UserError, reason
 
 logger = logging.getLogger(__name__)
 

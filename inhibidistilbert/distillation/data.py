@@ -9,8 +9,8 @@ from typing import Any
 from datasets import Dataset, List, Value, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import UserError
-from ..text_files import Declared, load_file
+from ..support.errors import UserError
+from ..support.text_files import Declared, load_file
 
 NO_LABEL = -100  # as in transformers; numbers that are missing are NaN
 _TEXT, _WORDS = Value("string"), List(Value("string"))

@@ -17,8 +17,8 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from ..digests import Content, change, content_of
-from ..errors import UserError
+from ..support.digests import Content, change, content_of
+from ..support.errors import UserError
 from .recipe import Recipe, Stage, Task, build_recipe
 from .text_stream import ARGUMENT as TEXTS
 from .work_folder import is_folder, write

@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
-from ..errors import UserError
+from ..support.errors import UserError
 from .sizes import principal_axes, word_embeddings
 
 # The module of a layer that gives the attention's output, before it is added to the layer's input.

@@ -11,9 +11,9 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import has_file
 
-from ..errors import UserError, reason
-from ..foreign import load_pretrained
-from ..heads import class_names
+from ..support.errors import UserError, reason
+from ..support.foreign import load_pretrained
+from ..support.heads import class_names
 from .arguments import training_arguments
 from .inputs import EVAL, TEST, TEXTS, TRAIN, TRANSFER, Inputs
 from .recipe import Align, Pretrain, Recipe, Stage, Task

@@ -14,7 +14,7 @@ import yaml
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 
-from ..errors import UserError, reason
+from ..support.errors import UserError, reason
 
 SHORTEST = 3  # tokens: [CLS], one of the text, [SEP]
 

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import UserError
+from ..support.errors import UserError
 from .work_folder import LOG, finished_log
 
 Log = Mapping[str, Any]

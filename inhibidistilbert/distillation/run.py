@@ -10,8 +10,8 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
-from ..errors import UserError, reason
-from ..quiet import quiet_transformers
+from ..support.errors import UserError, reason
+from ..support.quiet import quiet_transformers
 from .inputs import MODULES, Inputs, check_finished
 from .prepare import Prepared, data_files, prepare, test_max_length
 from .recipe import Recipe, Stage, Task

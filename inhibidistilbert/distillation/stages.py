@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, set_seed
 from transformers.integrations import unset_hf_deepspeed_config
 
 from ..conversion import DTYPES
-from ..errors import UserError
+from ..support.errors import UserError
 from .arguments import training_arguments
 from .checkpoints import check_space, last_checkpoint
 from .curves import FILE as CURVES

@@ -10,12 +10,12 @@ from torch import nn
 from transformers import DistilBertConfig, PreTrainedConfig, PreTrainedModel
 
 from ..conversion import StudentOptions, fitting_beta_init, student_from
-from ..errors import UserError, reason
-from ..foreign import load_pretrained, read_config
 from ..modeling import modeling_inhibidistilbert
 from ..modeling.configuration_inhibidistilbert import LENGTH_NORMALIZATIONS, InhibiDistilBertConfig
 from ..modeling.modeling_inhibidistilbert import SCALARS
-from ..quiet import quiet_transformers
+from ..support.errors import UserError, reason
+from ..support.foreign import load_pretrained, read_config
+from ..support.quiet import quiet_transformers
 from .recipe import Student
 from .sizes import project_embeddings, published_sizes, size_config, word_embeddings
 

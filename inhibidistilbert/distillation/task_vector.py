@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..errors import UserError
+from ..support.errors import UserError
 from .recipe import Student
 from .student import build_student
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
-from ..errors import UserError
 from ..evaluation import metrics
-from ..heads import (
+from ..support.errors import UserError
+from ..support.heads import (
     MULTI_LABEL,
     REGRESSION,
     SINGLE_LABEL,
@@ -25,7 +25,7 @@ from ..heads import (
     other_head,
     problem_of,
 )
-from ..label_lists import multi_hot, read_label_lists
+from ..support.label_lists import multi_hot, read_label_lists
 from .data import (
     NO_LABEL,
     Column,

@@ -10,9 +10,9 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..conversion import MODEL_INPUTS
-from ..errors import UserError, reason
-from ..foreign import load_pretrained
-from ..quiet import quiet_transformers
+from ..support.errors import UserError, reason
+from ..support.foreign import load_pretrained
+from ..support.quiet import quiet_transformers
 
 
 @torch.inference_mode()

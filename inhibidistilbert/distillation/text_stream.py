@@ -10,8 +10,8 @@ from datasets import IterableDataset, Value, interleave_datasets
 from torch.utils.data import IterableDataset as TorchIterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import UserError
-from ..text_files import Declared, stream_file
+from ..support.errors import UserError
+from ..support.text_files import Declared, stream_file
 
 ARGUMENT = "--text-file (data.text_files)"
 SHUFFLED_TEXTS = 10_000  # that are in memory to draw from

@@ -13,8 +13,8 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerCallback, TrainerState
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from ..errors import UserError
 from ..modeling.modeling_inhibidistilbert import SCALARS
+from ..support.errors import UserError
 from .checkpoints import STATE_FILE, CheckpointTrainer
 from .data import NO_LABEL
 from .networks import Learner

@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
-from ..errors import UserError, reason
+from ..support.errors import UserError, reason
 from .curves import FILE as CURVES
 from .curves import draw_curves, read_curves
 from .recipe import Recipe, build_recipe

@@ -14,10 +14,10 @@ from transformers import (
 )
 
 from ..conversion import MODEL_INPUTS
-from ..errors import UserError, reason
-from ..foreign import load_pretrained
-from ..heads import ProblemType, fits_problem, other_head
-from ..quiet import quiet_transformers
+from ..support.errors import UserError, reason
+from ..support.foreign import load_pretrained
+from ..support.heads import ProblemType, fits_problem, other_head
+from ..support.quiet import quiet_transformers
 
 
 def load_config(source: str, trust_remote_code: bool) -> PreTrainedConfig:

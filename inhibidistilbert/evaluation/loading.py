@@ -7,9 +7,9 @@ from pathlib import Path
 
 from datasets import Dataset, Value, load_dataset
 
-from ..errors import UserError, reason
-from ..label_lists import multi_hot, names_in, read_label_lists
-from ..text_files import Declared, load_file
+from ..support.errors import UserError, reason
+from ..support.label_lists import multi_hot, names_in, read_label_lists
+from ..support.text_files import Declared, load_file
 from .tasks import DEFAULT_LABEL, Task
 
 UNLABELLED = -1  # GLUE's label of its test splits

@@ -16,7 +16,7 @@ from datasets import Features, List, Value
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from ..heads import THRESHOLD
+from ..support.heads import THRESHOLD
 
 _Rows = Sequence[Any] | np.ndarray
 

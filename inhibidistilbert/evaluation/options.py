@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..support.errors import UserError
 from .fine_tuning import Recipe
 from .tasks import Task, find_task
 

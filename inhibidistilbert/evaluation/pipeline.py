@@ -12,8 +12,9 @@ from datasets import List, Value
 from scipy.special import expit
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from ..errors import UserError
-from ..heads import (
+from ..prediction import find_device
+from ..support.errors import UserError
+from ..support.heads import (
     MULTI_LABEL,
     SINGLE_LABEL,
     THRESHOLD,
@@ -23,8 +24,7 @@ from ..heads import (
     output_order,
     problem_of,
 )
-from ..label_lists import SEPARATOR
-from ..prediction import find_device
+from ..support.label_lists import SEPARATOR
 from .checkpoint import load_checkpoint, load_config
 from .fine_tuning import fine_tune
 from .loading import Split, check_classes, label_names, load_split, parse_data, with_labels

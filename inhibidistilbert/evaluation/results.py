@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..benchmarks import machine
-from ..benchmarks.results import prepare_output, replacing, write_text
-from ..digests import change, content_of
-from ..errors import UserError, reason
-from ..quiet import quiet_transformers
+from ..support import machine
+from ..support.digests import change, content_of
+from ..support.errors import UserError, reason
+from ..support.files import prepare_output, replacing, write_text
+from ..support.quiet import quiet_transformers
 from .loading import Split
 from .options import Evaluation
 from .scoring import CONFIDENCE, Difference

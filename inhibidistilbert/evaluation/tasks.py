@@ -7,8 +7,8 @@ from importlib.resources import files
 
 import evaluate
 
-from ..errors import UserError
-from ..heads import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ProblemType
+from ..support.errors import UserError
+from ..support.heads import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ProblemType
 from .metrics import F1, Accuracy, AveragePrecision, MacroF1, MatthewsCorrelation, MicroF1, Pearson, Spearman
 
 GLUE = "nyu-mll/glue"

@@ -6,9 +6,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, reason
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from ..modeling.remote_code import source_files, write_remote_code
+from ..support.errors import UserError, reason
 from .card import CARD, dropped_sections, read_card, render_card, write_eval_results
 from .measurements import RESULT_FILES, read_json
 from .regular import copy_regular, refuse_others

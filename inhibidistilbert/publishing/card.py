@@ -19,8 +19,8 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import yaml_dump
 
-from ..errors import UserError, reason
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
+from ..support.errors import UserError, reason
 from .contents import parameter_counts
 from .markup import Markdown, code, escape, finalize, python_string
 from .measurements import (

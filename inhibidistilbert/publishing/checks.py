@@ -14,10 +14,10 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 from transformers.dynamic_module_utils import get_relative_imports
 
-from ..errors import UserError, reason
-from ..foreign import choices, load_pretrained
 from ..modeling.remote_code import AUTO_MAP
-from ..quiet import quiet_transformers
+from ..support.errors import UserError, reason
+from ..support.foreign import choices, load_pretrained
+from ..support.quiet import quiet_transformers
 from .assemble import Candidate, allowed_names
 from .card import CARD, EVAL_RESULTS, as_list, read_card, read_metadata, section, template_text
 from .contents import parameter_counts, pieces

@@ -2,7 +2,7 @@
 
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RevisionNotFoundError
 
-from ..errors import reason
+from ..support.errors import reason
 
 # What the client raises when a request fails: its own errors, those of the connection, those of an upload and of metadata.
 HUB_ERRORS = (HTTPError, OSError, RuntimeError, ValueError)

@@ -13,9 +13,9 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from ..errors import UserError
 from ..kernel_repository import build_kernel_repository
 from ..modeling.remote_code import write_remote_code
+from ..support.errors import UserError
 from .assemble import repository_files
 from .card import CARD
 

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from ..clean_process import ProcessError, run_script
-from ..errors import reason
-from ..foreign import load_pretrained
 from ..modeling import modeling_inhibidistilbert
-from ..quiet import quiet_transformers
+from ..support.clean_process import ProcessError, run_script
+from ..support.errors import reason
+from ..support.foreign import load_pretrained
+from ..support.quiet import quiet_transformers
 from . import stranger
 from .assemble import Candidate
 from .checks import Problem

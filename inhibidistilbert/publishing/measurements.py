@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import UserError, reason
+from ..support.errors import UserError, reason
 from .metadata import hub_id_problem, is_date, metric_problem
 
 DISTILLATION, EVALUATION = "distillation.json", "eval_results.json"

@@ -15,7 +15,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from iso639 import Language, LanguageNotFoundError
 
-from ..errors import UserError
+from ..support.errors import UserError
 from .tasks import PIPELINE_TAGS
 
 RELATIONS = ("finetune", "adapter", "merge", "quantized")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, hf_hub_download
 
-from ..errors import UserError
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
+from ..support.errors import UserError
 from .assemble import Candidate, assemble, check_source
 from .checks import FILE_CHECKS, Check, Problem
 from .loading import data_problems, loading_problems

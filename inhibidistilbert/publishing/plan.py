@@ -12,7 +12,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
-from ..errors import UserError
+from ..support.errors import UserError
 from .assemble import TOKENIZER, WEIGHTS, Candidate
 from .card import CARD, metadata_text
 from .checks import Problem

@@ -5,7 +5,7 @@ import shutil
 import stat
 from pathlib import Path
 
-from ..errors import UserError, reason
+from ..support.errors import UserError, reason
 
 _KINDS = {
     stat.S_IFLNK: "a symbolic link",

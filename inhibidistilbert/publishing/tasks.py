@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..heads import MULTI_LABEL
+from ..support.heads import MULTI_LABEL
 from .markup import python_string
 
 PIPELINE_TAGS = {

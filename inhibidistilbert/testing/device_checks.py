@@ -19,12 +19,12 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from ..errors import UserError
 from ..kernels import inhibitor_triton
 from ..kernels.inhibitor_attention import inhibitor_attention
-from ..memory import peak_memory
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from ..modeling.modeling_inhibidistilbert import InhibiDistilBertForSequenceClassification
+from ..support.errors import UserError
+from ..support.memory import peak_memory
 from .matrix import (
     DEVICE,
     HALF_CASES,

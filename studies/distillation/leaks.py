@@ -4,7 +4,7 @@ import html
 import re
 from collections.abc import Iterable, Mapping
 
-from inhibidistilbert.errors import UserError
+from inhibidistilbert.support.errors import UserError
 
 
 def normalized(text: str) -> str:

@@ -31,7 +31,7 @@ from typing import IO, NamedTuple, cast
 from transformers import AutoTokenizer, BertModel, DistilBertConfig, DistilBertModel
 
 from inhibidistilbert.conversion import MODEL_INPUTS, bert_to_distilbert
-from inhibidistilbert.errors import UserError
+from inhibidistilbert.support.errors import UserError
 
 from .leaks import check_no_leaks, normalized
 

@@ -27,9 +27,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from inhibidistilbert.benchmarks.machine import header
-from inhibidistilbert.benchmarks.results import replacing, write_json
-from inhibidistilbert.errors import UserError
+from inhibidistilbert.support.errors import UserError
+from inhibidistilbert.support.files import replacing, write_json
+from inhibidistilbert.support.machine import header
 
 from .plan import ALIGNMENT, METRIC_ELSEWHERE, Command, Run, Settings, plan, test_files
 from .summary import summary

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from inhibidistilbert.benchmarks import machine
 from inhibidistilbert.benchmarks.index import INDEX, index, read_entry
-from inhibidistilbert.benchmarks.results import write_csv, write_json
-from inhibidistilbert.errors import UserError
+from inhibidistilbert.support import machine
+from inhibidistilbert.support.errors import UserError
+from inhibidistilbert.support.files import write_csv, write_json
 
 ROWS = [{"model": "inhibitor", "ratio": 0.5}]
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"

@@ -19,8 +19,8 @@ from inhibidistilbert.benchmarks.cpu import Refused
 from inhibidistilbert.benchmarks.model import Protocol, compare, run
 from inhibidistilbert.benchmarks.timing import interleave
 from inhibidistilbert.commands.benchmark_model import read_texts
-from inhibidistilbert.errors import UserError
-from inhibidistilbert.memory import peak_memory
+from inhibidistilbert.support.errors import UserError
+from inhibidistilbert.support.memory import peak_memory
 from tests.helpers.tiny_sentiment import write_tiny_checkpoint
 
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ from inhibidistilbert.benchmarks.gpu import models
 from inhibidistilbert.benchmarks.gpu.execution import MODES
 from inhibidistilbert.benchmarks.index import INDEX, renew
 from inhibidistilbert.distillation.curves import curves_figure
-from inhibidistilbert.errors import UserError
+from inhibidistilbert.support.errors import UserError
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 GPU = {"gpu": "a device"}

@@ -12,7 +12,7 @@ from inhibidistilbert.distillation.data import NO_LABEL, tokenize
 from inhibidistilbert.distillation.recipe import Data
 from inhibidistilbert.distillation.tasks import Classification
 from inhibidistilbert.distillation.text_stream import open_texts
-from inhibidistilbert.errors import UserError
+from inhibidistilbert.support.errors import UserError
 from tests.helpers.toy_task import VOCABULARY
 
 ROWS = [{"text": "a good film, so funny", "label": 1}, {"text": "a “dull” plot", "label": 0}]

@@ -14,14 +14,14 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import DistilBertModel
 
-from inhibidistilbert import digests
 from inhibidistilbert.distillation import checkpoints, inputs, stages
 from inhibidistilbert.distillation.checkpoints import PARTS_FILE, last_checkpoint
 from inhibidistilbert.distillation.recipe import Recipe, read_recipe
 from inhibidistilbert.distillation.run import run_recipe
 from inhibidistilbert.distillation.tasks import Classification
 from inhibidistilbert.distillation.trainer import StageTrainer
-from inhibidistilbert.errors import UserError
+from inhibidistilbert.support import digests
+from inhibidistilbert.support.errors import UserError
 from tests.helpers.toy_recipe import three_stages
 from tests.helpers.toy_task import sentences, write_csv, write_distilbert
 

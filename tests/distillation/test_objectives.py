@@ -43,7 +43,7 @@ from inhibidistilbert.distillation.objectives import (
 from inhibidistilbert.distillation.recipe import Align, Data, Pretrain, Task
 from inhibidistilbert.distillation.tasks import KINDS, Classification, Collator, MultiLabelClassification
 from inhibidistilbert.distillation.trainer import Masking
-from inhibidistilbert.errors import UserError
+from inhibidistilbert.support.errors import UserError
 from tests.helpers.toy_task import POSITIONS, SIZES, VOCABULARY, sentences
 
 TOKENIZER = DistilBertTokenizer(vocab=VOCABULARY, model_max_length=POSITIONS)

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from inhibidistilbert.distillation.recipe import build_recipe, read_recipe, recipe_names
-from inhibidistilbert.errors import UserError
+from inhibidistilbert.support.errors import UserError
 
 
 @pytest.mark.parametrize("name", recipe_names())

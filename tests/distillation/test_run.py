@@ -25,8 +25,8 @@ from inhibidistilbert.distillation import stages
 from inhibidistilbert.distillation.recipe import Recipe, read_recipe
 from inhibidistilbert.distillation.run import run_recipe
 from inhibidistilbert.distillation.trainer import StageTrainer
-from inhibidistilbert.errors import UserError
 from inhibidistilbert.modeling.remote_code import source_files
+from inhibidistilbert.support.errors import UserError
 from tests.helpers.toy_recipe import curve
 from tests.helpers.toy_task import POSITIONS, VOCABULARY, sentences, tiny_student, write_bert, write_csv, write_distilbert
 

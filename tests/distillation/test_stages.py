@@ -27,9 +27,9 @@ from inhibidistilbert.distillation import checkpoints
 from inhibidistilbert.distillation.recipe import read_recipe
 from inhibidistilbert.distillation.run import run_recipe
 from inhibidistilbert.distillation.trainer import StageTrainer
-from inhibidistilbert.errors import UserError
 from inhibidistilbert.kernels.inhibitor_attention import BACKENDS
 from inhibidistilbert.prediction import TextClassifier
+from inhibidistilbert.support.errors import UserError
 from tests.helpers.toy_recipe import STAGES, curve, run_quietly, run_until_killed_at, three_stages
 from tests.helpers.toy_task import VOCABULARY, write_csv, write_distilbert
 

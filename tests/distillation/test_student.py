@@ -10,7 +10,7 @@ from inhibidistilbert import InhibiDistilBertForSequenceClassification
 from inhibidistilbert.distillation.recipe import Student
 from inhibidistilbert.distillation.sizes import project_embeddings, published_sizes, size_config
 from inhibidistilbert.distillation.student import build_student as build
-from inhibidistilbert.errors import UserError
+from inhibidistilbert.support.errors import UserError
 from tests.helpers.toy_task import SIZES, tiny_student, write_bert
 
 NAMES = {"id2label": {0: "BAD", 1: "SO_SO", 2: "GOOD"}, "label2id": {"BAD": 0, "SO_SO": 1, "GOOD": 2}}

@@ -18,8 +18,8 @@ from inhibidistilbert.distillation.recipe import Student
 from inhibidistilbert.distillation.run import run_recipe
 from inhibidistilbert.distillation.student import build_student
 from inhibidistilbert.distillation.task_vector import add_task_vector, task_vector
-from inhibidistilbert.errors import UserError
 from inhibidistilbert.modeling.modeling_inhibidistilbert import SCALARS
+from inhibidistilbert.support.errors import UserError
 from tests.helpers.toy_recipe import three_stages
 from tests.helpers.toy_task import SIZES, VOCABULARY, write_distilbert
 

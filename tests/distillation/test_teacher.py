@@ -18,7 +18,7 @@ from inhibidistilbert.distillation.teacher import (
     load_tokenizer,
     save_model,
 )
-from inhibidistilbert.errors import UserError
+from inhibidistilbert.support.errors import UserError
 from tests.helpers.toy_task import POSITIONS, VOCABULARY, sentences, tiny_student, write_bert, write_distilbert
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from inhibidistilbert.errors import UserError
 from inhibidistilbert.modeling.remote_code import write_remote_code
 from inhibidistilbert.publishing import regular
 from inhibidistilbert.publishing.assemble import ALLOWED
 from inhibidistilbert.publishing.card import CARD
+from inhibidistilbert.support.errors import UserError
 from tests.helpers.publishable import assembled
 
 NAMES = ["LICENSE", CARD, "config.json", "distillation.json", "model.safetensors", "tokenizer.json", "vocab.txt", "cpu.json"]

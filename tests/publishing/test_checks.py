@@ -6,12 +6,12 @@ import json
 import pytest
 import torch
 
-from inhibidistilbert.errors import UserError
 from inhibidistilbert.modeling.remote_code import source_files
 from inhibidistilbert.prediction import default_checkpoint
 from inhibidistilbert.publishing import known_sources
 from inhibidistilbert.publishing.checks import FILE_CHECKS, broken_table_lines, run_checks
 from inhibidistilbert.publishing.model import ModelPublication
+from inhibidistilbert.support.errors import UserError
 from tests.helpers.publishable import TOKEN, assembled, edit_json, edit_weights, replace_in
 
 ALPHA = "distilbert.transformer.layer.1.attention.alpha"
@@ -278,7 +278,7 @@ class TestLoading:
 
     def test_code_that_needs_this_package_is_seen(self, candidate):
         source = candidate.folder / "modeling_inhibidistilbert.py"
-        source.write_text("try:\n    import inhibidistilbert.errors\nfinally:\n    pass\n" + source.read_text())
+        source.write_text("try:\n    import inhibidistilbert.support.errors\nfinally:\n    pass\n" + source.read_text())
         (problem,) = ModelPublication().check_loading(candidate)
         assert problem.what.endswith("No module named 'inhibidistilbert'")
 

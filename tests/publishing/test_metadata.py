@@ -4,7 +4,6 @@ import math
 
 import pytest
 
-from inhibidistilbert.errors import UserError
 from inhibidistilbert.publishing.metadata import (
     check_ref_name,
     hub_id_problem,
@@ -12,6 +11,7 @@ from inhibidistilbert.publishing.metadata import (
     metric_problem,
     result_problems,
 )
+from inhibidistilbert.support.errors import UserError
 
 OTHER = {"license": "other", "license_name": "my-license-1.0", "license_link": "https://example.org/license"}
 INDEX = {

@@ -11,12 +11,12 @@ from huggingface_hub import ModelCard
 from huggingface_hub.hf_api import parse_eval_result_entries
 from markdown_it import MarkdownIt
 
-from inhibidistilbert.errors import UserError
 from inhibidistilbert.publishing.card import _recipe, section
 from inhibidistilbert.publishing.checks import untraced_numbers
 from inhibidistilbert.publishing.markup import one_line
 from inhibidistilbert.publishing.measurements import read_benchmarks
 from inhibidistilbert.publishing.tasks import usage
+from inhibidistilbert.support.errors import UserError
 from tests.helpers.publishable import assembled, edit_json, replace_in
 
 SECTIONS = (

@@ -5,13 +5,13 @@ import hashlib
 import pytest
 from huggingface_hub import HfApi
 
-from inhibidistilbert.errors import UserError
 from inhibidistilbert.publishing.checks import Problem
 from inhibidistilbert.publishing.errors import PublishError
 from inhibidistilbert.publishing.kernel import KernelPublication
 from inhibidistilbert.publishing.model import ModelPublication
 from inhibidistilbert.publishing.plan import Plan, Remote, Target, make_plan
 from inhibidistilbert.publishing.upload import Published, send
+from inhibidistilbert.support.errors import UserError
 from tests.helpers.publishable import REPO_ID, TOKEN, assembled, edit_weights, fingerprint, replace_in, write_checkpoint
 
 ALWAYS = 100

@@ -2,7 +2,7 @@
 
 import pytest
 
-from inhibidistilbert.errors import UserError
+from inhibidistilbert.support.errors import UserError
 from studies.distillation.leaks import check_no_leaks, normalized
 
 TEST = {"test": ["A fine film, it is.", "Rock &amp; roll is here to stay", "12 monkeys"]}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, DistilBertModel
 
-from inhibidistilbert.errors import UserError
+from inhibidistilbert.support.errors import UserError
 from studies.distillation import review_data
 from studies.distillation.review_data import (
     LONGEST_PASSAGE,

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from inhibidistilbert.cli import app
 from inhibidistilbert.distillation.recipe import read_recipe
-from inhibidistilbert.errors import UserError
+from inhibidistilbert.support.errors import UserError
 from studies.distillation import study
 from studies.distillation.plan import SEEDS, TASKS, Settings, plan
 from studies.distillation.study import COLUMNS, Results

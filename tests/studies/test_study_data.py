@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from inhibidistilbert.errors import UserError
+from inhibidistilbert.support.errors import UserError
 from studies.distillation import review_data, study_data
 from studies.distillation.leaks import normalized
 from studies.distillation.study_data import TASKS, prepare, split_documents

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from inhibidistilbert import inhibitor_attention
-from inhibidistilbert.errors import UserError
 from inhibidistilbert.kernels import inhibitor_triton
+from inhibidistilbert.support.errors import UserError
 from inhibidistilbert.testing import device_checks
 from inhibidistilbert.testing.device_checks import (
     DEVICE,

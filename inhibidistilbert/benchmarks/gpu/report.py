@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import pictures, results
+from ...support import files
+from .. import pictures
 from .findings import Finding
 from .goals import GOALS, Findings
 from .run import Outcome
@@ -37,8 +38,8 @@ def write(folder: Path, device: str, header: Mapping[str, str], outcomes: Sequen
     """CSV, JSON and PNG; the last only where there is something to draw. Returns the CSV file."""
     stem = folder / file_stem(device)
     table = rows(outcomes)
-    results.write_csv(stem.with_suffix(".csv"), header, table)
+    files.write_csv(stem.with_suffix(".csv"), header, table)
     parts = [outcome.as_dict() for outcome in outcomes]
-    results.write_json(stem.with_suffix(".json"), header, table, parts=parts, goals=verdicts(outcomes))
+    files.write_json(stem.with_suffix(".json"), header, table, parts=parts, goals=verdicts(outcomes))
     pictures.draw(stem.with_suffix(".json"))
     return stem.with_suffix(".csv")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import nn
 
-from ...memory import peak_memory
+from ...support.memory import peak_memory
 from ..contenders import DTYPES, SEED, SUBJECT, Subject
 from ..timing import Budget, Quantiles, interleave, ratios, wall_time
 from .findings import Deadline, Finding

@@ -24,8 +24,8 @@ from inhibidistilbert import (
     cli,
 )
 from inhibidistilbert.conversion import StudentOptions, bert_to_distilbert, convert_checkpoint, student_from
-from inhibidistilbert.errors import UserError
 from inhibidistilbert.modeling import modeling_inhibidistilbert
+from inhibidistilbert.support.errors import UserError
 from tests.helpers.hub import LoopbackHub
 
 LAYERS, POSITIONS, VOCABULARY = 4, 12, ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "bad", "film"]

@@ -24,7 +24,7 @@ from inhibidistilbert import (
     cli,
 )
 from inhibidistilbert.conversion import StudentOptions, convert_checkpoint, student_from
-from inhibidistilbert.errors import UserError
+from inhibidistilbert.support.errors import UserError
 
 LAYERS, HEADS, POSITIONS, VOCABULARY = 3, 2, 12, ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "bad", "film"]
 SIZES = {

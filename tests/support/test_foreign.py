@@ -13,18 +13,19 @@ from huggingface_hub import constants
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from inhibidistilbert import InhibiDistilBertForSequenceClassification, foreign
+from inhibidistilbert import InhibiDistilBertForSequenceClassification
 from inhibidistilbert.benchmarks import contenders
 from inhibidistilbert.conversion import student_from
 from inhibidistilbert.distillation.recipe import Student
 from inhibidistilbert.distillation.student import build_student
 from inhibidistilbert.distillation.teacher import load_teacher, load_tokenizer
-from inhibidistilbert.errors import UserError
 from inhibidistilbert.evaluation.checkpoint import load_checkpoint
-from inhibidistilbert.foreign import ForeignFieldError, load_pretrained, plain_config, plain_tokenizer_config
-from inhibidistilbert.heads import SINGLE_LABEL
 from inhibidistilbert.prediction import TextClassifier, default_checkpoint
 from inhibidistilbert.publishing.loading import own_outputs
+from inhibidistilbert.support import foreign
+from inhibidistilbert.support.errors import UserError
+from inhibidistilbert.support.foreign import ForeignFieldError, load_pretrained, plain_config, plain_tokenizer_config
+from inhibidistilbert.support.heads import SINGLE_LABEL
 from tests.helpers.hub import LoopbackHub
 from tests.helpers.tiny_sentiment import write_tiny_checkpoint
 
@@ -266,7 +267,7 @@ def test_with_trust_everything_is_left_to_transformers(own):
 
 # Calls of transformers' own loaders, by file: of what this project wrote or pinned itself, or in a clean process.
 OWN_FILES = {
-    "foreign.py": 2,
+    "support/foreign.py": 2,
     "benchmarks/contenders.py": 1,
     "distillation/run.py": 1,
     "distillation/sizes.py": 1,
@@ -277,7 +278,7 @@ OWN_FILES = {
 
 def test_every_loader_goes_through_one_place():
     found: Counter[str] = Counter()
-    package = Path(foreign.__file__).parent
+    package = Path(foreign.__file__).parents[1]
     studies = package.parent / "studies"
     for folder in (package, studies, *(path for path in package.iterdir() if path.is_dir())):
         if folder.name not in ("modeling", "kernels", "checkpoints"):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from inhibidistilbert.benchmarks import machine
-from inhibidistilbert.benchmarks.results import prepare_output, replacing, write_csv, write_json
-from inhibidistilbert.errors import UserError
+from inhibidistilbert.support import machine
+from inhibidistilbert.support.errors import UserError
+from inhibidistilbert.support.files import prepare_output, replacing, write_csv, write_json
 
 HEADER = {"cpu": "a processor", "torch": "2.13"}
 ROWS = [{"rival": "softmax, fp32", "ms": 1.5, "ratio": None}, {"rival": "inhibitor", "ms": 2.0, "ratio": 1.25}]

@@ -5,8 +5,8 @@ import json
 import pytest
 from datasets import Dataset
 
-from inhibidistilbert.errors import UserError
-from inhibidistilbert.label_lists import multi_hot, names_in, read_label_lists
+from inhibidistilbert.support.errors import UserError
+from inhibidistilbert.support.label_lists import multi_hot, names_in, read_label_lists
 
 NAMES = ["funny", "dark", "very long"]
 TABLE = [[1, 0, 1], [0, 0, 0], [0, 1, 0]]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from inhibidistilbert import digests
+from inhibidistilbert.support import digests
 
 COMMIT = "0123456789" * 4
 

@@ -11,8 +11,8 @@ import pytest
 from datasets import Dataset, List, Value
 from pyarrow.parquet import write_table
 
-from inhibidistilbert.errors import UserError
-from inhibidistilbert.text_files import Declared, load_file, stream_file
+from inhibidistilbert.support.errors import UserError
+from inhibidistilbert.support.text_files import Declared, load_file, stream_file
 
 TEXT, CLASS = Declared(Value("string"), "texts", "--text-column"), Declared(Value("int64"), "classes")
 NUMBER, WORDS = Declared(Value("float64"), "numbers"), Declared(List(Value("string")), "lists of words")
@@ -324,7 +324,7 @@ def test_a_file_changed_in_place_is_read_anew(tmp_path, cache):
 
 
 def test_a_file_that_changes_meanwhile_is_not_kept(tmp_path, cache, monkeypatch):
-    from inhibidistilbert import text_files
+    from inhibidistilbert.support import text_files
 
     file, whole = tmp_path / "a.csv", text_files.read_rows
     file.write_text("text\na\n")

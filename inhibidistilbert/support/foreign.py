@@ -23,9 +23,9 @@ from huggingface_hub import snapshot_download
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
+from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
+from ..modeling.inhibitor_backends import ATTENTION_FORWARDS
 from .errors import reason
-from .modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
-from .modeling.inhibitor_backends import ATTENTION_FORWARDS
 
 CONFIG, TOKENIZER, GENERATION, ADAPTER = (
     "config.json",

@@ -3,7 +3,7 @@
 import pytest
 from transformers import DistilBertConfig
 
-from inhibidistilbert.heads import (
+from inhibidistilbert.support.heads import (
     MULTI_LABEL,
     REGRESSION,
     SINGLE_LABEL,

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from inhibidistilbert import clean_process
-from inhibidistilbert.clean_process import ProcessError, run_script
+from inhibidistilbert.support import clean_process
+from inhibidistilbert.support.clean_process import ProcessError, run_script
 
 LOOK = """
 import json, os, sys

@@ -1,0 +1,1 @@
+"""What several rooms need: errors, files, foreign checkpoints, texts and labels, and the machine."""
