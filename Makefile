@@ -64,7 +64,7 @@ study: $(INSTALLED) ## the rows that the distillation study lacks; ONLY='sarcasm
 	  --authors-recipe "$(AUTHORS_RECIPE)" --encoder "$(ENCODER)" --texts "$(TEXTS)"
 
 checkpoint-sources: $(INSTALLED) ## renew the source files inside the shipped checkpoint after a change to them
-	$(BIN)/python -c "from inhibidistilbert.modeling.remote_code import write_remote_code as w; w('$(CHECKPOINT)')"
+	$(BIN)/python -c "from inhibidistilbert.modeling.sources import write_remote_code as w; w('$(CHECKPOINT)')"
 
 release-sources: $(INSTALLED) ## add this version's source files to those that `publish --verify` knows
 	$(BIN)/python -m inhibidistilbert.publishing.known_sources

@@ -9,7 +9,7 @@ from pathlib import Path
 if Path(__file__).with_name("kernels").is_file():
     raise ImportError("This clone has files in place of symbolic links: clone again with `git clone -c core.symlinks=true`.")
 
-from .kernels.inhibitor_attention import inhibitor_attention
+from .kernels.attention import inhibitor_attention
 from .modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from .modeling.modeling_inhibidistilbert import (
     InhibiDistilBertForMaskedLM,

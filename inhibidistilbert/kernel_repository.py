@@ -12,7 +12,6 @@ import base64
 import hashlib
 import json
 import os
-import re
 import sys
 import tempfile
 import tomllib
@@ -21,16 +20,13 @@ from pathlib import Path
 
 from .support.errors import UserError
 
-PACKAGE = Path(__file__).parent
-KERNELS = PACKAGE / "kernels"
+KERNELS = Path(__file__).parent / "kernels"
 ENTRIES = {"README.md", "build", "build.toml", "torch-ext"}
 
-# In the package the operator has a folder of its own; in a kernel its files are the layers' siblings.
-_KERNEL_IMPORT = re.compile(r"^from \.kernels\.", flags=re.MULTILINE)
 _INIT = '''"""Inhibitor attention: keys are scored by Manhattan distance, and the score inhibits the values."""
 
 from . import layers
-from .inhibitor_attention import inhibitor_attention
+from .attention import inhibitor_attention
 
 __all__ = ["inhibitor_attention", "layers"]
 '''
@@ -56,10 +52,9 @@ class KernelConfig:
 
 
 def kernel_sources() -> dict[str, str]:
-    """The source files of the kernel by name: the operator's as they are, its layers, and the module that exports both."""
-    sources = {file.name: file.read_text(encoding="utf-8") for file in sorted(KERNELS.glob("*.py"))}
-    layers = (PACKAGE / "kernel_layers.py").read_text(encoding="utf-8")
-    return sources | {"layers.py": _KERNEL_IMPORT.sub("from .", layers), "__init__.py": _INIT}
+    """The source files of the kernel by path: the operator's as they are, and the module that exports it."""
+    files = {file.relative_to(KERNELS).as_posix(): file for file in sorted(KERNELS.rglob("*.py"))}
+    return {name: file.read_text(encoding="utf-8") for name, file in files.items()} | {"__init__.py": _INIT}
 
 
 def _metadata(config: KernelConfig, backend: str, sources: dict[str, str]) -> dict:
@@ -84,8 +79,8 @@ def _metadata(config: KernelConfig, backend: str, sources: dict[str, str]) -> di
 
 
 def _write_files(folder: Path, files: dict[str, str]) -> None:
-    folder.mkdir(parents=True)
     for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
 
 

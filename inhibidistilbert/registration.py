@@ -4,7 +4,7 @@ import transformers
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from .modeling import configuration_inhibidistilbert, modeling_inhibidistilbert
-from .modeling.remote_code import AUTO_MAP
+from .modeling.sources import AUTO_MAP
 
 
 def register_auto_classes() -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..kernels.inhibitor_cpu_int8_linear import int8_linear
+from ..kernels.cpu.int8_linear import int8_linear
 
 LARGEST = 127
 

@@ -25,12 +25,12 @@ from transformers.pytorch_utils import apply_chunking_to_forward
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from ..kernels.inhibitor_notice import say_what_is_missing
+from ..kernels.notice import say_what_is_missing
+from .attention_interface import ATTENTION_FORWARDS, eager_attention_forward, inhibitor_mask, length_divisor
 from .checkpoint_weights import check_names, check_types
 from .configuration_inhibidistilbert import InhibiDistilBertConfig
-from .inhibitor_backends import ATTENTION_FORWARDS, eager_attention_forward, inhibitor_mask, length_divisor
 from .int8_linear import Int8Linear, encoder_linear
-from .remote_code import AUTO_MAP, write_remote_code
+from .sources import AUTO_MAP, write_remote_code
 
 # This file's own view of the attention interface: its names mean the functions of this very code, even when another
 # checkpoint with another version of it is loaded in the same process.

@@ -16,15 +16,15 @@ from packaging.version import Version
 
 import inhibidistilbert
 from inhibidistilbert import inhibitor_attention, kernel_repository
-from inhibidistilbert.kernel_layers import InhibitorAttention
 from inhibidistilbert.kernel_repository import build_kernel_repository
+from inhibidistilbert.kernels.layers import InhibitorAttention
 from inhibidistilbert.support.errors import UserError
 from inhibidistilbert.testing.reference import COMPILED_BACKENDS, Case, draw
 from tests.helpers import kernel_client
 from tests.helpers.kernel_client import values_and_gradients
 
 OPERATOR = Path(inhibidistilbert.__file__).parent / "kernels"
-SOURCE_NAMES = sorted([*(file.name for file in OPERATOR.glob("*.py")), "__init__.py", "layers.py"])
+SOURCE_NAMES = sorted([*(file.relative_to(OPERATOR).as_posix() for file in OPERATOR.rglob("*.py")), "__init__.py"])
 SYSTEMS: dict[str, Backend] = {"cpu": CPU(), "cuda": CUDA(Version("12.8")), "rocm": ROCm(Version("7.0"))}
 VARIANTS = [f"torch-{backend}" for backend in SYSTEMS]
 BACKENDS = ["torch", *COMPILED_BACKENDS, "auto"]
@@ -52,9 +52,9 @@ def repository(tmp_path_factory) -> Path:
 def doubled_sources() -> dict[str, str]:
     """Those of another version, whose compiled operators give twice the output."""
     sources = kernel_repository.kernel_sources()
-    custom_op, result = sources["inhibitor_custom_op.py"], "        return output, mean\n"
+    custom_op, result = sources["custom_op.py"], "        return output, mean\n"
     assert custom_op.count(result) == 1
-    return sources | {"inhibitor_custom_op.py": custom_op.replace(result, "        return output.mul_(2), mean\n")}
+    return sources | {"custom_op.py": custom_op.replace(result, "        return output.mul_(2), mean\n")}
 
 
 @pytest.fixture(scope="module")
@@ -97,19 +97,20 @@ class TestFolder:
         folders = [repository / "torch-ext" / "inhibitor", *(repository / "build" / variant for variant in VARIANTS)]
         assert sorted(file.name for file in (repository / "build").iterdir()) == sorted(VARIANTS)
         for folder in folders:
-            assert sorted(file.name for file in folder.glob("*.py")) == SOURCE_NAMES
-            for file in OPERATOR.glob("*.py"):
-                assert (folder / file.name).read_bytes() == file.read_bytes(), file.name
+            assert sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.py")) == SOURCE_NAMES
+            for name in set(SOURCE_NAMES) - {"__init__.py"}:
+                assert (folder / name).read_bytes() == (OPERATOR / name).read_bytes(), name
 
     @pytest.mark.parametrize("name", SOURCE_NAMES)
     def test_imports(self, name, repository):
         """The standard library, torch, Triton and siblings; anything else only where its absence is caught."""
-        tree = ast.parse((repository / "torch-ext" / "inhibitor" / name).read_text())
+        file = repository / "torch-ext" / "inhibitor" / name
+        tree = ast.parse(file.read_text())
         caught = {id(node) for block in ast.walk(tree) if isinstance(block, ast.Try) for node in ast.walk(block)}
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.level:
-                assert node.level == 1
-                assert f"{node.module or 'layers'}.py" in SOURCE_NAMES
+                sibling = file.parents[node.level - 1] / (node.module or "layers").replace(".", "/")
+                assert sibling.with_suffix(".py").is_file()
             elif isinstance(node, ast.Import | ast.ImportFrom) and id(node) not in caught:
                 names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
                 assert {module.partition(".")[0] for module in names} <= {"torch", "triton"} | sys.stdlib_module_names

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from inhibidistilbert import quantize
-from inhibidistilbert.kernels import inhibitor_cpu_int8, inhibitor_cpu_int8_linear
+from inhibidistilbert.kernels.cpu import int8_attention, int8_linear
 from inhibidistilbert.modeling.int8_linear import Int8Linear
 from inhibidistilbert.prediction import TextClassifier, default_checkpoint
 from inhibidistilbert.support.errors import UserError
@@ -150,8 +150,8 @@ def test_without_a_compiler(monkeypatch):
     """In plain torch the same whole numbers."""
     int8 = quantize(tiny_model(TASK))
     compiled = outputs(int8)
-    for module in (inhibitor_cpu_int8, inhibitor_cpu_int8_linear):
-        monkeypatch.setattr(module, "_problem", lambda *_: "there is none")
+    for module in (int8_attention, int8_linear):
+        monkeypatch.setattr(module, "problem", lambda *_: "there is none")
     assert torch.equal(outputs(int8), compiled)
 
 

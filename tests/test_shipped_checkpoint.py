@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from inhibidistilbert.modeling.remote_code import AUTO_MAP, source_files, write_remote_code
+from inhibidistilbert.modeling.sources import AUTO_MAP, source_files, write_remote_code
 from inhibidistilbert.prediction import TextClassifier, default_checkpoint
 
 # Written for this test, so in no training data; films, products and services, with negation and contrast.
@@ -59,7 +59,7 @@ def test_its_sources_are_those_of_the_package(tmp_path):
     """After a change in `modeling/` or `kernels/`: `make checkpoint-sources`."""
     write_remote_code(tmp_path)
     shipped = {file.name: file.read_text() for file in default_checkpoint().glob("*.py")}
-    assert shipped == {file.name: (tmp_path / file.name).read_text() for file in source_files()}
+    assert shipped == {name: (tmp_path / name).read_text() for name in source_files()}
 
 
 def test_its_configuration():

@@ -5,7 +5,7 @@ from torch import Tensor
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
-from ..modeling.inhibitor_backends import inhibitor_mask, split_mask
+from ..modeling.attention_interface import inhibitor_mask, split_mask
 
 AUTHORS = "authors_cdist"
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import DistilBertConfig, DistilBertModel
 
-from ..kernels.inhibitor_attention import inhibitor_attention
+from ..kernels.attention import inhibitor_attention
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from ..modeling.modeling_inhibidistilbert import InhibiDistilBertModel
 from .timing import Budget, Quantiles, interleave, ratios, torch_threads

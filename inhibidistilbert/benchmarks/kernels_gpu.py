@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..kernels.inhibitor_attention import inhibitor_attention
+from ..kernels.attention import inhibitor_attention
 from ..support.errors import UserError
 from .composed import composed_attention
 from .timing import Budget, Quantiles, interleave, ratios

@@ -1,6 +1,6 @@
 """Instruction counts of the Triton kernels, compiled ahead of time: no GPU is needed.
 
-The launchers of `kernels/inhibitor_triton.py` run on tensors without data for a pretended device, so every kernel is
+The launchers of `kernels/triton/launch.py` run on tensors without data for a pretended device, so every kernel is
 compiled exactly as it would be at run time. That happens in processes of its own (`static_worker.py`): Triton decides
 when the kernels are imported whether it compiles or interprets them.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import IO, NamedTuple, cast
 
-from ..kernels.inhibitor_triton import MAX_HEAD_SIZE
+from ..kernels.triton.launch import MAX_HEAD_SIZE
 from ..support.errors import UserError
 
 

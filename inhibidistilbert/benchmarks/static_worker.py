@@ -25,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import driver
 
-from ..kernels import inhibitor_triton
+from ..kernels.triton import launch
 from .disassembly import Loop, nvidia_spills, read_amd, read_nvidia, streaming_loops
 from .static import FORWARD_KERNELS, KERNELS, TARGETS, Case, Figures, Target
 
@@ -91,7 +91,7 @@ def _pretended(target: Target, launches: list[_Launch]) -> Iterator[None]:
     major, minor = target.capability or (9, 4)
     properties = SimpleNamespace(major=major, minor=minor, warp_size=target.lanes, multi_processor_count=1)
     driver.set_active(_Driver(GPUTarget(target.backend, target.arch, target.lanes)))
-    inhibitor_triton._device.cache_clear()
+    launch._device.cache_clear()
     with (
         mock.patch.object(torch.cuda, "get_device_properties", return_value=properties),
         mock.patch.object(torch.version, "hip", None if target.capability else "pretended"),
@@ -117,13 +117,13 @@ def launches(case: Case) -> list[_Launch]:
     noted: list[_Launch] = []
     query, key, value = heads(), heads(), heads()
     with _pretended(TARGETS[case.target], noted):
-        half = inhibitor_triton._fits_half(query, key, value, alpha, beta, gamma)
-        forward = inhibitor_triton._forward_half if half else inhibitor_triton._forward
+        half = launch._fits_half(query, key, value, alpha, beta, gamma)
+        forward = launch._forward_half if half else launch._forward
         forward(
             query, key, value, None, None, alpha, beta, gamma, case.centered, case.signed, case.causal, heads(), mean
         )  # fmt: skip
         if not set(case.kernels) <= set(FORWARD_KERNELS):
-            inhibitor_triton._backward(
+            launch._backward(
                 heads(), query, key, value, None, None, alpha, beta, gamma, mean, case.centered, case.signed, case.causal,
                 heads(), heads(), heads(),
             )  # fmt: skip

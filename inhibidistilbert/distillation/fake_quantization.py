@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
-from ..modeling.inhibitor_backends import inhibitor_attention_forward, inhibitor_mask
+from ..modeling.attention_interface import inhibitor_attention_forward, inhibitor_mask
 from ..modeling.int8_linear import Int8Linear
 from ..modeling.modeling_inhibidistilbert import ALL_ATTENTION_FUNCTIONS, TransformerBlock
 from ..quantization import LINEARS

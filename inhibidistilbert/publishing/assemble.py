@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
-from ..modeling.remote_code import source_files, write_remote_code
+from ..modeling.sources import source_files, write_remote_code
 from ..support.errors import UserError, reason
 from .card import CARD, dropped_sections, read_card, render_card, write_eval_results
 from .measurements import RESULT_FILES, read_json
@@ -56,7 +56,7 @@ def repository_files(folder: Path) -> dict[str, Path]:
 
 def allowed_names() -> set[str]:
     """Names, with wildcards, that may stand in the root of a published checkpoint."""
-    return {*ALLOWED, CARD, *(file.name for file in source_files())}
+    return {*ALLOWED, CARD, *source_files()}
 
 
 def assemble(source: Path, target: Path, repo_id: str, revision: str | None) -> Candidate:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 from transformers.dynamic_module_utils import get_relative_imports
 
-from ..modeling.remote_code import AUTO_MAP
+from ..modeling.sources import AUTO_MAP
 from ..support.errors import UserError, reason
 from ..support.foreign import choices, load_pretrained
 from ..support.quiet import quiet_transformers

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.utils.versions import require_version
 
 from ..kernel_repository import KERNELS, KernelConfig, build_kernel_repository
-from ..kernels.inhibitor_attention import inhibitor_attention
+from ..kernels.attention import inhibitor_attention
 from ..support.clean_process import run_script
 from ..support.errors import UserError, reason
 from . import kernel_stranger

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..kernel_repository import build_kernel_repository
-from ..modeling.remote_code import write_remote_code
+from ..modeling.sources import write_remote_code
 from ..support.errors import UserError
 from .assemble import repository_files
 from .card import CARD

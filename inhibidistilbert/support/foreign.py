@@ -23,8 +23,8 @@ from huggingface_hub import snapshot_download
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
+from ..modeling.attention_interface import ATTENTION_FORWARDS
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
-from ..modeling.inhibitor_backends import ATTENTION_FORWARDS
 from .errors import reason
 
 CONFIG, TOKENIZER, GENERATION, ADAPTER = (

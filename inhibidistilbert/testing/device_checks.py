@@ -19,8 +19,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from ..kernels import inhibitor_triton
-from ..kernels.inhibitor_attention import inhibitor_attention
+from ..kernels.attention import inhibitor_attention
+from ..kernels.triton import launch
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from ..modeling.modeling_inhibidistilbert import InhibiDistilBertForSequenceClassification
 from ..support.errors import UserError
@@ -259,7 +259,7 @@ def check_captured_operator(dtype: torch.dtype, training: bool) -> None:
         gradients = torch.autograd.grad(output, list(leaves.values()), incoming) if training else ()
         return [output.detach(), *gradients]
 
-    with mock.patch.object(inhibitor_triton, "HALF_FROM", 0):
+    with mock.patch.object(launch, "HALF_FROM", 0):
         _warm_up(call)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

@@ -11,8 +11,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from ..kernels import inhibitor_triton
-from ..kernels.inhibitor_attention import inhibitor_attention
+from ..kernels.attention import inhibitor_attention
+from ..kernels.triton import launch as triton_launch
 from .covering import pairwise
 from .reference import (
     NOT_FINITE,
@@ -183,7 +183,7 @@ HALF_SPOILT = Case(B=1, H=1, M=3, N=5, padding="holes", dropout=True, causal=Tru
 def run_half(inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
     """The output of one call without gradients, in float16 pairs whatever its size, and what its launches of the float32
     kernel were given last: of a call in half precision the marks of the tiles that it computes again."""
-    last, launch = [], inhibitor_triton._launch_forward
+    last, launch = [], triton_launch._launch_forward
 
     def recorded(*arguments: Any) -> None:
         last.append(arguments[-1])
@@ -191,8 +191,8 @@ def run_half(inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
 
     with (
         torch.no_grad(),
-        mock.patch.object(inhibitor_triton, "HALF_FROM", 0),
-        mock.patch.object(inhibitor_triton, "_launch_forward", recorded),
+        mock.patch.object(triton_launch, "HALF_FROM", 0),
+        mock.patch.object(triton_launch, "_launch_forward", recorded),
     ):
         output: Any = inhibitor_attention(**on_device(inputs.tensors), **on_device(inputs.options), backend="triton")
     return output.cpu(), last

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels.inhibitor_attention import BACKENDS as TABLE
-from ..kernels.inhibitor_attention import inhibitor_attention
+from ..kernels.attention import BACKENDS as TABLE
+from ..kernels.attention import inhibitor_attention
 
 # The forms in plain torch: any dtype, float64 too, any mask, and the scores where they are asked for.
 PLAIN_BACKENDS = tuple(name for name, backend in TABLE.items() if backend.refusal is None)

@@ -12,7 +12,7 @@ from inhibidistilbert import cli, inhibitor_attention
 from inhibidistilbert.benchmarks import kernels_gpu
 from inhibidistilbert.benchmarks.kernels_gpu import BASELINE, FORWARD, TRAINING, Problem, Rival, composed_attention, run
 from inhibidistilbert.benchmarks.timing import Budget, Quantiles
-from inhibidistilbert.kernels.inhibitor_triton import triton_refusal
+from inhibidistilbert.kernels.triton.launch import triton_refusal
 
 PROBLEM = Problem(batch=1, heads=2, length=4, head_dim=16)
 TWICE = Budget(0, least=2)

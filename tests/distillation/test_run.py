@@ -25,7 +25,7 @@ from inhibidistilbert.distillation import stages
 from inhibidistilbert.distillation.recipe import Recipe, read_recipe
 from inhibidistilbert.distillation.run import run_recipe
 from inhibidistilbert.distillation.trainer import StageTrainer
-from inhibidistilbert.modeling.remote_code import source_files
+from inhibidistilbert.modeling.sources import source_files
 from inhibidistilbert.support.errors import UserError
 from tests.helpers.toy_recipe import curve
 from tests.helpers.toy_task import POSITIONS, VOCABULARY, sentences, tiny_student, write_bert, write_csv, write_distilbert
@@ -173,7 +173,7 @@ def test_the_folder_has_the_tokenizer_of_the_students_positions(finished):
 
 def test_the_folder_holds_the_model_and_nothing_of_the_work(finished):
     names = {path.name for path in finished.folder.iterdir()}
-    sources = {path.name for path in source_files()}
+    sources = set(source_files())
     model = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert names == {"distillation.json", "curves.jsonl", "curves.png"} | sources | model
 

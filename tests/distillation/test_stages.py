@@ -27,7 +27,7 @@ from inhibidistilbert.distillation import checkpoints
 from inhibidistilbert.distillation.recipe import read_recipe
 from inhibidistilbert.distillation.run import run_recipe
 from inhibidistilbert.distillation.trainer import StageTrainer
-from inhibidistilbert.kernels.inhibitor_attention import BACKENDS
+from inhibidistilbert.kernels.attention import BACKENDS
 from inhibidistilbert.prediction import TextClassifier
 from inhibidistilbert.support.errors import UserError
 from tests.helpers.toy_recipe import STAGES, curve, run_quietly, run_until_killed_at, three_stages

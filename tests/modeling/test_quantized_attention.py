@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from inhibidistilbert.modeling import inhibitor_backends
+from inhibidistilbert.modeling import attention_interface
 from tests.helpers.tiny import TASKS, first_output, tiny_model, tokens
 
 pytestmark = pytest.mark.portable
@@ -36,14 +36,14 @@ def test_outputs_are_close_to_the_exact_ones(task):
 def test_which_calls_are_quantized(implementation, monkeypatch):
     """Those that return no scores, under every name but "eager"."""
     calls = []
-    attend = inhibitor_backends.attend
+    attend = attention_interface.attend
 
     def recorded(*args):
         *_, quantized, return_scores, _ = args
         calls.append((quantized, return_scores))
         return attend(*args)
 
-    monkeypatch.setattr(inhibitor_backends, "attend", recorded)
+    monkeypatch.setattr(attention_interface, "attend", recorded)
     model = tiny_model(attn_implementation=implementation, quantized=True)
     outputs(model)
     outputs(model, output_attentions=True)

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -17,13 +18,15 @@ from transformers.dynamic_module_utils import get_imports, get_relative_import_f
 
 import inhibidistilbert
 from inhibidistilbert import InhibiDistilBertConfig, InhibiDistilBertModel
+from inhibidistilbert.modeling.sources import source_files
 from tests.helpers.clean_session import Session, run_clean_session
 from tests.helpers.hub import LoopbackHub
 from tests.helpers.remote_client import IMPLEMENTATIONS, PIPELINES, model_outputs, run_pipeline
 
 ROOT = Path(inhibidistilbert.__file__).parent
-SOURCES = sorted(file for room in ("kernels", "modeling") for file in (ROOT / room).glob("*.py"))
-SOURCE_NAMES = sorted(file.name for file in SOURCES)
+# By their names in a checkpoint.
+SOURCES = source_files()
+SOURCE_NAMES = sorted(SOURCES)
 NEEDED_FILES = [*SOURCE_NAMES, "config.json", "model.safetensors"]
 # One of each kind: the first file that is asked for, one deep in the imports, the configuration and the weights.
 MISSING_ON_THE_HUB = ["modeling_inhibidistilbert.py", "inhibitor_masks.py", "config.json", "model.safetensors"]
@@ -334,20 +337,20 @@ def assert_same_code(folder: Path, original: Path) -> None:
 class TestSources:
     """What makes the source files fit for remote code, read off the files themselves."""
 
-    @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+    @pytest.mark.parametrize("source", SOURCE_NAMES)
     def test_transformers_finds_every_relative_import(self, source, checkpoints):
         """transformers looks for imports with a regular expression; the syntax tree says which there really are."""
-        copy = Path(checkpoints.folders["AutoModel"], source.name)
+        copy = Path(checkpoints.folders["AutoModel"], source)
         imports = [node for node in ast.walk(ast.parse(copy.read_text())) if isinstance(node, ast.ImportFrom) and node.level]
         assert all(node.level == 1 and node.module and "." not in node.module for node in imports)
         assert set(get_relative_imports(copy)) == {node.module for node in imports}
         assert {f"{node.module}.py" for node in imports} <= set(SOURCE_NAMES)
 
-    @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+    @pytest.mark.parametrize("source", SOURCE_NAMES)
     def test_only_torch_and_transformers_are_required(self, source):
         """transformers insists on the packages that a file imports, but for those under `try`."""
         allowed = {"torch", "transformers", "huggingface_hub"} | sys.stdlib_module_names
-        assert set(get_imports(source)) <= allowed
+        assert set(get_imports(SOURCES[source])) <= allowed
 
     @pytest.mark.parametrize("name", ["modeling_inhibidistilbert.py", "configuration_inhibidistilbert.py"])
     def test_every_file_is_reached_from_the_model_and_its_configuration(self, name, checkpoints):
@@ -360,7 +363,7 @@ class TestSources:
         assert sorted(reached | {source.name}) == SOURCE_NAMES
 
     def test_the_operator_imports_nothing_from_the_models(self):
-        for source in (ROOT / "kernels").glob("*.py"):
+        for source in (ROOT / "kernels").rglob("*.py"):
             assert "from .." not in source.read_text(), source.name
 
 
@@ -377,15 +380,24 @@ class TestFolder:
         others = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
         assert {file.name for file in Path(checkpoints.folders["AutoModel"]).iterdir()} == {*SOURCE_NAMES, *others}
 
-    @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
-    def test_sources_differ_in_one_import_prefix_only(self, source, checkpoints):
-        lines = source.read_text().splitlines()
-        copied = Path(checkpoints.folders["AutoModel"], source.name).read_text().splitlines()
+    @pytest.mark.parametrize("source", SOURCE_NAMES)
+    def test_sources_differ_in_the_modules_of_relative_imports_only(self, source, checkpoints):
+        lines = SOURCES[source].read_text().splitlines()
+        copied = Path(checkpoints.folders["AutoModel"], source).read_text().splitlines()
         assert len(copied) == len(lines)
-        changes = [(line, copy) for line, copy in zip(lines, copied, strict=True) if line != copy]
-        for line, copy in changes:
-            assert line.lstrip().startswith("from ..kernels.")
-            assert copy == line.replace("from ..kernels.", "from .", 1)
+        for line, copy in zip(lines, copied, strict=True):
+            before, after = (re.fullmatch(r"( *from )(\.[.\w]+)( import .*)", text) for text in (line, copy))
+            if before is None or after is None:
+                assert copy == line
+            else:
+                assert (copy == line) or before.group(1, 3) == after.group(1, 3)
+                module = before[2].lstrip(".").removeprefix("kernels.").replace(".", "_")
+                assert after[2].removeprefix(".").endswith(module)
+
+    def test_every_folder_of_the_operator_is_in_its_files_names(self):
+        assert SOURCES["inhibitor_cpu_code_forward.py"] == ROOT / "kernels" / "cpu" / "code" / "forward.py"
+        assert SOURCES["inhibitor_masks.py"] == ROOT / "kernels" / "masks.py"
+        assert SOURCES["int8_linear.py"] == ROOT / "modeling" / "int8_linear.py"
 
     def test_auto_map_that_points_elsewhere_is_replaced(self, checkpoints, tmp_path):
         """As it does in models that some releases of transformers loaded from a Hub."""
@@ -466,7 +478,7 @@ class TestTriton:
     def test_trains_from_a_folder(self, triton_user, work):
         """The loss and every gradient are those of the torch form."""
         assert triton_user["package modules"] == []
-        assert any(name.endswith(".inhibitor_triton_kernels") for name in triton_user["train"])
+        assert any(name.endswith(".inhibitor_triton_float32") for name in triton_user["train"])
         actual = load_file(work / "triton.safetensors")
         names = {name.partition("/")[2] for name in actual}
         assert {"loss", "distilbert.transformer.layer.0.attention.alpha"} <= names

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from inhibidistilbert.modeling.remote_code import write_remote_code
+from inhibidistilbert.modeling.sources import write_remote_code
 from inhibidistilbert.publishing import regular
 from inhibidistilbert.publishing.assemble import ALLOWED
 from inhibidistilbert.publishing.card import CARD

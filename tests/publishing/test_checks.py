@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from inhibidistilbert.modeling.remote_code import source_files
+from inhibidistilbert.modeling.sources import source_files
 from inhibidistilbert.prediction import default_checkpoint
 from inhibidistilbert.publishing import known_sources
 from inhibidistilbert.publishing.checks import FILE_CHECKS, broken_table_lines, run_checks
@@ -184,7 +184,7 @@ class TestGoodFolder:
             "model.safetensors",
             "tokenizer.json",
             "tokenizer_config.json",
-            *(file.name for file in source_files()),
+            *source_files(),
         }
         assert set(candidate.left_out) == {"optimizer.pt", "events.log"}
 
@@ -234,7 +234,7 @@ class TestKnownSources:
         now = masks.read_text()
         masks.write_text(now + "# older\n")
         old.write_text("")
-        (candidate.folder / "inhibitor_torch.py").write_text("# older\n")
+        (candidate.folder / "inhibitor_blocked.py").write_text("# older\n")
         digests = {n: hashlib.sha256(f.read_bytes()).hexdigest() for n, f in candidate.files.items() if n.endswith(".py")}
         assert len(list(FILE_CHECKS["known sources"](candidate))) == 3
         table.write_text(json.dumps({"model": {"0.0.1": digests}, "kernel": {}}))

@@ -411,7 +411,7 @@ def test_kernel(hub, run):
     assert b'get_kernel("someone/inhibitor"' in head.files["README.md"]
     assert {"build.toml", "build/torch-cuda/metadata.json", "torch-ext/inhibitor/__init__.py"} <= head.files.keys()
     assert hub.repository("someone/inhibitor", "kernels").private
-    source = "build/torch-cpu/inhibitor_naive.py"
+    source = "build/torch-cpu/reference.py"
     hub.put("someone/inhibitor", {source: head.files[source] + b"\n"}, branch="v0", kind="kernels")
     code, out, _ = run("--kernel", "--verify", "someone/inhibitor@v0")
     assert code == 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from inhibidistilbert import inhibitor_attention
-from inhibidistilbert.kernels import inhibitor_triton
+from inhibidistilbert.kernels.triton import launch
 from inhibidistilbert.support.errors import UserError
 from inhibidistilbert.testing import device_checks
 from inhibidistilbert.testing.device_checks import (
@@ -23,7 +23,7 @@ from inhibidistilbert.testing.device_checks import (
 )
 from inhibidistilbert.testing.reference import run, visible_keys
 
-pytestmark = pytest.mark.skipif(inhibitor_triton.triton is None, reason="triton is not installed")
+pytestmark = pytest.mark.skipif(launch.triton is None, reason="triton is not installed")
 
 SMALL = {"batch": 1, "heads": 1, "length": 16, "size": 16}
 

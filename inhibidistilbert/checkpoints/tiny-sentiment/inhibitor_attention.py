@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .inhibitor_blocked import torch_inhibitor_attention
 from .inhibitor_checks import check_attn_mask, check_inference, check_key_mask, check_scalars, check_tensors
-from .inhibitor_cpu import cpu_attention, cpu_refusal
-from .inhibitor_cpu_int8 import int8_attention, int8_refusal
+from .inhibitor_cpu_attention import cpu_attention, cpu_refusal
+from .inhibitor_cpu_int8_attention import int8_attention, int8_refusal
 from .inhibitor_masks import KeyMasks
 from .inhibitor_memory import INPUTS, check_memory, has_tangent, untraced
-from .inhibitor_naive import naive_inhibitor_attention
 from .inhibitor_notice import say_slow
 from .inhibitor_quantized import LARGEST_KEYS, quantized_inhibitor_attention
-from .inhibitor_torch import torch_inhibitor_attention
+from .inhibitor_reference import naive_inhibitor_attention
 
 _NO_SCORES = "it returns no scores"
 
@@ -27,7 +27,7 @@ class Backend(NamedTuple):
     load: imports it, if that takes long, and returns it: what `register_backend` makes, or, without a `refusal`, a function
         of the signature of `torch_inhibitor_attention`.
     refusal: why it cannot take such a query, None where it can. Without this function it takes every call.
-    int8: the form for `quantized=True`; without one such calls take plain torch.
+    int8: the form for `quantized=True`, for the same devices; without one such calls take plain torch.
     """
 
     devices: tuple[str, ...]
@@ -37,13 +37,13 @@ class Backend(NamedTuple):
 
 
 def _triton() -> Callable[..., Tensor]:
-    from .inhibitor_triton import triton_attention
+    from .inhibitor_triton_launch import triton_attention
 
     return triton_attention
 
 
 def _triton_refusal(query: Tensor) -> str | None:
-    from .inhibitor_triton import triton_refusal
+    from .inhibitor_triton_launch import triton_refusal
 
     return triton_refusal(query)
 
@@ -52,7 +52,7 @@ BACKENDS = {
     "naive": Backend((), lambda: naive_inhibitor_attention),
     "torch": Backend((), lambda: torch_inhibitor_attention),
     "triton": Backend(("cuda",), _triton, _triton_refusal),
-    "cpu": Backend(("cpu",), lambda: cpu_attention, cpu_refusal, Backend(("cpu",), lambda: int8_attention, int8_refusal)),
+    "cpu": Backend(("cpu",), lambda: cpu_attention, cpu_refusal, Backend((), lambda: int8_attention, int8_refusal)),
 }
 
 
@@ -204,7 +204,7 @@ def inhibitor_attention(
         signed: let negative values pass as well.
         causal: query i sees the keys j <= i + N - M.
         quantized: int8 inference, without gradients: queries, keys and values are rounded to grids of 8 bits (and a sign) of
-            each head of each sequence, as `inhibitor_quantized` defines it. Compiled for CPUs; elsewhere in plain torch.
+            each head of each sequence, as `quantized.py` defines it. Compiled for CPUs; elsewhere in plain torch.
         return_scores: also return Z.
         backend: `"auto"` (the best one for the tensors' device), `"triton"` (fused, for GPUs), `"cpu"` (compiled for this
             processor), `"torch"` (blocked, memory-lean, explicit gradients) or `"naive"` (the definition). Calls with

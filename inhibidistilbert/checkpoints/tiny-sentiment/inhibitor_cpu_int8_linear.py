@@ -4,22 +4,21 @@ Each row of x is rounded to 8 bits on a grid of its own as it comes: `x = step *
 `y = (x8 @ weight.T) * step * weight_scale + bias`, the product in whole numbers.
 """
 
-import struct
 from collections.abc import Callable
-from ctypes import addressof, create_string_buffer
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.functional import linear, pad
 
-from .inhibitor_cpu_int8_linear_ir import BLOCK, LARGEST, block_rows, int8_linear_ir, panel, workspace_size
-from .inhibitor_cpu_jit import Machine, entry, host_machine, refusal
-from .inhibitor_cpu_threads import run_on_threads
 from .inhibitor_custom_op import op_namespace
+from .inhibitor_llvm_jit import Machine, entry, host_machine
 from .inhibitor_memory import check_memory, has_tangent, untraced
 from .inhibitor_notice import say_slow
 from .inhibitor_quantized import SMALLEST
+from .inhibitor_cpu_code_int8_linear import LARGEST, block_rows, int8_linear_ir, panel, workspace_size
+from .inhibitor_cpu_launch import Plan, pack, problem, run
 
 # Inputs whose products a sum of 32 bits holds.
 LARGEST_DEPTH = (2**31 - 1) // LARGEST**2
@@ -41,22 +40,17 @@ def plain_int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Ten
     return (linear(x8.to(exact), weight.to(exact)).float() * (reach * (1 / LARGEST)) * weight_scale + bias).to(x.dtype)
 
 
-def _multiply(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, output: Tensor) -> None:
-    """x `(rows, depth)` and output `(rows, width)` float32, all as the code wants it."""
-    rows, depth = x.shape
-    width, chosen = weight.shape[0], machine()
-    size = block_rows(chosen, rows)
+@lru_cache(maxsize=4096)
+def _plan(machine: Machine, rows: int, depth: int, width: int, row_stride: int, threads: int) -> Plan:
+    size = block_rows(machine, rows)
     blocks = -(-rows // size)
-    threads = min(torch.get_num_threads(), -(-rows * depth * width // _WORTH_A_THREAD))
+    threads = min(threads, -(-rows * depth * width // _WORTH_A_THREAD))
     # With few rows the threads share their outputs; each then quantizes the rows anew.
-    parts = min(width // panel(chosen), -(-threads // blocks)) if blocks < 4 * threads else 1
+    parts = min(width // panel(machine), -(-threads // blocks)) if blocks < 4 * threads else 1
     threads = min(threads, blocks * parts)
-    memory = workspace_size(chosen, size, depth)
-    workspace = torch.empty(threads * memory, dtype=torch.uint8)
-    counts = (0, 0, blocks * parts, parts, workspace.data_ptr(), memory, rows, size, depth, width)
-    places = (x.data_ptr(), x.stride(0), *(tensor.data_ptr() for tensor in (weight, weight_scale, bias, output)))
-    block = create_string_buffer(struct.pack(f"{len(BLOCK)}q", *counts, *places))
-    run_on_threads(entry("int8_linear", int8_linear_ir, chosen), addressof(block), threads)
+    memory = workspace_size(machine, size, depth)
+    words = (blocks * parts, parts, memory, rows, size, depth, width, row_stride)
+    return Plan(entry("int8_linear", int8_linear_ir, machine), pack(words), threads, threads * memory)
 
 
 def _linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
@@ -72,7 +66,9 @@ def _linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Te
     if rows.stride(-1) != 1:
         rows = rows.contiguous()
     output = torch.empty(rows.shape[0], width + more, dtype=torch.float32)
-    _multiply(rows, weight.contiguous(), weight_scale.float().contiguous(), bias.float().contiguous(), output)
+    plan = _plan(machine(), *rows.shape, width + more, rows.stride(0), torch.get_num_threads())
+    others = weight.contiguous(), weight_scale.float().contiguous(), bias.float().contiguous()
+    run(plan, (), (), (rows, *others, output))
     return output[:, :width].to(x.dtype).contiguous().view(*x.shape[:-1], width)
 
 
@@ -82,12 +78,6 @@ _compiled_int8_linear = torch.library.custom_op(f"{op_namespace(__name__, __file
 @_compiled_int8_linear.register_fake
 def _(x, weight, weight_scale, bias):
     return x.new_empty(*x.shape[:-1], weight.shape[0])
-
-
-@torch.compiler.assume_constant_result
-def _problem() -> str | None:
-    """Why nothing can be compiled; torch.compile takes the answer, and does not look into how it is found."""
-    return refusal(machine, ("int8_linear", int8_linear_ir))
 
 
 def _check(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> None:
@@ -138,4 +128,4 @@ def _refusal(x: Tensor, weight: Tensor) -> str | None:
         return "there is one for CPUs alone"
     if weight.shape[1] > LARGEST_DEPTH:
         return f"it takes up to {LARGEST_DEPTH} inputs, and these are {weight.shape[1]}"
-    return _problem()
+    return problem(machine, ("int8_linear", int8_linear_ir))

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .inhibitor_blocked import first_order_only
 from .inhibitor_memory import has_tangent, untraced
-from .inhibitor_torch import first_order_only
 
 
 def like_heads(x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import logging
 
 import torch
 
-from .inhibitor_cpu_jit import CompilerUnavailable, host_machine
+from .inhibitor_llvm_jit import CompilerUnavailable, host_machine
 
 logger = logging.getLogger(__name__)
 

@@ -35,8 +35,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .inhibitor_blocked import _distances, _query_blocks, without_hidden
 from .inhibitor_masks import KeyMasks
-from .inhibitor_torch import _distances, _query_blocks, without_hidden
 
 LEVELS = 255
 # Values below this are 0 to their grid: its reciprocal must not overflow.

@@ -1,0 +1,235 @@
+"""The backward pass: panel by panel of queries the scores again, then the gradients of everything that made them.
+
+Nothing is divided by beta or gamma. With dZ and dv before their factor beta: dbeta = sum v · dv + sum Z · dZ,
+dalpha = beta · sum dS, dgamma = beta · sum dS · (D - mean) / sqrt(d), where dS has not been centred yet.
+"""
+
+from .inhibitor_llvm_builder import F32, I8, I32, I64, PTR
+from .inhibitor_llvm_jit import Machine
+from .inhibitor_cpu_code_fields import BACKWARD_FIELDS
+from .inhibitor_cpu_code_forward import (
+    HeadSizes,
+    call_score_tile,
+    define_begin_head,
+    define_entry,
+    define_prefetch,
+    note_flaws,
+    pack_key_panel,
+    pack_query_panel,
+    set_sizes,
+)
+from .inhibitor_cpu_code_panels import Generator, call, define_panels, gather, head_of, transposed
+from .inhibitor_cpu_code_tiles import FULLY_INHIBITED, SMALLEST_DIFFERENCE, Rows, define_backward_tiles
+
+
+def _define_pack_head(g: Generator) -> None:
+    with g.routine("pack_head", batch=I64, key=PTR, value=PTR) as (f, block, state, batch, key, source):
+        padded_size, row_stride = block.integer("padded_size"), block.integer("padded_keys") * g.lanes
+        sizes = HeadSizes.none(f, g)
+        with f.loop(0, state.integer("visible"), g.lanes) as j:
+            gather(f, block, state, "key", key, j)
+            pack_key_panel(f, g, block, state, j, sizes)
+            call(f, block, state, "pack_rows", state.pointer("key_rows").at(j * g.lanes), row_stride)
+            gather(f, block, state, "value", source, j, zeros=True)
+            call(f, block, state, "drop_rows", batch, j)
+            panels = (state.pointer(name).at(j * padded_size) for name in ("values", "value_signs"))
+            call(f, block, state, "pack_transposed_values", *panels)
+            sizes.add_values(state.pointer("norms").load(g.vector))
+        set_sizes(f, g, block, state, sizes)
+        with f.loop(0, block.integer("padded_keys") * padded_size, g.lanes) as k:
+            state.pointer("key_grads").store(g.zero(f), k)
+            state.pointer("value_grads").store(g.zero(f), k)
+
+
+def _define_pack_queries(g: Generator) -> None:
+    """The panel at `first`, and its incoming gradients; rows beyond the last have none."""
+    parameters = {"batch": I64, "head": I64, "first": I64}
+    with g.routine("pack_queries", **parameters) as (f, block, state, batch, head, first):
+        gather(f, block, state, "grad_output", head_of(block, "grad_output", batch, head), first, zeros=True)
+        unused = state.pointer("query_halves")
+        call(f, block, state, "pack_transposed", state.pointer("grads"), unused, state.pointer("zeros"))
+        note_flaws(f, block, f.sum_of_lanes(state.pointer("norms").load(g.vector)))
+        gather(f, block, state, "query", head_of(block, "query", batch, head), first)
+        call(f, block, state, "pack_rows", state.pointer("query_rows"), f.integer(g.lanes * g.lanes))
+        call(f, block, state, "count_keys", first)
+        state.pointer("means").store(g.zero(f))
+        with f.when(block.flag("centered")):
+            queries = block.integer("queries")
+            means = block.pointer("mean").at((batch * block.integer("heads") + head) * queries)
+            with f.loop(0, g.lanes) as r:
+                query = first + r
+                state.pointer("means").store(means.load(F32, (query < queries).where(query, queries - 1)), r)
+
+
+def _define_hide_future(g: Generator) -> None:
+    """At the keys of the panel at `first` that a query does not see it is fully inhibited: no gradient passes."""
+    with g.routine("hide_future", first=I64) as (f, _, state, first):
+        lanes = f.lane_numbers(g.lanes) + g.splat(f, first.convert("trunc", I32))
+        with f.loop(0, g.lanes) as r:
+            seen = lanes < g.splat(f, state.pointer("counts").load(I32, r))
+            place = state.pointer("scores").at((first + r) * g.lanes)
+            place.store(seen.where(place.load(g.vector), f.number(g.vector, FULLY_INHIBITED)))
+
+
+def _define_score_gradients(g: Generator) -> None:
+    """Scores of a panel, then the gradients of its values and, in `distances`, of its scores before the centring."""
+    with g.routine("score_gradients", direct=I64, keys=PTR, rows=I64) as (f, block, state, direct, keys, rows):
+        padded_size, size = block.integer("padded_size"), block.integer("size")
+        with f.loop(0, g.lanes) as r:
+            state.pointer("row_sums").store(g.zero(f), r * g.lanes)
+        with f.loop(0, state.integer("most"), g.lanes) as j:
+            scores, distances = (state.pointer(name).at(j * g.lanes) for name in ("scores", "distances"))
+            arguments = (
+                *(Rows(state.pointer("query"), 1), keys.at(j * padded_size)),
+                *(Rows(state.pointer("query_halves"), 1), state.pointer("key_halves").at(j)),
+                *(Rows(state.pointer("means"), 1), Rows(scores, g.lanes), Rows(distances, g.lanes)),
+                *(size, block.number("one"), state.number("slope"), state.number("alpha")),
+            )
+            # Queries beyond the last repeat it, and have no gradients.
+            call_score_tile(f, g, "centered_scores", direct.differs(0), f.integer(g.lanes), *arguments)
+            with f.when(block.flag("causal") & (j + g.lanes > state.integer("least"))):
+                call(f, block, state, "hide_future", j)
+            panels = [state.pointer(name).at(j * padded_size) for name in ("values", "value_signs", "value_grads")]
+            with f.loop(0, rows, g.gradient_rows) as first:
+                grads, skipped = state.pointer("grads").at(first), first * g.lanes
+                results = (x.at(skipped) for x in (scores, distances, state.pointer("row_sums")))
+                arguments = (grads, grads, *panels, *results, state.pointer("totals"), size)
+                f.call(f"value_gradients_{g.gradient_rows}", *arguments)
+
+
+def _define_center_gradients(g: Generator) -> None:
+    """The gradients of the scores after the centring, times what the tile of the keys expects; 0 at invisible keys."""
+    with g.routine("center_gradients", rows=I64) as (f, block, state, rows), f.loop(0, rows) as r:
+        count = state.pointer("counts").load(I32, r)
+        total = f.sum_of_lanes(state.pointer("row_sums").load(g.vector, r * g.lanes))
+        some = (count > 0).where(count, f.number(I32, 1)).convert("sitofp", F32)
+        mean = g.splat(f, block.flag("centered").where(total / some, f.number(F32, 0.0)))
+        counts, lanes = g.splat(f, count), f.lane_numbers(g.lanes)
+        with f.loop(0, state.integer("most"), g.lanes) as j:
+            place = state.pointer("distances").at((j + r) * g.lanes)
+            seen = lanes + g.splat(f, j.convert("trunc", I32)) < counts
+            x = (place.load(g.vector) - mean) * (1 / SMALLEST_DIFFERENCE)
+            place.store(seen.where(x, g.zero(f)))
+
+
+def _define_query_gradients(g: Generator) -> None:
+    """Adds to the gradients of the keys, and gathers those of the panel's queries in `outputs`."""
+    with g.routine("query_gradients", rows=I64) as (f, block, state, rows):
+        gradients = state.pointer("distances")
+        with f.loop(0, block.integer("padded_size"), g.lanes) as k:
+            keys, key_grads = (state.pointer(n).at(k * block.integer("padded_keys")) for n in ("key_rows", "key_grads"))
+            with f.loop(0, rows, g.gradient_rows) as first:
+                skipped = first * g.lanes
+                queries, outputs = (state.pointer(n).at(k * g.lanes + skipped) for n in ("query_rows", "outputs"))
+                mine = gradients.at(skipped)
+                arguments = (queries, keys, key_grads, mine, mine, outputs, state.integer("most"))
+                f.call(f"key_gradients_{g.gradient_rows}", *arguments)
+
+
+def _define_panel(g: Generator) -> None:
+    """One panel of queries, from `first` on."""
+    parameters = {"batch": I64, "head": I64, "first": I64, "key": PTR}
+    with g.routine("backward_panel", **parameters) as (f, block, state, batch, head, first, key):
+        left = block.integer("queries") - first
+        rows = (left < g.lanes).where(left, f.integer(g.lanes))
+        call(f, block, state, "pack_queries", batch, head, first)
+        direct, keys = pack_query_panel(f, block, state, key, g)
+        call(f, block, state, "score_gradients", direct.convert("zext", I64), keys, rows)
+        call(f, block, state, "center_gradients", rows)
+        call(f, block, state, "query_gradients", rows)
+        destination = head_of(block, "grad_query", batch, head)
+        with f.loop(0, rows) as r:
+            row = destination.at((first + r) * block.integer("grad_query_l"), I8)
+            factor = state.number("beta") * state.number("slope")
+            call(
+                f,
+                block,
+                state,
+                "store_row",
+                state.pointer("outputs").at(r * g.lanes),
+                f.integer(g.lanes * g.lanes),
+                factor,
+                row,
+            )
+
+
+def _define_store_keys(g: Generator) -> None:
+    """The gradients of keys and values; zeros where a key is not visible."""
+    with g.routine("store_keys", batch=I64, grad_key=PTR, grad_value=PTR) as (f, block, state, batch, grad_key, grad_value):
+        padded_size, beta = block.integer("padded_size"), state.number("beta")
+        with f.when(block.flag("padding")):
+            mask = block.pointer("padding").at(batch * block.integer("padding_b"), I8)
+            with f.loop(0, block.integer("keys")) as token:
+                hidden = mask.at(token * block.integer("padding_l"), I8).load(I8).equals(0)
+                with f.when(hidden):
+                    for tensor, place in (("grad_key", grad_key), ("grad_value", grad_value)):
+                        row = place.at(token * block.integer(f"{tensor}_l"), I8)
+                        zeros, zero = state.pointer("zeros"), f.number(F32, 0.0)
+                        call(f, block, state, "store_row", zeros, f.integer(g.lanes), zero, row)
+        factor = f.number(F32, 0.0) - state.number("slope") * beta
+        with f.loop(0, state.integer("visible")) as j:
+            token = state.pointer("index").load(I32, j).convert("zext", I64)
+            row = grad_key.at(token * block.integer("grad_key_l"), I8)
+            source = state.pointer("key_grads").at(j * g.lanes)
+            call(f, block, state, "store_row", source, block.integer("padded_keys") * g.lanes, factor, row)
+            with f.when((j % g.lanes).equals(0)):
+                call(f, block, state, "turn_value_grads", j)
+            row = grad_value.at(token * block.integer("grad_value_l"), I8)
+            source = state.pointer("fetched").at(j % g.lanes * padded_size)
+            call(f, block, state, "store_row", source, f.integer(g.lanes), beta, row)
+
+
+def _define_turn_value_grads(g: Generator) -> None:
+    """The panel at `first`, as rows into `fetched`; what it adds to the gradient of beta."""
+    with g.routine("turn_value_grads", first=I64) as (f, block, state, first):
+        padded_size, fetched = block.integer("padded_size"), state.pointer("fetched")
+        panels = [state.pointer(n).at(first * padded_size) for n in ("value_grads", "values", "value_signs")]
+        total = f.variable(g.zero(f))
+        with f.loop(0, padded_size, g.lanes) as k:
+            columns = []
+            for channel in range(g.lanes):
+                grad, size, sign = (panel.load(g.vector, (k + channel) * g.lanes) for panel in panels)
+                total.value = f.fma(grad, size * sign, total.value)
+                columns.append(grad)
+            for r, row in enumerate(transposed(f, columns)):
+                fetched.at(k).store(row, padded_size * r)
+        place = state.pointer("totals").at(g.lanes)
+        place.store(place.load(g.vector) + total.value)
+
+
+def _define_item(g: Generator) -> None:
+    """A whole head: what its keys get comes from all its queries."""
+    with g.routine("backward_item", item=I64) as (f, block, state, item):
+        batch, head = item // block.integer("heads"), item % block.integer("heads")
+        names = ("key", "value", "grad_key", "grad_value")
+        key, value, grad_key, grad_value = (head_of(block, name, batch, head) for name in names)
+        totals = state.pointer("totals")
+        for number in range(3):
+            totals.store(g.zero(f), number * g.lanes)
+        call(f, block, state, "begin_head", batch, head, key)
+        with f.when(state.integer("visible") > 0):
+            call(f, block, state, "pack_head", batch, key, value)
+        with f.loop(0, block.integer("queries"), g.lanes) as first:
+            call(f, block, state, "prefetch", item, first)
+            call(f, block, state, "backward_panel", batch, head, first, key)
+        call(f, block, state, "store_keys", batch, grad_key, grad_value)
+        sums, beta = block.pointer("sums").at(item * 3), state.number("beta")
+        factors = (beta, f.number(F32, 1.0), beta * block.number("root"))
+        for number, factor in enumerate(factors):
+            sums.store(f.sum_of_lanes(totals.load(g.vector, number * g.lanes)) * factor, number)
+
+
+def backward_ir(machine: Machine) -> str:
+    """The module that exports `backward`."""
+    g = Generator(machine, BACKWARD_FIELDS)
+    define_panels(g)
+    define_backward_tiles(g)
+    define_begin_head(g)
+    define_prefetch(g, reads=("query", "key", "value", "grad_output"), writes=("grad_query", "grad_key", "grad_value"))
+    for define in (
+        *(_define_pack_head, _define_pack_queries, _define_hide_future, _define_score_gradients, _define_center_gradients),
+        *(_define_query_gradients, _define_panel, _define_turn_value_grads, _define_store_keys, _define_item),
+    ):
+        define(g)
+    define_entry(g, "backward")
+    return g.module.text()

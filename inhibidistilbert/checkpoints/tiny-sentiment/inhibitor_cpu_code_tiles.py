@@ -1,0 +1,207 @@
+"""The inner loops: everything that is done queries · keys · channels times.
+
+A tile is a column of vectors, `height` rows of accumulators in registers. Each step takes one number of a row's operand
+from memory, where a processor with AVX-512 broadcasts it within the instruction, and one vector that all rows share.
+What is packed for the tiles is at unit stride, `lanes` numbers a step.
+"""
+
+from dataclasses import dataclass
+
+from .inhibitor_llvm_builder import F32, I64, PTR, Function, Value
+from .inhibitor_cpu_code_panels import Generator, tree_sum
+
+# Stands at invisible keys: no value is larger, and 0 times it is 0.
+FULLY_INHIBITED = 3.0e38
+
+# Distances are summed over so many channels at a time, and then those sums: short sums have small rounding errors.
+_CHANNELS = 128
+
+# The slope by which signs are read off differences: differences below it count in part. A power of two.
+SMALLEST_DIFFERENCE = 2.0**-80
+
+
+def heights(g: Generator) -> tuple[int, ...]:
+    """Heights of forward tiles, the tallest first."""
+    return (g.lanes, g.lanes // 2, g.lanes // 4) if g.tile_rows == g.lanes else (g.tile_rows,)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The address of something of a tile's first row, `each` floats a row."""
+
+    first: Value
+    each: int
+
+
+def call_tile(f: Function, g: Generator, name: str, rows: Value, *arguments: Value | Rows) -> None:
+    """The tile `name` of the smallest height that holds the rows of a panel, `rows` of them if they are so few, or the
+    tallest as often as it takes; what is computed beyond the rows must do no harm."""
+    with f.loop(0, (rows < g.lanes).where(rows, f.integer(g.lanes)), g.tile_rows) as row:
+        here = [x.first.at(row * x.each) if isinstance(x, Rows) else x for x in arguments]
+        left = rows - row
+        for height, smaller in zip(heights(g), (*heights(g)[1:], 0), strict=True):
+            fits = left > smaller
+            if height < g.tile_rows:
+                fits = fits & (left <= height)
+            with f.when(fits):
+                f.call(f"{name}_{height}", *here)
+
+
+def _define_score_tile(g: Generator, kind: str, plain: bool, height: int) -> None:
+    """Manhattan distances of `height` rows of panel a to the lanes of panel b, and what becomes of them.
+
+    In the end 2 · sum max(a, b) - sum a - sum b, from which half is accumulated; `plain`: sum |a - b|. `kind`:
+    - "sums": the accumulators, and added to `extra` their sum over the rows;
+    - "scores": Z = relu(slope · distance + alpha);
+    - "centered_scores": Z of the distance minus the row's `extra`, and to `distances` that difference.
+    """
+    pointers = ("a", "b", "a_halves", "b_halves", "extra", "out", "distances")
+    parameters = dict.fromkeys(pointers, PTR) | {"depth": I64, "one": F32, "slope": F32, "alpha": F32}
+    name = f"{kind}_{'plain' if plain else 'shifted'}_{height}"
+    with g.module.function(name, parameters) as (f, a, b, a_halves, b_halves, extra, out, distances, depth, one, *rest):
+        ones, lane_halves = g.splat(f, one), b_halves.load(g.vector)
+        sums = []
+        for r in range(height):
+            start = g.zero(f) if plain else lane_halves + g.splat(f, a_halves.load(F32, r))
+            sums.append(f.variable(start))
+
+        def accumulate(first: Value, last: Value) -> None:
+            with f.loop(first, (last < depth).where(last, depth)) as k:
+                shared = b.load(g.vector, k * g.lanes)
+                for r in range(height):
+                    row = g.splat(f, a.load(F32, k * g.lanes + r))
+                    step = f.absolute(shared - row) if plain else f.larger(shared, row)
+                    sums[r].value = f.fma(step, ones, sums[r].value)
+
+        accumulate(f.integer(0), f.integer(_CHANNELS))
+        with f.when(depth > _CHANNELS):
+            before = [f.variable(x.value) for x in sums]
+            with f.loop(_CHANNELS, depth, _CHANNELS) as first:
+                for x in sums:
+                    x.value = g.zero(f)
+                accumulate(first, first + _CHANNELS)
+                for x, total in zip(sums, before, strict=True):
+                    total.value = total.value + x.value
+            for x, total in zip(sums, before, strict=True):
+                x.value = total.value
+        scale = f.number(g.vector, 1.0 if plain else 2.0)
+        slope, alpha = (g.splat(f, x) for x in rest)
+        done = [x.value for x in sums]
+        if kind == "sums":
+            total = tree_sum(done)
+            extra.store(extra.load(g.vector) + total)
+        for r, x in enumerate(done):
+            if kind == "centered_scores":
+                x = f.fma(x, scale, g.zero(f) - g.splat(f, extra.load(F32, r)))
+                distances.store(x, r * g.lanes)
+                x = g.relu(f, f.fma(x, slope, alpha))
+            elif kind == "scores":
+                x = g.relu(f, f.fma(x * scale, slope, alpha))
+            out.store(x, r * g.lanes)
+
+
+def _define_value_tile(g: Generator, height: int) -> None:
+    """Adds to `height` rows of outputs `sums` minus sum over the keys of clamp(v, -Z, Z): the soft-thresholded values.
+
+    Where no one instruction clamps, the smaller magnitude is taken, and times the sign added in one.
+    """
+    parameters = {"z": PTR, "values": PTR, "signs": PTR, "sums": PTR, "outputs": PTR, "count": I64, "one": F32}
+    with g.module.function(f"values_{height}", parameters) as (f, z, values, signs, sums, outputs, count, one):
+        ones = g.splat(f, one)
+        inhibited = [f.variable(g.zero(f)) for _ in range(height)]
+        with f.loop(0, count) as j:
+            shared = values.load(g.vector, j * g.lanes)
+            factor = ones if g.wide else signs.load(g.vector, j * g.lanes)
+            for r in range(height):
+                bound = g.splat(f, z.load(F32, j * g.lanes + r))
+                clamped = g.clamp(f, shared, bound) if g.wide else f.smaller(shared, bound)
+                inhibited[r].value = f.fma(clamped, factor, inhibited[r].value)
+        everything = sums.load(g.vector)
+        for r in range(height):
+            outputs.store(outputs.load(g.vector, r * g.lanes) + (everything - inhibited[r].value), r * g.lanes)
+
+
+def _define_value_gradient_tile(g: Generator, height: int) -> None:
+    """For `height` queries and one panel of keys, with passes = |v| > Z:
+
+    - adds sum over the queries of g · passes to `value_grads[channel][lane = key]`;
+    - dZ = -sum over the channels of sign(v) · g · passes, of which the gradients of the scores before the relu replace
+      `distances`, and are added to `row_sums`; to `totals` what alpha, beta and gamma get from them.
+
+    g: `grads[channel][query]`, given twice: a number that is used twice is then taken from memory twice, not kept.
+    """
+    names = ("grads", "same_grads", "values", "signs", "value_grads", "z", "distances", "row_sums", "totals")
+    with g.module.function(f"value_gradients_{height}", dict.fromkeys(names, PTR) | {"size": I64}) as (f, *rest):
+        grads, same_grads, values, signs, value_grads, z, distances, row_sums, totals, size = rest
+        shifts = [z.load(g.vector, r * g.lanes) for r in range(height)]
+        dz = [f.variable(g.zero(f)) for _ in range(height)]
+        with f.loop(0, size) as k:
+            magnitude, sign = values.load(g.vector, k * g.lanes), signs.load(g.vector, k * g.lanes)
+            dv = value_grads.load(g.vector, k * g.lanes)
+            for r in range(height):
+                passes = magnitude > shifts[r]
+                grad = g.splat(f, grads.load(F32, k * g.lanes + r))
+                if g.wide:  # additions under a mask
+                    dv = passes.where(dv + grad, dv)
+                    again = g.splat(f, same_grads.load(F32, k * g.lanes + r))
+                    dz[r].value = passes.where(f.fma(sign, again, dz[r].value), dz[r].value)
+                else:
+                    passed = passes.where(grad, g.zero(f))
+                    dv = dv + passed
+                    dz[r].value = f.fma(sign, passed, dz[r].value)
+            value_grads.store(dv, k * g.lanes)
+        alpha, beta, gamma = (g.zero(f) for _ in range(3))
+        for r in range(height):
+            gradient = g.zero(f) - dz[r].value
+            beta = f.fma(shifts[r], gradient, beta)
+            gradient = (shifts[r] > 0.0).where(gradient, g.zero(f))
+            alpha = alpha + gradient
+            gamma = f.fma(gradient, distances.load(g.vector, r * g.lanes), gamma)
+            distances.store(gradient, r * g.lanes)
+            row_sums.store(row_sums.load(g.vector, r * g.lanes) + gradient, r * g.lanes)
+        for number, x in enumerate((alpha, beta, gamma)):
+            totals.store(totals.load(g.vector, number * g.lanes) + x, number * g.lanes)
+
+
+def _define_key_gradient_tile(g: Generator, height: int) -> None:
+    """For `height` queries, one block of channels and `count` keys, with s = sign(q - k), 0 where they are equal:
+    adds dS · s to `key_grads[key]`, and stores its sum over the keys in `outputs[query]`.
+
+    `scores[panel of keys][query][lane = key]`, given twice as in `_define_value_gradient_tile`: dS divided by
+    `SMALLEST_DIFFERENCE`, since that is what differences are clamped to instead of 1.
+    """
+    names = ("queries", "keys", "key_grads", "scores", "same_scores", "outputs")
+    with g.module.function(f"key_gradients_{height}", dict.fromkeys(names, PTR) | {"count": I64}) as (f, *rest):
+        queries, keys, key_grads, scores, same_scores, outputs, count = rest
+        rows = [queries.load(g.vector, r * g.lanes) for r in range(height)]
+        dq = [f.variable(g.zero(f)) for _ in range(height)]
+        tiny = f.number(g.vector, SMALLEST_DIFFERENCE)
+        with f.loop(0, count, g.lanes) as panel:
+            left = count - panel
+            with f.loop(0, (left < g.lanes).where(left, f.integer(g.lanes))) as lane:
+                place, at = (panel + lane) * g.lanes, panel * g.lanes + lane
+                key, dk = keys.load(g.vector, place), key_grads.load(g.vector, place)
+                for r in range(height):
+                    sign = g.clamp(f, rows[r] - key, tiny)
+                    dk = f.fma(sign, g.splat(f, scores.load(F32, at + r * g.lanes)), dk)
+                    again = g.splat(f, same_scores.load(F32, at + r * g.lanes))
+                    dq[r].value = f.fma(sign, again, dq[r].value)
+                key_grads.store(dk, place)
+        for r in range(height):
+            outputs.store(dq[r].value, r * g.lanes)
+
+
+def define_forward_tiles(g: Generator) -> None:
+    for height in heights(g):
+        for plain in (False, True):
+            _define_score_tile(g, "sums", plain, height)
+            _define_score_tile(g, "scores", plain, height)
+        _define_value_tile(g, height)
+
+
+def define_backward_tiles(g: Generator) -> None:
+    for height in heights(g):
+        for plain in (False, True):
+            _define_score_tile(g, "centered_scores", plain, height)
+    _define_value_gradient_tile(g, g.gradient_rows)
+    _define_key_gradient_tile(g, g.gradient_rows)

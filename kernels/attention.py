@@ -1,0 +1,234 @@
+"""Inhibitor attention, the public operator: checks its arguments and chooses a backend."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .blocked import torch_inhibitor_attention
+from .checks import check_attn_mask, check_inference, check_key_mask, check_scalars, check_tensors
+from .cpu.attention import cpu_attention, cpu_refusal
+from .cpu.int8_attention import int8_attention, int8_refusal
+from .masks import KeyMasks
+from .memory import INPUTS, check_memory, has_tangent, untraced
+from .notice import say_slow
+from .quantized import LARGEST_KEYS, quantized_inhibitor_attention
+from .reference import naive_inhibitor_attention
+
+_NO_SCORES = "it returns no scores"
+
+
+class Backend(NamedTuple):
+    """A form of the operator.
+
+    devices: the types of device whose tensors `"auto"` gives it.
+    load: imports it, if that takes long, and returns it: what `register_backend` makes, or, without a `refusal`, a function
+        of the signature of `torch_inhibitor_attention`.
+    refusal: why it cannot take such a query, None where it can. Without this function it takes every call.
+    int8: the form for `quantized=True`, for the same devices; without one such calls take plain torch.
+    """
+
+    devices: tuple[str, ...]
+    load: Callable[[], Callable[..., Any]]
+    refusal: Callable[[Tensor], str | None] | None = None
+    int8: "Backend | None" = None
+
+
+def _triton() -> Callable[..., Tensor]:
+    from .triton.launch import triton_attention
+
+    return triton_attention
+
+
+def _triton_refusal(query: Tensor) -> str | None:
+    from .triton.launch import triton_refusal
+
+    return triton_refusal(query)
+
+
+BACKENDS = {
+    "naive": Backend((), lambda: naive_inhibitor_attention),
+    "torch": Backend((), lambda: torch_inhibitor_attention),
+    "triton": Backend(("cuda",), _triton, _triton_refusal),
+    "cpu": Backend(("cpu",), lambda: cpu_attention, cpu_refusal, Backend((), lambda: int8_attention, int8_refusal)),
+}
+
+
+def _accumulated(scalar: float | Tensor, name: str, query: Tensor, dtype: torch.dtype) -> Tensor:
+    """`scalar` as a `(1 or H,)` tensor of `dtype`, that of the accumulation."""
+    if not isinstance(scalar, Tensor):
+        return torch.full((1,), float(scalar), dtype=dtype, device=query.device)
+    if scalar.ndim == 1 and scalar.dtype == dtype and scalar.device == query.device:
+        return scalar  # as it comes from a module: the conversions would cost as much as a small call's arithmetic
+    if untraced(scalar):
+        check_memory((name,), (scalar,))
+    return scalar.to(device=query.device, dtype=dtype).reshape(-1)
+
+
+def _plain_operations_only(*inputs: Tensor) -> bool:
+    """Whether something is at work that cannot look into an `autograd.Function`.
+
+    That is torch.jit.trace, a transform of torch.func, or forward-mode differentiation of one of the inputs.
+    """
+    if forward_ad._current_level >= 0 and has_tangent(*inputs):
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    return torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+
+
+def _choose(backend: str, query: Tensor, needs_plain: str | None, quantized: bool) -> tuple[Callable[..., Any], bool]:
+    """The operator for this call, and whether it is a compiled one; `needs_plain` says what only the others can do.
+
+    Raises:
+        ValueError: the backend that was asked for cannot take these tensors.
+    """
+    device, plain = query.device.type, BACKENDS["torch"]
+    chosen = plain if backend == "auto" else BACKENDS[backend]
+    if backend == "auto" and not torch.compiler.is_exporting():
+        for each in BACKENDS.values():
+            if device in each.devices:
+                chosen = each
+                break
+        else:
+            say_slow(device, "there is no compiled form for it")
+    if chosen.refusal is None:
+        return chosen.load(), False
+    reason = needs_plain
+    if reason is None:
+        form = chosen.int8 if quantized else chosen
+        if form is None:
+            reason = "it has no int8 form"
+        elif form.refusal is None or (reason := form.refusal(query)) is None:
+            return form.load(), True
+        if backend != "auto":
+            raise ValueError(f"backend={backend!r} cannot be used here: {reason}.")
+    if reason != _NO_SCORES:  # whoever wants the scores in memory asks for the plain form
+        say_slow(device, reason)
+    return plain.load(), False
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    padding: Tensor | None,
+    dropout: Tensor | None,
+    attention: Tensor | None,
+    alpha: float | Tensor,
+    beta: float | Tensor,
+    gamma: float | Tensor,
+    centered: bool,
+    signed: bool,
+    causal: bool,
+    quantized: bool,
+    return_scores: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor | None]:
+    """`inhibitor_attention` without its checks: the output, and the scores where `return_scores` asks for them.
+
+    padding, dropout, attention: `key_padding_mask`, `key_dropout_mask` and `attn_mask`.
+    """
+    if quantized:
+        check_inference(return_scores, query, key, value, alpha, beta, gamma)
+    dtype = torch.float64 if query.dtype == torch.float64 and not quantized else torch.float32
+    named = ((alpha, "alpha"), (beta, "beta"), (gamma, "gamma"))
+    alpha, beta, gamma = [_accumulated(x, name, query, dtype) for x, name in named]
+    transformed = _plain_operations_only(query, key, value, alpha, beta, gamma)
+    needs_plain = _NO_SCORES if return_scores else "it takes no attn_mask" if attention is not None else None
+    if quantized and key.shape[2] > LARGEST_KEYS:
+        needs_plain = f"its int8 form takes up to {LARGEST_KEYS} keys, and these are {key.shape[2]}"
+    operator, compiled = BACKENDS["naive"].load(), False
+    if not transformed:
+        operator, compiled = _choose(backend, query, needs_plain, quantized)
+    if compiled:
+        return operator(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal), None
+
+    inputs = (query, key, value, padding, dropout, alpha, beta, gamma, attention)
+    if untraced(*inputs):
+        check_memory((*INPUTS, "attn_mask"), inputs)
+    outside = query.dtype
+    query, key, value = (x.to(dtype) for x in (query, key, value))
+    alpha, beta, gamma = (scalar.view(1, -1, 1, 1) for scalar in (alpha, beta, gamma))
+    masks = KeyMasks(padding, dropout, attention, causal)
+    if quantized:
+        output = quantized_inhibitor_attention(query, key, value, alpha, beta, gamma, masks, centered, signed)
+        return output.to(outside), None
+    output, scores = operator(query, key, value, alpha, beta, gamma, masks, centered, signed, return_scores)
+    return output.to(outside), None if scores is None else scores.to(outside)
+
+
+def inhibitor_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    key_padding_mask: Tensor | None = None,
+    key_dropout_mask: Tensor | None = None,
+    attn_mask: Tensor | None = None,
+    alpha: float | Tensor = 0.5,
+    beta: float | Tensor = 1.0,
+    gamma: float | Tensor = 1.0,
+    centered: bool = True,
+    signed: bool = True,
+    causal: bool = False,
+    quantized: bool = False,
+    return_scores: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Inhibitor attention: keys are scored by Manhattan distance, and the score inhibits the values.
+
+    With \(S_{ij} = (\gamma / \sqrt d) \sum_k |q_{ik} - k_{jk}|\), centred over the visible keys j of each query if
+    `centered`, and \(Z_{ij} = \mathrm{relu}(S_{ij} + \alpha)\), the output is
+
+    - unsigned: \(H_{ik} = \beta \sum_j \mathrm{relu}(v_{jk} - Z_{ij})\);
+    - signed: \(H_{ik} = \beta \sum_j [\mathrm{relu}(v^+_{jk} - Z_{ij}) - \mathrm{relu}(v^-_{jk} - Z_{ij})]\), where
+      \(v^+\) and \(v^-\) are the positive and negative parts of v: soft-thresholding of v by Z.
+
+    The sums run over visible keys only, so a result never depends on padding. A query that sees no key gives 0.
+
+    Args:
+        query: `(B, H, M, d)`, float64, float32, bfloat16 or float16. Half types are computed in float32.
+        key: `(B, H, N, d)`, dtype and device of `query`.
+        value: `(B, H, N, d)`, dtype and device of `query`.
+        key_padding_mask: `(B, N)` bool, True for real keys, in any pattern.
+        key_dropout_mask: `(B, N)` bool, True for kept keys. A dropped key adds nothing to the output but stays in the
+            mean of the centring. Drawn by the caller, so that a recomputation sees the same draw.
+        attn_mask: bool, broadcastable to `(B, H, M, N)`, True for visible keys.
+        alpha: shift of the scores; like `beta` and `gamma` a float or a tensor of shape `()`, `(1,)` or `(H,)`, of any sign.
+        beta: scale of the output.
+        gamma: scale of the scores.
+        centered: subtract each query's mean score.
+        signed: let negative values pass as well.
+        causal: query i sees the keys j <= i + N - M.
+        quantized: int8 inference, without gradients: queries, keys and values are rounded to grids of 8 bits (and a sign) of
+            each head of each sequence, as `quantized.py` defines it. Compiled for CPUs; elsewhere in plain torch.
+        return_scores: also return Z.
+        backend: `"auto"` (the best one for the tensors' device), `"triton"` (fused, for GPUs), `"cpu"` (compiled for this
+            processor), `"torch"` (blocked, memory-lean, explicit gradients) or `"naive"` (the definition). Calls with
+            `attn_mask` or `return_scores` take `"torch"` where a compiled one was asked for; within torch.jit.trace and
+            the transforms of torch.func, and for inputs with a forward-mode tangent, it is always the definition.
+
+    Returns:
+        `(B, H, M, d)` in the dtype of `query`; with `return_scores` also Z, `(B, H, M, N)`, 0 at invisible keys.
+
+    Raises:
+        TypeError: a tensor that is not floating point.
+        ValueError: shapes, masks or dtypes that do not fit, a float scalar that is not finite, an unknown backend, one that
+            cannot be used here, a tensor whose storage does not hold it, or `quantized` with `return_scores` or an input
+            that requires a gradient.
+
+    Source: Brännvall, arXiv 2310.02041; Zhang and Brännvall, arXiv 2503.15983.
+    """
+    check_tensors(query, key, value)
+    check_key_mask("key_padding_mask", key_padding_mask, key)
+    check_key_mask("key_dropout_mask", key_dropout_mask, key)
+    check_attn_mask(attn_mask, query, key)
+    if backend != "auto" and backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, ('auto', *BACKENDS)))}, got {backend!r}.")
+    check_scalars(query.shape[1], alpha, beta, gamma)
+    padding, dropout, flags = key_padding_mask, key_dropout_mask, (centered, signed, causal, quantized, return_scores)
+    output, scores = attend(query, key, value, padding, dropout, attn_mask, alpha, beta, gamma, *flags, backend)
+    return output if scores is None else (output, scores)

@@ -1,0 +1,1 @@
+"""The backend "cpu": what calls the compiled code."""

@@ -1,0 +1,150 @@
+"""Inhibitor attention compiled for the processor it runs on: the operator of the backend "cpu".
+
+float32 arithmetic, of float32, bfloat16 and float16 tensors with any strides. Needs llvmlite, which turns the generated
+code into machine code at the first call; see `cpu_refusal` for what happens without.
+"""
+
+from collections.abc import Callable
+from ctypes import addressof, c_int64
+from functools import lru_cache
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from ..blocked import torch_backward, torch_forward
+from ..custom_op import op_namespace, register_backend
+from ..llvm.jit import Machine, entry, host_machine
+from .code.backward import backward_ir
+from .code.fields import panel_width, workspace_layout
+from .code.forward import forward_ir
+from .launch import Plan, Strides, float_bits, pack, problem, reaches_of, run, strides_of
+
+LARGEST_HEAD = 512
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_PASSES = {"forward": forward_ir, "backward": backward_ir}
+# Below so many (query, key, channel) triples the threads would wait for each other longer than they compute.
+_WORTH_A_THREAD = 1 << 17
+
+# Where the word `flawed` begins in the second part of the block: behind two counters and the workspace.
+_FLAWED = 3 * 8
+# How many of its tensors a pass reads.
+_READ_BY = {"forward": 3, "backward": 4}
+
+# Tests set another machine than the one at hand.
+machine: Callable[[], Machine] = host_machine
+
+
+def cpu_refusal(query: Tensor) -> str | None:
+    """Why this backend cannot take such a query; None where it can."""
+    if query.device.type != "cpu":
+        return f"the tensors are on {query.device}"
+    if query.dtype not in _DTYPES:
+        return f"it computes in float32, and the tensors are {query.dtype}"
+    if query.shape[-1] > LARGEST_HEAD:
+        return f"it takes heads of at most {LARGEST_HEAD} channels, and these have {query.shape[-1]}"
+    return problem(machine, *_PASSES.items())
+
+
+@lru_cache(maxsize=4096)
+def _plan(
+    name: str,
+    machine: Machine,
+    shape: tuple[int, int, int, int],
+    keys: int,
+    dtype: torch.dtype,
+    flags: tuple,
+    threads: int,
+    strides: Strides,
+) -> Plan:
+    """For the pass `name`, queries of `shape` and `keys` keys; `flags`: centered, signed, causal; `strides`, in
+    elements: of the scalars, of the masks, and of the tensors."""
+    batch, heads, queries, size = shape
+    lanes = panel_width(machine)
+    offsets, workspace_size = workspace_layout(lanes, queries, keys, size, name == "backward")
+    layout = (c_int64 * len(offsets))(*offsets)
+    threads = min(threads, ceil(batch * heads * queries * keys * size / _WORTH_A_THREAD))
+    splits = 1
+    if name == "forward" and threads > 1:
+        # Some more pieces than threads: they are done at different speeds. Each packs its head's keys for itself.
+        splits = min(ceil(queries / lanes), ceil(4 * threads / (batch * heads)))
+    items = batch * heads * splits
+    threads = min(threads, items)
+    padded = ceil(keys / lanes) * lanes, ceil(size / lanes) * lanes
+    of_scalars, of_masks, of_tensors = strides
+    words = (
+        *(items, splits, threads, workspace_size, addressof(layout)),
+        *(heads, queries, keys, size, _DTYPES[dtype], *flags, *padded, float_bits(size**-0.5), float_bits(1.0)),
+        *(4 * stride for (stride,) in of_scalars),
+        *(stride for of_mask in of_masks for stride in of_mask),
+        *(dtype.itemsize * stride for of_tensor in of_tensors for stride in of_tensor),
+    )
+    lengths = (queries, keys, keys, queries)[: _READ_BY[name]]
+    reaches = reaches_of(shape, lengths, dtype.itemsize, strides)
+    return Plan(entry(name, _PASSES[name], machine), pack(words), threads, threads * workspace_size, reaches, layout)
+
+
+def _run(
+    name: str,
+    tensors: tuple[Tensor, ...],
+    masks: tuple[Tensor | None, Tensor | None],
+    scalars: tuple[Tensor, Tensor, Tensor],
+    flags: tuple[bool, bool, bool],
+    mean: Tensor,
+    sums: Tensor | None = None,
+) -> bool:
+    """Run a compiled pass on tensors in the order of its fields; returns whether a number that counts is not finite."""
+    query, key = tensors[:2]
+    strides = strides_of(scalars, masks, tensors)
+    plan = _plan(name, machine(), query.shape, key.shape[2], query.dtype, flags, torch.get_num_threads(), strides)
+    more = (0, mean.data_ptr(), 0 if sums is None else sums.data_ptr())
+    read = _READ_BY[name]
+    block = run(plan, more, (*scalars, *masks, *tensors[:read]), tensors[read:])
+    return block[len(plan.words) + _FLAWED] != b"\0"
+
+
+def _forward(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean) -> None:
+    tensors, masks, scalars, flags = (
+        (query, key, value, output),
+        (padding, dropout),
+        (alpha, beta, gamma),
+        (centered, signed, causal),
+    )
+    if _run("forward", tensors, masks, scalars, flags, mean):
+        output.copy_(torch_forward(query, key, value, *masks, *scalars, *flags))
+
+
+def _backward(
+    grad_output,
+    query,
+    key,
+    value,
+    padding,
+    dropout,
+    alpha,
+    beta,
+    gamma,
+    mean,
+    centered,
+    signed,
+    causal,
+    grad_query,
+    grad_key,
+    grad_value,
+) -> tuple[Tensor, ...]:
+    tensors = query, key, value, grad_output, grad_query, grad_key, grad_value
+    masks, scalars, flags = (padding, dropout), (alpha, beta, gamma), (centered, signed, causal)
+    sums = torch.empty(*query.shape[:2], 3, dtype=torch.float32)
+    if _run("backward", tensors, masks, scalars, flags, mean, sums):
+        gradients = torch_backward(grad_output, query, key, value, *masks, *scalars, *flags)
+        for destination, gradient in zip(tensors[4:], gradients, strict=False):
+            destination.copy_(gradient)
+        return gradients[3:]
+    if alpha.numel() == beta.numel() == gamma.numel() == 1:
+        # Tensors of their own, as torch wants them of an operator.
+        return tuple([x.clone() for x in sums.sum((0, 1), dtype=torch.float64).float().split(1)])
+    of_alpha, of_beta, of_gamma = sums.sum(0, dtype=torch.float64).unbind(-1)
+    return tuple(x.sum_to_size(y.shape).float() for x, y in ((of_alpha, alpha), (of_beta, beta), (of_gamma, gamma)))
+
+
+cpu_attention = register_backend(op_namespace(__name__, __file__), _forward, _backward)

@@ -1,0 +1,208 @@
+"""A compiled backend as operators of torch: shapes for tracing, autograd, and one name for each version of the source.
+
+A backend brings two functions, a forward and a backward launcher. What every backend needs alike is here: torch.compile,
+gradient checkpointing, empty tensors, and the layout of what is returned.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .blocked import first_order_only
+from .memory import has_tangent, untraced
+
+
+def like_heads(x: Tensor) -> Tensor:
+    """An uninitialised `(B, H, L, d)` in x's dtype, in memory `(B, L, H, d)`: what the projections read without a copy."""
+    batch, heads, length, size = x.shape
+    row = heads * size
+    return x.new_empty_strided((batch, heads, length, size), (length * row, size, row, 1))
+
+
+def op_namespace(module: str, file: str) -> str:
+    """A namespace that only this copy of the source uses.
+
+    The same backend can be in a process more than once, from this package and from checkpoints of other versions, and
+    torch silently binds an operator's name to whoever registers it last.
+    """
+    return f"inhibitor_{hashlib.sha256(module.encode() + Path(file).read_bytes()).hexdigest()[:12]}"
+
+
+def register_backend(namespace: str, forward: Callable, backward: Callable) -> Callable[..., Tensor]:
+    """The differentiable operator of a backend.
+
+    forward: `(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean)`, fills
+        output, `(B, H, M, d)` in the dtype of query, and, where centred, mean, `(B, H, M)` float32: each query's mean
+        Manhattan distance to its visible keys, which the backward pass would else have to compute again.
+    backward: `(grad_output, query, key, value, padding, dropout, alpha, beta, gamma, mean, centered, signed, causal,
+        grad_query, grad_key, grad_value)`, fills the last three, laid out as those of `like_heads`, and returns the
+        gradients of alpha, beta and gamma, float32.
+
+    query `(B, H, M, d)`, key and value `(B, H, N, d)` of one dtype, with any strides and never empty; padding and dropout
+    `(B, N)` bool or None; alpha, beta, gamma `(1,)` or `(H,)` float32. `mean` is empty where not centred.
+
+    Returns a function of the first eleven arguments that gives the output.
+    """
+    run_forward, forward_op = _register_forward(namespace, "forward", forward)
+
+    def run_backward(
+        grad_output: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        padding: Tensor | None,
+        dropout: Tensor | None,
+        alpha: Tensor,
+        beta: Tensor,
+        gamma: Tensor,
+        mean: Tensor,
+        centered: bool,
+        signed: bool,
+        causal: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        grad_query, grad_key, grad_value = (like_heads(x) for x in (query, key, value))
+        if query.numel() == 0 or key.numel() == 0:
+            for gradient in (grad_query, grad_key, grad_value):
+                gradient.zero_()
+            grad_alpha, grad_beta, grad_gamma = (torch.zeros_like(scalar) for scalar in (alpha, beta, gamma))
+        else:
+            inputs = (grad_output, query, key, value, padding, dropout, alpha, beta, gamma, mean)
+            gradients = (grad_query, grad_key, grad_value)
+            grad_alpha, grad_beta, grad_gamma = backward(*inputs, centered, signed, causal, *gradients)
+        return grad_query, grad_key, grad_value, grad_alpha, grad_beta, grad_gamma
+
+    backward_op = torch.library.custom_op(f"{namespace}::backward", run_backward, mutates_args=())
+
+    @backward_op.register_fake
+    def _(grad_output, query, key, value, padding, dropout, alpha, beta, gamma, mean, centered, signed, causal):
+        return *(like_heads(x) for x in (query, key, value)), *(torch.empty_like(x) for x in (alpha, beta, gamma))
+
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.centered, ctx.signed, ctx.causal = inputs
+        saved = *tensors, output[1]
+        ctx.save_for_backward(*saved)
+        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        ctx.kinds = None if hooks is None else [_kind(x) for x in saved]
+        ctx.mark_non_differentiable(output[1])
+
+    def differentiate(ctx, grad_output, _):
+        _refuse_tangents(grad_output)
+        gradients = backward_op(grad_output, *_unpacked(ctx), ctx.centered, ctx.signed, ctx.causal)
+        return *gradients[:3], None, None, *gradients[3:], None, None, None
+
+    forward_op.register_autograd(differentiate, setup_context=setup_context)
+
+    class Attention(torch.autograd.Function):
+        """The same two passes, for tensors that no tracer looks at."""
+
+        @staticmethod
+        def forward(ctx, *inputs):
+            output = run_forward(*inputs)
+            setup_context(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        def backward(ctx, grad_output, _):
+            saved = _unpacked(ctx)
+            arguments: list[Any] = [grad_output, *saved, ctx.centered, ctx.signed, ctx.causal]
+            _refuse_tangents(grad_output)
+            with torch.no_grad():
+                # The inputs were asked at the forward pass, unless hooks have had them since; a batch has no storage.
+                asked = (grad_output,) if ctx.kinds is None else arguments
+                direct = untraced(*asked) and torch._C._has_storage(grad_output)
+                computed = (run_backward if direct else backward_op)(*arguments)
+            gradients = first_order_only(computed, *saved[:3], *saved[5:8], grad_output)
+            return *gradients[:3], None, None, *gradients[3:], None, None, None
+
+    def attention(*arguments) -> Tensor:
+        if not untraced(*arguments):
+            return forward_op(*arguments)[0]
+        if torch.is_grad_enabled():
+            for x in arguments[:8]:
+                if x is not None and x.requires_grad:
+                    return Attention.apply(*arguments)[0]
+        return run_forward(*arguments)[0]
+
+    return attention
+
+
+def register_inference(namespace: str, name: str, forward: Callable) -> Callable[..., Tensor]:
+    """An operator without a gradient, `forward` and what is returned as in `register_backend`."""
+    run_forward, forward_op = _register_forward(namespace, name, forward)
+
+    def attention(*arguments) -> Tensor:
+        return (run_forward if untraced(*arguments) else forward_op)(*arguments)[0]
+
+    return attention
+
+
+def _kind(x: Tensor | None) -> tuple | None:
+    return None if x is None else (x.shape, x.dtype, x.device)
+
+
+def _unpacked(ctx: Any) -> tuple[Any, ...]:
+    """What was saved for the backward pass; read once, as checkpointing recomputes it for one reading.
+
+    Hooks on saved tensors may hand back others than they were given, and code that reads memory would not notice.
+    """
+    saved = ctx.saved_tensors
+    if ctx.kinds is None:
+        return saved
+    if ctx.kinds != [_kind(x) for x in saved]:
+        raise ValueError(
+            "What inhibitor_attention had saved for its backward pass came back with another shape, dtype or device; "
+            "the hooks of torch.autograd.graph.saved_tensors_hooks must restore what they packed."
+        )
+    *tensors, mean = saved
+    return *tensors, mean.contiguous()
+
+
+def _refuse_tangents(grad_output: Tensor) -> None:
+    """The compiled gradients would be constants to forward-mode differentiation."""
+    if has_tangent(grad_output):
+        raise RuntimeError(
+            "The gradients of inhibitor_attention have no forward-mode derivative in its compiled forms; "
+            'use backend="naive" for one.'
+        )
+
+
+def _register_forward(namespace: str, name: str, forward: Callable) -> tuple[Callable, Any]:
+    """The function that makes the outputs and fills them, and the same as an operator."""
+
+    def run_forward(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        padding: Tensor | None,
+        dropout: Tensor | None,
+        alpha: Tensor,
+        beta: Tensor,
+        gamma: Tensor,
+        centered: bool,
+        signed: bool,
+        causal: bool,
+    ) -> tuple[Tensor, Tensor]:
+        output, mean = _forward_outputs(query, centered)
+        if query.numel() == 0 or key.numel() == 0:
+            return output.zero_(), mean.zero_()
+        forward(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean)
+        return output, mean
+
+    forward_op = torch.library.custom_op(f"{namespace}::{name}", run_forward, mutates_args=())
+
+    @forward_op.register_fake
+    def _(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal):
+        return _forward_outputs(query, centered)
+
+    return run_forward, forward_op
+
+
+def _forward_outputs(query: Tensor, centered: bool) -> tuple[Tensor, Tensor]:
+    batch, heads, queries, _ = query.shape
+    # `new_empty` takes twice as long.
+    mean = torch.empty((batch, heads, queries) if centered else (0,), dtype=torch.float32, device=query.device)
+    return like_heads(query), mean
