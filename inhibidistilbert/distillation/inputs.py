@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,13 @@ from accelerate.utils import gather_object
 
 from ..support.digests import Content, change, content_of
 from ..support.errors import UserError
-from .recipe import Recipe, Stage, Task, build_recipe
-from .text_stream import ARGUMENT as TEXTS
+from .data import EVAL, TEST, TEXTS, TRAIN, TRANSFER
+from .recipe import Recipe, build_recipe
+from .stages import Stage
 from .work_folder import is_folder, write
 
 logger = logging.getLogger(__name__)
 
-# Files as errors name them: the option, and the recipe's key.
-TRAIN, TRANSFER = "--train-file (data.train_files)", "--transfer-file (data.transfer_files)"
-EVAL, TEST = "--eval-file (data.eval_file)", "--test-file (data.test_files)"
 _DATA = (TEXTS, TRAIN, TRANSFER, EVAL, TEST)
 _SETTINGS = "trainer."  # files of the Trainer's settings
 _BEFORE = "the student of the stage before"
@@ -39,20 +37,14 @@ Contents = dict[str, list[dict[str, Any]]]
 
 def sources_of(recipe: Recipe, stage: Stage) -> dict[str, list[str]]:
     """The files and models that a stage reads, by what they are for, as errors name it."""
-    data, student = recipe.data, recipe.student.source
-    models = [recipe.teacher, *(each.teacher for each in recipe.stages)]
-    models += [each.teacher_base for each in recipe.stages if isinstance(each, Task)]
-    models += [student] if is_folder(student) else []
-    found: dict[str, list[str | None]] = {
+    student = [recipe.student.source] if is_folder(recipe.student.source) else []
+    found: dict[str, Sequence[str | None]] = {
         "--teacher": [recipe.teacher_of(stage)],
-        "tokenizer": [next(filter(None, models), None)],
-        "--student (student.source)": [student] if stage is recipe.stages[0] and is_folder(student) else [],
+        "tokenizer": [*recipe.models().values(), *student][:1],
+        "--student (student.source)": student if stage is recipe.stages[0] else [],
     }
-    if isinstance(stage, Task):
-        found |= {f"{stage.name}.teacher_base": [stage.teacher_base], TRAIN: [*data.train_files]}
-        found |= {TRANSFER: [*data.transfer_files], EVAL: [data.eval_file], TEST: [*data.test_files]}
-    else:
-        found[TEXTS] = [*data.text_files]
+    found |= {setting: [source] for setting, source in stage.bases().items()}
+    found |= stage.files(recipe.data)
     # Those of DeepSpeed and FSDP may be files.
     files = {name: value for name, value in recipe.trainer.items() if isinstance(value, str) and os.path.isfile(value)}
     found |= {f"{_SETTINGS}{name}": [file] for name, file in files.items()}
@@ -202,8 +194,8 @@ def check_finished(log: Mapping[str, Any], inputs: Inputs, output_dir: Path) -> 
     """
     then = build_recipe(log["recipe"])
     for stage, former in zip(inputs.recipe.stages, then.stages, strict=True):
-        data = log.get("data", {})
         given = sources_of(then, former)
+        data = log.get("data", {})
         before = {name: [{"path": source, **data.get(source, {})} for source in sources] for name, sources in given.items()}
         before |= log.get("stages", {}).get(stage.name, {}).get("inputs", {})
         before.pop(_BEFORE, None)

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from .data import NO_LABEL
 from .networks import Learner, Teacher
-from .recipe import Align, Pretrain, Task
 
 Batch = Mapping[str, Tensor]
 
@@ -73,7 +72,7 @@ class AlignObjective:
     variances: of each layer's target; see `measure_variances`.
     """
 
-    def __init__(self, settings: Align, teacher: Teacher, variances: Sequence[float]):
+    def __init__(self, settings: Any, teacher: Teacher, variances: Sequence[float]):
         self.settings = settings
         self.teacher = teacher
         self.variances = variances
@@ -101,7 +100,7 @@ class AlignObjective:
 
 
 @torch.no_grad()
-def measure_variances(settings: Align, teacher: Teacher, batches: Sequence[Batch]) -> list[float]:
+def measure_variances(settings: Any, teacher: Teacher, batches: Sequence[Batch]) -> list[float]:
     """The variance of each layer's target over the real tokens of some batches, summed over channels."""
     rows: list[list[Tensor]] = [[] for _ in teacher.layers]
     for batch in batches:
@@ -131,7 +130,7 @@ class _HiddenStates:
 class PretrainObjective:
     """Hidden states and masked tokens, end to end (see `Pretrain`)."""
 
-    def __init__(self, settings: Pretrain, teacher: Teacher):
+    def __init__(self, settings: Any, teacher: Teacher):
         self.settings = settings
         self.teacher = teacher
         self.hidden = _HiddenStates(len(teacher.layers), settings.hidden_layer_weights)
@@ -168,7 +167,7 @@ class TaskObjective:
     positions: of the table that texts are moved about in, None to leave them in their places.
     """
 
-    def __init__(self, settings: Task, answers: Any, teacher: Teacher | None, positions: int | None = None):
+    def __init__(self, settings: Any, answers: Any, teacher: Teacher | None, positions: int | None = None):
         self.settings = settings
         self.answers = answers
         self.teacher = teacher
@@ -226,32 +225,3 @@ def set_dropout(learner: Learner, probability: float) -> None:
             module.p = probability
         elif hasattr(module, "dropout_p"):  # inhibitor attention
             module.dropout_p = probability
-
-
-def trained_parameters(learner: Learner, settings: Align | Pretrain | Task) -> None:
-    """Freeze what a stage does not train."""
-    encoder: Any = learner.student.base_model
-    if isinstance(settings, Align):
-        learner.student.requires_grad_(False)
-        for layer in encoder.transformer.layer:
-            if settings.trained == "queries_keys":
-                modules: list[Any] = [layer.attention.q_lin, layer.attention.k_lin]
-                scalars = [layer.attention.get_parameter(name) for name in _scalar_names(layer.attention)]
-                for parameter in scalars:
-                    parameter.requires_grad_(True)
-            else:
-                modules = [layer if settings.trained == "layer" else layer.attention]
-            for module in modules:
-                module.requires_grad_(True)
-    else:
-        # Only alignment goes into the student's width.
-        if learner.to_student is not None:
-            learner.to_student.requires_grad_(False)
-        if learner.to_teacher is not None and not getattr(settings, "hidden_weight", 0):
-            learner.to_teacher.requires_grad_(False)
-        if isinstance(settings, Pretrain) and not settings.train_embeddings:
-            encoder.embeddings.requires_grad_(False)
-
-
-def _scalar_names(attention: nn.Module) -> list[str]:
-    return [name for name, parameter in attention.named_parameters(recurse=False) if parameter.ndim == 1]
