@@ -18,6 +18,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from ..support.digests import Content, change, content_of
+from ..support.distillation_log import DistillationLog
 from ..support.errors import UserError
 from .data import EVAL, TEST, TEXTS, TRAIN, TRANSFER
 from .recipe import Recipe, build_recipe
@@ -187,17 +188,18 @@ def _is_model(argument: str) -> bool:
     return argument not in _DATA and not argument.startswith(_SETTINGS)
 
 
-def check_finished(log: Mapping[str, Any], inputs: Inputs, output_dir: Path) -> None:
+def check_finished(log: DistillationLog, inputs: Inputs, output_dir: Path) -> None:
     """Raises a UserError where a finished distillation was made from other files or models than are there now.
 
     log: of one with the settings of the recipe of `inputs`.
     """
-    then = build_recipe(log["recipe"])
+    then = build_recipe(log.recipe)
     for stage, former in zip(inputs.recipe.stages, then.stages, strict=True):
         given = sources_of(then, former)
-        data = log.get("data", {})
-        before = {name: [{"path": source, **data.get(source, {})} for source in sources] for name, sources in given.items()}
-        before |= log.get("stages", {}).get(stage.name, {}).get("inputs", {})
+        before = {
+            name: [{"path": source, **log.data.get(source, {})} for source in sources] for name, sources in given.items()
+        }
+        before |= log.stages[stage.name].inputs if stage.name in log.stages else {}
         before.pop(_BEFORE, None)
         if difference := _difference(before, inputs.of(stage)):
             raise UserError(

@@ -11,6 +11,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, set_seed
 
 from ..evaluation.fine_tuning import trainer_arguments
+from ..support.distillation_log import DistillationLog, StageResult
 from ..support.errors import UserError, reason
 from ..support.quiet import quiet_transformers
 from .batches import Collator
@@ -44,9 +45,9 @@ def run_recipe(recipe: Recipe, output_dir: Path, trust_remote_code: bool = False
     work_dir = output_dir.with_name(output_dir.name + ".work")
     inputs = Inputs.look(recipe, work_dir)
     done = finished_log(output_dir)
-    if done is not None and not changes(done.get("recipe"), recipe):
+    if done is not None and not changes(done.recipe, recipe):
         check_finished(done, inputs, output_dir)
-        return done
+        return done.as_json()
     check_free(output_dir, work_dir, recipe)
     inputs.check_work()
     state.wait_for_everyone()  # with the look at the folders, before the first changes them
@@ -70,23 +71,23 @@ def run_recipe(recipe: Recipe, output_dir: Path, trust_remote_code: bool = False
 
 def _run(prepared: Prepared, output_dir: Path) -> dict[str, Any]:
     recipe, state, inputs = prepared.recipe, PartialState(), prepared.inputs
-    results: dict[str, Any] = {}
+    results: dict[str, StageResult] = {}
     before: Stage | None = None
     for stage in recipe.stages:
-        results[stage.name] = run_stage(prepared, stage, before) | inputs.recorded(stage)
+        results[stage.name] = StageResult(**run_stage(prepared, stage, before), **inputs.recorded(stage))
         before = stage
-    log = {
-        "recipe": plain(recipe),
-        "stages": results,
-        "tests": _tests(prepared, recipe.stages[-1]),
-        "data": {path: inputs.content[path] for path in _data_files(recipe)},
-        "versions": {module.__name__: module.__version__ for module in MODULES},
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {state.num_processes} processes",
-    }
+    log = DistillationLog(
+        recipe=plain(recipe),
+        stages=results,
+        tests=_tests(prepared, recipe.stages[-1]),
+        data={path: inputs.content[path] for path in _data_files(recipe)},
+        versions={module.__name__: module.__version__ for module in MODULES},
+        machine=f"{platform.machine()}, {torch.get_num_threads()} threads, {state.num_processes} processes",
+    )
     if state.is_main_process:
         finish(prepared.work_dir, [stage.name for stage in recipe.stages], output_dir, log)
     state.wait_for_everyone()
-    return log
+    return log.as_json()
 
 
 def _data_files(recipe: Recipe) -> list[str]:
