@@ -69,7 +69,7 @@ class Column:
     fits: Callable[[Any], bool]
 
 
-def _is_text(text: Any) -> bool:
+def is_text(text: Any) -> bool:
     return bool(text and text.strip())
 
 
@@ -90,7 +90,7 @@ def _are_classes(labels: Any) -> bool:
 
 
 def text_column(name: str, standard: str = "text", option: str = "--text-column") -> Column:
-    return Column(name, standard, option, _TEXT, "texts", "a text", _is_text)
+    return Column(name, standard, option, _TEXT, "texts", "a text", is_text)
 
 
 def word_column(name: str) -> Column:

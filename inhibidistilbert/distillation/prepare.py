@@ -1,11 +1,10 @@
 """What the stages of a recipe share: texts, tokenizer and the task, read and checked before anything is trained."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import has_file
 
 from ..support.errors import UserError, reason
@@ -15,57 +14,21 @@ from .arguments import training_arguments
 from .data import EVAL, TEST, TEXTS, TRAIN, TRANSFER
 from .inputs import Inputs
 from .recipe import Recipe
-from .sizes import published_sizes
-from .stages import Material, Stage
+from .stages import Prepared
 from .tasks import KINDS, Classification, TaskKind, kind_of
-from .teacher import check_same_tokenizer, load_teacher, load_tokenizer
+from .teacher import check_same_tokenizer, load_tokenizer
 from .work_folder import is_folder
 
 
-@dataclass(kw_only=True)
-class Prepared(Material):
-    """What all stages share, read and checked before anything is trained."""
-
-    recipe: Recipe
-    work_dir: Path
-    trust_remote_code: bool
-    inputs: Inputs
-    # The last teacher that was loaded, by its source and head: stages in a row often have the same.
-    _last: tuple[tuple[str, str], PreTrainedModel] | None = None
-
-    def folder(self, stage: Stage) -> Path:
-        return self.work_dir / stage.name
-
-    def teacher(self, stage: Stage, device: str | None = None) -> PreTrainedModel | None:
-        """With the head that the stage learns from; None for a stage that needs none. device: see `load_teacher`."""
-        source = self.recipe.teacher_of(stage)
-        if source is None or not (stage.needs_teacher or self.recipe.student.source in published_sizes()):
-            return None
-        key = source, stage.teacher_head(self.task)
-        if device is not None:
-            return load_teacher(*key, self.trust_remote_code, stage.teacher_argument, device)
-        if self._last is None or self._last[0] != key:
-            self._last = None  # so that two are never in memory
-            self._last = key, load_teacher(*key, self.trust_remote_code, stage.teacher_argument)
-        return self._last[1].to("cpu")  # type: ignore[arg-type]  # as it was loaded
-
-
 def prepare(recipe: Recipe, work_dir: Path, trust_remote_code: bool, inputs: Inputs) -> Prepared:
-    prepared = Prepared(
-        recipe=recipe,
-        work_dir=work_dir,
-        trust_remote_code=trust_remote_code,
-        inputs=inputs,
-        tokenizer=_tokenizer(recipe, trust_remote_code),
-        task=_task(recipe, trust_remote_code),
-    )
+    tokenizer, task = _tokenizer(recipe, trust_remote_code), _task(recipe, trust_remote_code)
+    prepared = Prepared(recipe, work_dir, trust_remote_code, inputs, tokenizer, task)
     for stage in recipe.stages:
         training_arguments(recipe, stage, prepared.folder(stage))
-        stage.read(recipe.data, prepared)
+        stage.read(prepared)
         source = recipe.teacher_of(stage)
-        if source and stage.needs_teacher:
-            stage.check_teacher(prepared, _config(source, trust_remote_code), source)
-        stage.check_settings(prepared, recipe.student)
+        config = _config(source, trust_remote_code) if source and stage.needs_teacher else None
+        stage.check_prepared(prepared, config, source)
     for stage in recipe.stages:
         inputs.check_unchanged(stage, (TRAIN, TRANSFER, EVAL, TEST, TEXTS))  # while they were read
     return prepared

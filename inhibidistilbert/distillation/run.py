@@ -16,9 +16,9 @@ from ..support.errors import UserError, reason
 from ..support.quiet import quiet_transformers
 from .batches import Collator
 from .inputs import MODULES, Inputs, check_finished
-from .prepare import Prepared, prepare
+from .prepare import prepare
 from .recipe import Recipe
-from .stages import Stage
+from .stages import Prepared, Stage
 from .student import student_class
 from .trainer import StageTrainer, scores
 from .training import run_stage

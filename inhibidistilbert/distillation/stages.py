@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,7 +11,6 @@ import datasets
 from accelerate import PartialState
 from datasets import Dataset
 from huggingface_hub.dataclasses import strict
-from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..support.errors import UserError
@@ -20,8 +18,7 @@ from .batches import Collator, Masking
 from .data import EVAL, SHORTEST, TEST, TEXTS, TRAIN, TRANSFER, Data
 from .networks import Learner, Teacher, check_attention, layer_map
 from .objectives import AlignObjective, Objective, PretrainObjective, TaskObjective, measure_variances
-from .sizes import word_embeddings
-from .student import Student
+from .sizes import published_sizes, word_embeddings
 from .task_vector import add_task_vector, check_fit, task_vector
 from .tasks import TaskKind
 from .teacher import add_teacher_logits, load_teacher
@@ -30,13 +27,17 @@ from .text_stream import TextStream, open_texts
 _CALIBRATION_TEXTS = 256  # whose targets' variance is the unit of an alignment's loss
 
 
-@dataclass(kw_only=True)
-class Material:
-    """What stages are trained and tested on, read before any is trained.
+@dataclass
+class Prepared:
+    """What stages share, read and checked before any is trained.
 
-    tests: by the names of their files. texts: unlabelled.
+    recipe, inputs: a `Recipe` and its `Inputs`. tests: by the names of their files. texts: unlabelled.
     """
 
+    recipe: Any
+    work_dir: Path
+    trust_remote_code: bool
+    inputs: Any
     tokenizer: PreTrainedTokenizerBase
     task: TaskKind
     train: Dataset | None = None
@@ -44,6 +45,24 @@ class Material:
     evaluation: Dataset | None = None
     tests: dict[str, Dataset] = field(default_factory=dict)
     texts: list[datasets.IterableDataset] = field(default_factory=list)
+    # The last teacher that was loaded, by its source and head: stages in a row often have the same.
+    _last: tuple[tuple[str, str], PreTrainedModel] | None = None
+
+    def folder(self, stage: "Stage") -> Path:
+        return self.work_dir / stage.name
+
+    def teacher(self, stage: "Stage", device: str | None = None) -> PreTrainedModel | None:
+        """With the head that the stage learns from; None for a stage that needs none. device: see `load_teacher`."""
+        source = self.recipe.teacher_of(stage)
+        if source is None or not (stage.needs_teacher or self.recipe.student.source in published_sizes()):
+            return None
+        key = source, stage.teacher_head(self.task)
+        if device is not None:
+            return load_teacher(*key, self.trust_remote_code, stage.teacher_argument, device)
+        if self._last is None or self._last[0] != key:
+            self._last = None  # so that two are never in memory
+            self._last = key, load_teacher(*key, self.trust_remote_code, stage.teacher_argument)
+        return self._last[1].to("cpu")  # type: ignore[arg-type]  # as it was loaded
 
     def labelled(self) -> dict[str, Dataset]:
         """The labelled sets, by the argument that gave them."""
@@ -55,7 +74,7 @@ class Material:
         """Raises a UserError where labels, or their names, do not fit so many classes."""
         for argument, dataset in self.labelled().items():
             self.task.check_labels(dataset, argument, classes)
-        names = self.task.data.labels
+        names = self.recipe.data.labels
         if names and len(names) != classes:
             raise UserError(f"--label (data.labels): {len(names)} names for {classes} classes: give one for each, in order.")
 
@@ -136,7 +155,7 @@ class Stage:
     def teacher_head(self, task: TaskKind) -> str:
         return self.head(task)
 
-    def labels(self, material: Material, teacher: PreTrainedModel | None) -> dict[str, Any]:
+    def labels(self, prepared: Prepared, teacher: PreTrainedModel | None) -> dict[str, Any]:
         """Fields of the student's configuration that name its classes. Raises a UserError where labels do not fit."""
         return {}
 
@@ -146,21 +165,24 @@ class Stage:
         """By the argument that errors name."""
         return {TEXTS: data.text_files}
 
-    def read(self, data: Data, material: Material) -> None:
-        material.texts = open_texts(data.text_files, data.text_column)
+    def read(self, prepared: Prepared) -> None:
+        data = prepared.recipe.data
+        prepared.texts = open_texts(data.text_files, data.text_column)
 
-    def rows(
-        self, material: Material, folder: Path, seed: int, bf16: bool, teacher: PreTrainedModel | None
-    ) -> Dataset | IterableDataset:
-        """What is trained on. folder: where what is made once is kept."""
-        return TextStream(material.texts, material.tokenizer, self.max_length, self.batch_size, seed)
+    def rows(self, prepared: Prepared, teacher: PreTrainedModel | None) -> Dataset | TextStream:
+        """What is trained on."""
+        return self._stream(prepared)
 
-    def masking(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> Masking | None:
+    def _stream(self, prepared: Prepared, blocks: bool = False) -> TextStream:
+        seed = prepared.recipe.seed
+        return TextStream(prepared.texts, prepared.tokenizer, self.max_length, self.batch_size, seed, blocks)
+
+    def masking(self, prepared: Prepared) -> Masking | None:
         return None
 
     # What must fit
 
-    def check_positions(self, data: Data, positions: int, model: str) -> None:
+    def _check_positions(self, data: Data, positions: int, model: str) -> None:
         lengths = {f"{self.name}.max_length": self.max_length, "data.test_max_length": self.test_max_length(data)}
         for name, length in lengths.items():
             if length > positions:
@@ -169,19 +191,15 @@ class Stage:
     def test_max_length(self, data: Data) -> int:
         return data.test_max_length or self.max_length
 
-    def check_teacher(self, material: Material, config: Any, source: str) -> None:
-        """Raises a UserError where a teacher of this configuration does not fit the texts."""
-        self.check_positions(material.task.data, config.max_position_embeddings, f"the teacher {source!r}")
+    def check_prepared(self, prepared: Prepared, teacher: Any, source: str | None) -> None:
+        """Raises a UserError where texts, settings and the configuration of the teacher (in `source`) do not fit."""
+        if teacher is not None:
+            self._check_positions(prepared.recipe.data, teacher.max_position_embeddings, f"the teacher {source!r}")
 
-    def check_settings(self, material: Material, student: Student) -> None:
-        """Raises a UserError for settings that do not fit the student's, or the tokenizer."""
-
-    def check_models(
-        self, data: Data, model: PreTrainedModel, teacher: PreTrainedModel | None, layers: Sequence[int] | None
-    ) -> None:
-        """Raises a UserError where student and teacher do not fit each other or the settings. layers: `student.layers`."""
-        config = model.config
-        self.check_positions(data, config.max_position_embeddings, "the student")
+    def check_models(self, prepared: Prepared, model: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
+        """Raises a UserError where student and teacher do not fit each other, or the settings."""
+        config, recipe = model.config, prepared.recipe
+        self._check_positions(recipe.data, config.max_position_embeddings, "the student")
         if teacher is not None:
             ours, theirs = (word_embeddings(each).num_embeddings for each in (model, teacher))
             if ours != theirs:
@@ -189,23 +207,12 @@ class Stage:
                     f"--student: {model.name_or_path!r} has {ours} word embeddings, the teacher {theirs}: they must share a "
                     "tokenizer."
                 )
-            layer_map(teacher.config.num_hidden_layers, config.num_hidden_layers, layers)
+            layer_map(teacher.config.num_hidden_layers, config.num_hidden_layers, recipe.student.layers)
 
     # What it trains
 
-    def start(
-        self,
-        model: PreTrainedModel,
-        material: Material,
-        student: Student,
-        teacher: PreTrainedModel | None,
-        source: str | None,
-        trust_remote_code: bool,
-    ) -> None:
-        """Change the student before it is trained. source: of the teacher.
-
-        With a `teacher` on the meta device it is only checked that this could be done.
-        """
+    def start(self, prepared: Prepared, model: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
+        """Change the student before it is trained; with a `teacher` on the meta device, check that this could be done."""
 
     def freeze(self, learner: Learner) -> None:
         """Freeze what the stage does not train."""
@@ -235,10 +242,8 @@ class Align(Stage):
     loss: Literal["variance", "cosine", "mse"] = "variance"
     trained: Literal["attention", "layer", "queries_keys"] = "attention"
 
-    def check_models(
-        self, data: Data, model: PreTrainedModel, teacher: PreTrainedModel | None, layers: Sequence[int] | None
-    ) -> None:
-        super().check_models(data, model, teacher, layers)
+    def check_models(self, prepared: Prepared, model: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
+        super().check_models(prepared, model, teacher)
         if teacher is not None:
             check_attention(teacher.config.model_type, self.teacher_argument)
 
@@ -270,10 +275,8 @@ class _EndToEnd(Stage):
     hidden_weight: float | int
     hidden_layer_weights: list[float | int] | None
 
-    def check_models(
-        self, data: Data, model: PreTrainedModel, teacher: PreTrainedModel | None, layers: Sequence[int] | None
-    ) -> None:
-        super().check_models(data, model, teacher, layers)
+    def check_models(self, prepared: Prepared, model: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
+        super().check_models(prepared, model, teacher)
         depth, weights = model.config.num_hidden_layers, self.hidden_layer_weights
         if weights is not None and (len(weights) != depth or not sum(weights) > 0 or min(weights) < 0):
             raise UserError(
@@ -321,16 +324,15 @@ class Pretrain(_EndToEnd):
     def head(self, task: TaskKind) -> str:
         return "ForMaskedLM" if self._masked else "Model"
 
-    def rows(
-        self, material: Material, folder: Path, seed: int, bf16: bool, teacher: PreTrainedModel | None
-    ) -> Dataset | IterableDataset:
-        return TextStream(material.texts, material.tokenizer, self.max_length, self.batch_size, seed, self.blocks)
+    def rows(self, prepared: Prepared, teacher: PreTrainedModel | None) -> Dataset | TextStream:
+        return self._stream(prepared, self.blocks)
 
-    def masking(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> Masking | None:
-        return Masking(tokenizer, self.mlm_probability, seed) if self._masked else None
+    def masking(self, prepared: Prepared) -> Masking | None:
+        return Masking(prepared.tokenizer, self.mlm_probability, prepared.recipe.seed) if self._masked else None
 
-    def check_settings(self, material: Material, student: Student) -> None:
-        if self._masked and material.tokenizer.mask_token_id is None:
+    def check_prepared(self, prepared: Prepared, teacher: Any, source: str | None) -> None:
+        super().check_prepared(prepared, teacher, source)
+        if self._masked and prepared.tokenizer.mask_token_id is None:
             raise UserError(f"{self.name}.mlm_weight: the tokenizer has no mask token.")
 
     def freeze(self, learner: Learner) -> None:
@@ -385,10 +387,10 @@ class Task(_EndToEnd):
     def teacher_head(self, task: TaskKind) -> str:
         return task.head if self.answers else "Model"
 
-    def labels(self, material: Material, teacher: PreTrainedModel | None) -> dict[str, Any]:
+    def labels(self, prepared: Prepared, teacher: PreTrainedModel | None) -> dict[str, Any]:
         """Names and number of the classes: the recipe's, the teacher's, or as many as the labels need."""
-        task = material.task
-        if names := task.data.labels:
+        task = prepared.task
+        if names := prepared.recipe.data.labels:
             labels: dict[str, Any] = {
                 "id2label": dict(enumerate(names)),
                 "label2id": {name: index for index, name in enumerate(names)},
@@ -396,73 +398,63 @@ class Task(_EndToEnd):
         elif teacher is not None and self.answers:
             labels = {"id2label": teacher.config.id2label, "label2id": teacher.config.label2id}
         else:
-            labels = {"num_labels": max(map(task.num_labels, material.labelled().values()))}
-        material.check_labels(len(labels["id2label"]) if "id2label" in labels else labels["num_labels"])
+            labels = {"num_labels": max(map(task.num_labels, prepared.labelled().values()))}
+        prepared.check_labels(len(labels["id2label"]) if "id2label" in labels else labels["num_labels"])
         return labels | ({"problem_type": task.problem_type} if task.problem_type is not None else {})
 
     def files(self, data: Data) -> dict[str, list[str]]:
         evaluation = [data.eval_file] if data.eval_file else []
         return {TRAIN: data.train_files, TRANSFER: data.transfer_files, EVAL: evaluation, TEST: data.test_files}
 
-    def read(self, data: Data, material: Material) -> None:
+    def read(self, prepared: Prepared) -> None:
+        data, task = prepared.recipe.data, prepared.task
         if not data.train_files and not (data.transfer_files and not self.hard_weight):
             raise UserError(f"{TRAIN}: at least one file of labelled texts is needed.")
         if data.train_files:
-            material.train = material.task.read(data.train_files, TRAIN)
+            prepared.train = task.read(data.train_files, TRAIN)
         if data.transfer_files:
-            material.transfer = material.task.read_unlabelled(data.transfer_files, TRANSFER)
+            prepared.transfer = task.read_unlabelled(data.transfer_files, TRANSFER)
         if data.eval_file:
-            material.evaluation = material.task.read([data.eval_file], EVAL)
-        material.tests = {path: material.task.read([path], TEST) for path in data.test_files}
+            prepared.evaluation = task.read([data.eval_file], EVAL)
+        prepared.tests = {path: task.read([path], TEST) for path in data.test_files}
 
-    def rows(
-        self, material: Material, folder: Path, seed: int, bf16: bool, teacher: PreTrainedModel | None
-    ) -> Dataset | IterableDataset:
+    def rows(self, prepared: Prepared, teacher: PreTrainedModel | None) -> Dataset | TextStream:
         # Without hidden states to learn from, the teacher answers each text once, for all epochs.
-        once = material.task.head == "ForSequenceClassification" and self.answers and not self.hidden_weight
-        stored = folder / "labelled"
+        once = prepared.task.head == "ForSequenceClassification" and self.answers and not self.hidden_weight
+        stored = prepared.folder(self) / "labelled"
         # Every process meets here whether the folder is there or not: a late one would else go by, and the others wait.
         with PartialState().main_process_first():
             if PartialState().is_main_process and not stored.is_dir():
-                parts = [part for part in (material.train, material.transfer) if part is not None]
-                rows = material.task.encode(datasets.concatenate_datasets(parts), material.tokenizer, self.max_length)
+                parts = [part for part in (prepared.train, prepared.transfer) if part is not None]
+                rows = prepared.task.encode(datasets.concatenate_datasets(parts), prepared.tokenizer, self.max_length)
                 if once and teacher is not None:
-                    rows = add_teacher_logits(rows, teacher, material.tokenizer, bf16)
+                    rows = add_teacher_logits(rows, teacher, prepared.tokenizer, prepared.recipe.bf16)
                 temporary = stored.with_name("labelled.tmp")
                 shutil.rmtree(temporary, ignore_errors=True)
                 rows.save_to_disk(str(temporary))
                 temporary.rename(stored)
         return datasets.load_from_disk(str(stored))
 
-    def check_teacher(self, material: Material, config: Any, source: str) -> None:
-        super().check_teacher(material, config, source)
-        if self.answers:
-            material.check_labels(config.num_labels)
-
-    def check_settings(self, material: Material, student: Student) -> None:
+    def check_prepared(self, prepared: Prepared, teacher: Any, source: str | None) -> None:
+        super().check_prepared(prepared, teacher, source)
+        if self.answers and teacher is not None:
+            prepared.check_labels(teacher.num_labels)
         if self.teacher_base and not self.answers:
             raise UserError(f"{self.name}.teacher_base needs a teacher with a head: give {self.name}.soft_weight above 0.")
-        if self.teacher_base and student.attention == "own":
+        if self.teacher_base and prepared.recipe.student.attention == "own":
             raise UserError(f"{self.name}.teacher_base needs student.attention 'inhibitor' or 'softmax', got 'own'.")
 
-    def start(
-        self,
-        model: PreTrainedModel,
-        material: Material,
-        student: Student,
-        teacher: PreTrainedModel | None,
-        source: str | None,
-        trust_remote_code: bool,
-    ) -> None:
+    def start(self, prepared: Prepared, model: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
         """Give the student what fine-tuning changed in its teacher, where the stage says from what (`teacher_base`)."""
-        if self.teacher_base is None or teacher is None or source is None:
+        if self.teacher_base is None or teacher is None:
             return
+        student, source = prepared.recipe.student, prepared.recipe.teacher_of(self)
         layers = layer_map(teacher.config.num_hidden_layers, model.config.num_hidden_layers, student.layers)
         argument, device = f"{self.name}.teacher_base", "meta" if teacher.device.type == "meta" else None
-        load_teacher(self.teacher_base, "Model", trust_remote_code, argument, "meta")  # or says what it lacks
+        load_teacher(self.teacher_base, "Model", prepared.trust_remote_code, argument, "meta")  # or says what it lacks
         try:
-            labels = self.labels(material, teacher)
-            encoder, head = task_vector(student, material.task.head, source, self.teacher_base, layers, device, **labels)
+            labels = self.labels(prepared, teacher)
+            encoder, head = task_vector(student, prepared.task.head, source, self.teacher_base, layers, device, **labels)
             if device == "meta":
                 check_fit(model, encoder)
             else:

@@ -22,9 +22,8 @@ from .data import TEXTS
 from .fake_quantization import fake_quantize
 from .networks import Learner, Teacher, layer_map
 from .objectives import set_dropout
-from .prepare import Prepared
-from .stages import Stage
-from .student import Student, build_student, save_student
+from .stages import Prepared, Stage
+from .student import build_student, save_student
 from .trainer import LogBeforeSaving, StageTrainer, TermProgress, scores
 from .work_folder import write
 
@@ -42,11 +41,11 @@ def run_stage(prepared: Prepared, stage: Stage, before: Stage | None) -> dict[st
         student = recipe.student
         if before is not None:
             student = dataclasses.replace(student, source=str(prepared.folder(before) / "model"), fresh=[])
-        model = _student(prepared, stage, student, teacher_model)
-        _fit(prepared, stage, model, teacher_model)
-        with torch.random.fork_rng(devices=[]):
-            for later in recipe.stages[recipe.stages.index(stage) + 1 :]:
-                _fit(prepared, later, model, prepared.teacher(later, "meta"))
+        head, source, labels = stage.head(prepared.task), recipe.teacher_of(stage), stage.labels(prepared, teacher_model)
+        model = build_student(student, head, teacher_model, source, **labels)
+        stage.check_models(prepared, model, teacher_model)
+        stage.start(prepared, model, teacher_model)
+        _check_later(prepared, stage, model)
         prepared.inputs.check_models(stage)
         prepared.inputs.bind(stage, before, prepared.trust_remote_code)
         result, weights = _train(prepared, stage, model, teacher_model)
@@ -65,22 +64,15 @@ def run_stage(prepared: Prepared, stage: Stage, before: Stage | None) -> dict[st
     return json.loads(record.read_text())
 
 
-def _student(prepared: Prepared, stage: Stage, student: Student, teacher: PreTrainedModel | None) -> PreTrainedModel:
-    labels = stage.labels(prepared, teacher)
-    head, source = stage.head(prepared.task), prepared.recipe.teacher_of(stage)
-    return build_student(student, head, teacher, source, **labels)
-
-
-def _fit(prepared: Prepared, stage: Stage, model: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
-    """Check that a stage can train `model`, and make it ready for that where the teacher has values.
-
-    Raises:
-        UserError: student, teacher, texts and settings do not fit each other.
-    """
-    recipe = prepared.recipe
-    stage.labels(prepared, teacher)
-    stage.check_models(recipe.data, model, teacher, recipe.student.layers)
-    stage.start(model, prepared, recipe.student, teacher, recipe.teacher_of(stage), prepared.trust_remote_code)
+def _check_later(prepared: Prepared, stage: Stage, model: PreTrainedModel) -> None:
+    """Raises a UserError where what a later stage reads does not fit its teacher, or this student. No weights are read."""
+    stages = prepared.recipe.stages
+    with torch.random.fork_rng(devices=[]):  # so that the training draws as it would without
+        for later in stages[stages.index(stage) + 1 :]:
+            teacher = prepared.teacher(later, "meta")
+            later.labels(prepared, teacher)
+            later.check_models(prepared, model, teacher)
+            later.start(prepared, model, teacher)
 
 
 def _train(
@@ -104,7 +96,7 @@ def _train(
         layers = layer_map(teacher_model.config.num_hidden_layers, model.config.num_hidden_layers, recipe.student.layers)
         teacher = Teacher(teacher_model.to(arguments.device), layers)  # type: ignore[arg-type]
     task = prepared.task if stage.labelled else None
-    rows = stage.rows(prepared, folder, recipe.seed, recipe.bf16, teacher_model)
+    rows = stage.rows(prepared, teacher_model)
     collator = Collator(prepared.tokenizer, task)
     evaluation = None
     if task is not None and prepared.evaluation is not None:
@@ -116,7 +108,7 @@ def _train(
         stage=stage.name,
         objective=stage.objective(learner, teacher, rows, collator),
         task=task,
-        masking=stage.masking(prepared.tokenizer, recipe.seed),
+        masking=stage.masking(prepared),
         scalar_learning_rate=stage.scalar_learning_rate,
         # They are read all the time; the files of a task were read at once.
         check_texts=lambda: prepared.inputs.check_unchanged(stage, (TEXTS,)),

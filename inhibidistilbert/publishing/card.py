@@ -210,13 +210,9 @@ def _training(log: DistillationLog) -> dict[str, Any]:
     """As the template prints it: a sentence a stage. Raises `UserError` where the recipe is not of its form."""
     with form_of(DISTILLATION):
         stages: list[str] = []
-        for training in log.trainings():
-            taught = f", teacher {code(Path(training.teacher).name)}" if training.teacher else ""
-            how = (
-                f"{training.length}, learning rate {training.learning_rate}, batches of {training.batch_size} texts "
-                f"of up to {training.max_length} tokens"
-            )
-            stages.append(Markdown(f"{escape(training.name)}{taught}: {escape(how)}"))
+        for name, teacher, course in log.trainings():
+            taught = f", teacher {code(Path(teacher).name)}" if teacher else ""
+            stages.append(Markdown(f"{escape(name)}{taught}: {escape(course)}"))
         recipe = log.recipe
         return {
             "student": code(Path(recipe["student"]["source"]).name),

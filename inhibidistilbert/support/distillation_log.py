@@ -29,18 +29,6 @@ class StageResult:
 
 
 @dataclass(frozen=True)
-class Training:
-    """What people are told of a stage. teacher: None where there is none. length: in steps, or else in epochs."""
-
-    name: str
-    teacher: str | None
-    length: str
-    learning_rate: float
-    batch_size: int
-    max_length: int
-
-
-@dataclass(frozen=True)
 class DistillationLog:
     """A finished distillation.
 
@@ -80,18 +68,19 @@ class DistillationLog:
         content = dataclasses.asdict(self)
         return {name: value for name, value in content.items() if value or name not in ("teacher", "notes")}
 
-    def trainings(self) -> Iterator[Training]:
-        """In order, the teacher's own first. Raises a KeyError for a recipe without the settings of its stages."""
+    def trainings(self) -> Iterator[tuple[str, str | None, str]]:
+        """Name, teacher and course of each stage, the teacher's own first; by epochs where steps were not counted.
+
+        Raises a KeyError for a recipe without the settings of its stages.
+        """
         if self.teacher is not None:
-            yield from (dataclasses.replace(training, name="teacher") for training in self.teacher.trainings())
+            yield from (("teacher", *others) for _, *others in self.teacher.trainings())  # type: ignore[misc]
         for settings in self.recipe["stages"]:
-            result = self.stages[settings["name"]]
-            yield Training(
-                settings["name"],
-                settings.get("teacher") or self.recipe.get("teacher"),
-                f"epochs {settings['epochs']}" if result.steps is None else f"{result.steps} steps",
-                *(settings[name] for name in ("learning_rate", "batch_size", "max_length")),
-            )
+            steps = self.stages[settings["name"]].steps
+            length = f"epochs {settings['epochs']}" if steps is None else f"{steps} steps"
+            how = "learning rate {learning_rate}, batches of {batch_size} texts of up to {max_length} tokens"
+            teacher = settings.get("teacher") or self.recipe.get("teacher")
+            yield settings["name"], teacher, f"{length}, {how.format_map(settings)}"
 
 
 def _known(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from inhibidistilbert.prediction import default_checkpoint
-from inhibidistilbert.support.distillation_log import FILE, DistillationLog, StageResult, Training
+from inhibidistilbert.support.distillation_log import FILE, DistillationLog, StageResult
 
 SETTINGS = {"name": "task", "epochs": 2.0, "learning_rate": 1e-3, "batch_size": 32, "max_length": 64}
 LOG = DistillationLog(
@@ -25,8 +25,9 @@ def test_what_is_written_is_read(teacher, tmp_path):
 def test_trainings_are_told_by_steps_or_else_by_epochs_and_the_teachers_first():
     before = DistillationLog({"stages": [SETTINGS]}, {"task": StageResult()})
     first, second = DistillationLog(LOG.recipe, LOG.stages, teacher=before).trainings()
-    assert first == Training("teacher", None, "epochs 2.0", 1e-3, 32, 64)
-    assert second == Training("task", "runs/teacher", "12 steps", 1e-3, 32, 64)
+    how = "learning rate 0.001, batches of 32 texts of up to 64 tokens"
+    assert first == ("teacher", None, f"epochs 2.0, {how}")
+    assert second == ("task", "runs/teacher", f"12 steps, {how}")
 
 
 @pytest.mark.parametrize("content", [{}, {"recipe": {}}, {"stages": {}}, {"recipe": {}, "stages": [1]}, {"options": {}}])
@@ -38,9 +39,9 @@ def test_another_form_is_refused(content):
 def test_the_shipped_checkpoint_says_how_it_was_made():
     """By a run that fine-tuned its teacher first, and did not count its steps."""
     log = DistillationLog.read(default_checkpoint())
-    assert [(each.name, each.length, each.learning_rate) for each in log.trainings()] == [
-        ("teacher", "epochs 2.0", 6e-05),
-        ("task", "epochs 2.0", 0.0005),
+    assert [course for *_, course in log.trainings()] == [
+        "epochs 2.0, learning rate 6e-05, batches of 32 texts of up to 128 tokens",
+        "epochs 2.0, learning rate 0.0005, batches of 64 texts of up to 128 tokens",
     ]
     assert {path: content["bytes"] for path, content in log.data.items()}[".cache/data/transfer.txt"] == 20961261
     assert log.notes["texts"] == {"labelled": 18530, "all": 215852}
