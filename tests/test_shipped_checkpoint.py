@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from inhibidistilbert.modeling.sources import AUTO_MAP, source_files, write_remote_code
 from inhibidistilbert.prediction import TextClassifier, default_checkpoint
+from inhibidistilbert.support.distillation_log import DistillationLog
 
 # Written for this test, so in no training data; films, products and services, with negation and contrast.
 POSITIVE = """
@@ -81,10 +82,10 @@ def test_its_weights_are_finite_and_its_scalars_in_float32():
 def test_its_card_matches_its_log():
     """The figures of the card are those that the distillation wrote."""
     card = (default_checkpoint() / "README.md").read_text()
-    log = json.loads((default_checkpoint() / "distillation.json").read_text())
-    assert log["tests"]["student"], "the student was tested"
+    log = DistillationLog.read(default_checkpoint())
+    assert log.tests["student"], "the student was tested"
     for role in ("teacher", "student"):
-        for result in log["tests"][role].values():
+        for result in log.tests[role].values():
             assert f"{100 * result['accuracy']:.1f}" in card
             assert str(result["texts"]) in card.replace(",", "")
 

@@ -83,6 +83,7 @@ def distill(
     from ..distillation.recipe import read_recipe
     from ..distillation.report import print_report, read_runs
     from ..distillation.run import run_recipe
+    from ..support.distillation_log import DistillationLog
 
     shared: dict[str, Any] = {
         "data__train_files": _names(train_file),
@@ -139,7 +140,7 @@ def distill(
     if as_json:
         print(json.dumps(log))
     else:
-        print_report({output_dir.name: log} | others)
+        print_report({output_dir.name: DistillationLog.from_json(log)} | others)
         print(f"Written to {output_dir}.")
 
 

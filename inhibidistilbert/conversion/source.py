@@ -104,14 +104,23 @@ def model_classes(
 
 
 def load_source(
-    source: str, source_class: type[transformers.PreTrainedModel], config: transformers.PreTrainedConfig
+    source: str,
+    source_class: type[transformers.PreTrainedModel],
+    config: transformers.PreTrainedConfig,
+    device: str | None = None,
 ) -> tuple[transformers.PreTrainedModel, set[str], set[str]]:
     """The source in its own dtype, the names of its parameters that no file holds, and those in the file it has not."""
     with quiet_transformers():
         try:
             # Mismatched shapes are let through here to be named below.
             loaded = load_pretrained(
-                source_class, source, config=config, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
+                source_class,
+                source,
+                config=config,
+                dtype="auto",
+                device_map=device,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
             )
         except _LOADING_ERRORS as error:
             raise UserError(f"SOURCE {source!r}: the checkpoint does not load: {reason(error)}") from error

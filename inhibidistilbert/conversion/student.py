@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 
@@ -45,12 +46,14 @@ class ConversionReport:
 
 
 def student_from(
-    source: str | os.PathLike, options: StudentOptions | None = None
+    source: str | os.PathLike, options: StudentOptions | None = None, device: str | None = None
 ) -> tuple[InhibiDistilBertPreTrainedModel, ConversionReport]:
     """An inhibitor student of a DistilBERT or BERT checkpoint, in evaluation mode, and the report. Writes nothing.
 
     The student's class follows the source's `architectures`; a head that the source lacks or has in another form is drawn
     from torch's random generator. Runs no code from the source.
+
+    device: `"meta"` for one without values: the source's weights are looked for and not read.
 
     Raises:
         UserError: for a source that is missing, damaged or not supported, and for options that do not fit it.
@@ -64,7 +67,7 @@ def student_from(
     if has_scalars:
         options.check_with_scalars(source)
     source_class, student_class = model_classes(config, options.head)
-    teacher, missing, unexpected = load_source(source, source_class, config)
+    teacher, missing, unexpected = load_source(source, source_class, config, device)
     # Each tied parameter once. In float32, so that folding rounds once; what is cast back unchanged is exact.
     state = {name: parameter.detach().float() for name, parameter in teacher.named_parameters()}
     names = student_names(state, layers)
@@ -74,12 +77,14 @@ def student_from(
     else:
         weights = {ours: state[theirs] for ours, theirs in names.items()}
     warnings: list[str] = []
-    if has_scalars:
+    if has_scalars and device != "meta":
         count = config.num_attention_heads if options.scalars_per_head else 1
         scalars, warnings = authors_format.student_scalars(source, weights, count)
         weights |= scalars
-    student = _build(source, student_class, config, layers, options)
-    student.load_state_dict(weights, strict=False)
+    with torch.device(device or "cpu"):
+        student = _build(source, student_class, config, layers, options)
+    if device != "meta":
+        student.load_state_dict(weights, strict=False)
     student.to(DTYPES[options.dtype] if options.dtype else teacher.dtype)  # type: ignore[arg-type]
 
     left_out = [name for name in state if name not in missing and name not in names.values()]

@@ -4,13 +4,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
+from ..evaluation.fine_tuning import trainer_arguments
 from ..support.errors import UserError, reason
-from .recipe import Recipe, Stage, Task
+from .recipe import Recipe
+from .stages import Stage
 
 # Fields of TrainingArguments that a stage sets, and where the recipe has them.
 _MANAGED = {
@@ -52,7 +53,6 @@ def training_arguments(recipe: Recipe, stage: Stage, folder: Path) -> TrainingAr
             f"gradient_accumulation_steps), got {stage.batch_size}."
         )
     settings: dict[str, Any] = {
-        "output_dir": str(folder),
         "max_steps": -1 if stage.max_steps is None else stage.max_steps,
         "num_train_epochs": getattr(stage, "epochs", 1),
         "learning_rate": stage.learning_rate,
@@ -66,19 +66,17 @@ def training_arguments(recipe: Recipe, stage: Stage, folder: Path) -> TrainingAr
         "label_names": ["labels"],
         "bf16": recipe.bf16,
         "seed": recipe.seed,
-        "use_cpu": not torch.accelerator.is_available(),
-        "eval_strategy": "epoch" if isinstance(stage, Task) and recipe.data.eval_file else "no",
+        "eval_strategy": "epoch" if stage.labelled and recipe.data.eval_file else "no",
         "save_steps": 500,
         "save_total_limit": 2,
         "logging_steps": 50,
         # A loss that is not finite stops the run; it is not to be left out of the mean.
         "logging_nan_inf_filter": False,
-        "report_to": "none",
         # Each process reads the stream and takes its share of every batch.
         "accelerator_config": {"dispatch_batches": False},
     }
     try:
-        arguments = TrainingArguments(**{**settings, **given})
+        arguments = trainer_arguments(folder, **{**settings, **given})
         for tracker in get_reporting_integration_callbacks(arguments.report_to):
             tracker()  # which needs its package
     except Exception as error:  # of transformers, accelerate and their configuration files
@@ -90,6 +88,6 @@ def training_arguments(recipe: Recipe, stage: Stage, folder: Path) -> TrainingAr
     if arguments.n_gpu > 1:
         # Several GPUs in one process would be slower, and not this training: torchrun uses them.
         arguments._n_gpu = 1
-    if not isinstance(stage, Task) and arguments.dataloader_num_workers > 1:
+    if not stage.labelled and arguments.dataloader_num_workers > 1:
         raise UserError("trainer: dataloader_num_workers must be 0 or 1 for a stream: each worker would read all of it.")
     return arguments

@@ -13,10 +13,10 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from ..evaluation.fine_tuning import FineTuner
 from ..support.errors import UserError, reason
 
 logger = logging.getLogger(__name__)
@@ -95,8 +95,8 @@ def check_space(folder: Path, model: torch.nn.Module, checkpoints: int) -> None:
         )
 
 
-class CheckpointTrainer(Trainer):
-    """A Trainer whose checkpoints are written under another name and renamed when they are whole.
+class CheckpointTrainer(FineTuner):
+    """A fine-tuner whose checkpoints are written under another name and renamed when they are whole.
 
     check_texts: called before each is written, and raises a UserError where the texts are no more what they were.
     """

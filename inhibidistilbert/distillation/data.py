@@ -1,19 +1,56 @@
-"""Reads the texts of a distillation and turns them into token ids."""
+"""The texts of a distillation: what files they are in, how they are read and turned into token ids."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datasets import Dataset, List, Value, concatenate_datasets
+from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedTokenizerBase
 
 from ..support.errors import UserError
 from ..support.text_files import Declared, load_file
 
+# Files as errors name them: the option, and the recipe's key.
+TEXTS = "--text-file (data.text_files)"
+TRAIN, TRANSFER = "--train-file (data.train_files)", "--transfer-file (data.transfer_files)"
+EVAL, TEST = "--eval-file (data.eval_file)", "--test-file (data.test_files)"
+SHORTEST = 3  # tokens: [CLS], one of the text, [SEP]
 NO_LABEL = -100  # as in transformers; numbers that are missing are NaN
 _TEXT, _WORDS = Value("string"), List(Value("string"))
+
+
+@strict
+@dataclass
+class Data:
+    """The files, and what their columns are called.
+
+    text_files: unlabelled, for alignment and pretraining; read as a stream.
+    train_files, eval_file, test_files: labelled; transfer_files: unlabelled, for the teacher to label.
+    kind: of the task; None for that of the teacher whose answers are learned, and without one for classification.
+    label_column: class index; number; for multi-label classification a list of labels (see `label_lists`); for token
+        classification a list of class indices, one for each word of the list in `text_column`. Question answering has
+        SQuAD's columns: `question`, `context`, `answers`.
+    labels: names of the classes, in order.
+    test_max_length: tokens of a test text at most; None for the stage's `max_length`.
+    """
+
+    text_files: list[str] = field(default_factory=list)
+    kind: (
+        Literal["classification", "multi-label-classification", "regression", "token-classification", "question-answering"]
+        | None
+    ) = None
+    train_files: list[str] = field(default_factory=list)
+    transfer_files: list[str] = field(default_factory=list)
+    eval_file: str | None = None
+    test_files: list[str] = field(default_factory=list)
+    text_column: str = "text"
+    text_pair_column: str | None = None
+    label_column: str = "label"
+    labels: list[str] = field(default_factory=list)
+    test_max_length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -32,7 +69,7 @@ class Column:
     fits: Callable[[Any], bool]
 
 
-def _is_text(text: Any) -> bool:
+def is_text(text: Any) -> bool:
     return bool(text and text.strip())
 
 
@@ -53,7 +90,7 @@ def _are_classes(labels: Any) -> bool:
 
 
 def text_column(name: str, standard: str = "text", option: str = "--text-column") -> Column:
-    return Column(name, standard, option, _TEXT, "texts", "a text", _is_text)
+    return Column(name, standard, option, _TEXT, "texts", "a text", is_text)
 
 
 def word_column(name: str) -> Column:

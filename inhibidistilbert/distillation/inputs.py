@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,15 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from ..support.digests import Content, change, content_of
+from ..support.distillation_log import DistillationLog
 from ..support.errors import UserError
-from .recipe import Recipe, Stage, Task, build_recipe
-from .text_stream import ARGUMENT as TEXTS
+from .data import EVAL, TEST, TEXTS, TRAIN, TRANSFER
+from .recipe import Recipe, build_recipe
+from .stages import Stage
 from .work_folder import is_folder, write
 
 logger = logging.getLogger(__name__)
 
-# Files as errors name them: the option, and the recipe's key.
-TRAIN, TRANSFER = "--train-file (data.train_files)", "--transfer-file (data.transfer_files)"
-EVAL, TEST = "--eval-file (data.eval_file)", "--test-file (data.test_files)"
 _DATA = (TEXTS, TRAIN, TRANSFER, EVAL, TEST)
 _SETTINGS = "trainer."  # files of the Trainer's settings
 _BEFORE = "the student of the stage before"
@@ -39,20 +38,14 @@ Contents = dict[str, list[dict[str, Any]]]
 
 def sources_of(recipe: Recipe, stage: Stage) -> dict[str, list[str]]:
     """The files and models that a stage reads, by what they are for, as errors name it."""
-    data, student = recipe.data, recipe.student.source
-    models = [recipe.teacher, *(each.teacher for each in recipe.stages)]
-    models += [each.teacher_base for each in recipe.stages if isinstance(each, Task)]
-    models += [student] if is_folder(student) else []
-    found: dict[str, list[str | None]] = {
+    student = [recipe.student.source] if is_folder(recipe.student.source) else []
+    found: dict[str, Sequence[str | None]] = {
         "--teacher": [recipe.teacher_of(stage)],
-        "tokenizer": [next(filter(None, models), None)],
-        "--student (student.source)": [student] if stage is recipe.stages[0] and is_folder(student) else [],
+        "tokenizer": [*recipe.models().values(), *student][:1],
+        "--student (student.source)": student if stage is recipe.stages[0] else [],
     }
-    if isinstance(stage, Task):
-        found |= {f"{stage.name}.teacher_base": [stage.teacher_base], TRAIN: [*data.train_files]}
-        found |= {TRANSFER: [*data.transfer_files], EVAL: [data.eval_file], TEST: [*data.test_files]}
-    else:
-        found[TEXTS] = [*data.text_files]
+    found |= {setting: [source] for setting, source in stage.bases().items()}
+    found |= stage.files(recipe.data)
     # Those of DeepSpeed and FSDP may be files.
     files = {name: value for name, value in recipe.trainer.items() if isinstance(value, str) and os.path.isfile(value)}
     found |= {f"{_SETTINGS}{name}": [file] for name, file in files.items()}
@@ -195,17 +188,18 @@ def _is_model(argument: str) -> bool:
     return argument not in _DATA and not argument.startswith(_SETTINGS)
 
 
-def check_finished(log: Mapping[str, Any], inputs: Inputs, output_dir: Path) -> None:
+def check_finished(log: DistillationLog, inputs: Inputs, output_dir: Path) -> None:
     """Raises a UserError where a finished distillation was made from other files or models than are there now.
 
     log: of one with the settings of the recipe of `inputs`.
     """
-    then = build_recipe(log["recipe"])
+    then = build_recipe(log.recipe)
     for stage, former in zip(inputs.recipe.stages, then.stages, strict=True):
-        data = log.get("data", {})
         given = sources_of(then, former)
-        before = {name: [{"path": source, **data.get(source, {})} for source in sources] for name, sources in given.items()}
-        before |= log.get("stages", {}).get(stage.name, {}).get("inputs", {})
+        before = {
+            name: [{"path": source, **log.data.get(source, {})} for source in sources] for name, sources in given.items()
+        }
+        before |= log.stages[stage.name].inputs if stage.name in log.stages else {}
         before.pop(_BEFORE, None)
         if difference := _difference(before, inputs.of(stage)):
             raise UserError(

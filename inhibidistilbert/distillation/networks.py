@@ -88,13 +88,14 @@ class Teacher:
             for hook in hooks:
                 hook.remove()
 
-    def check_attention(self, argument: str) -> None:
-        """Raises a UserError where the attention's output of such a model is not known."""
-        if self.model.config.model_type not in _ATTENTION_OUTPUTS:
-            raise UserError(
-                f"{argument}: a teacher of model_type {self.model.config.model_type!r} cannot be aligned with; known are "
-                f"{', '.join(sorted(_ATTENTION_OUTPUTS))}."
-            )
+
+def check_attention(model_type: str, argument: str) -> None:
+    """Raises a UserError where the attention's output of such a teacher is not known."""
+    if model_type not in _ATTENTION_OUTPUTS:
+        raise UserError(
+            f"{argument}: a teacher of model_type {model_type!r} cannot be aligned with; known are "
+            f"{', '.join(sorted(_ATTENTION_OUTPUTS))}."
+        )
 
 
 @contextmanager

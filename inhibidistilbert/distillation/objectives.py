@@ -1,6 +1,7 @@
 """What each stage minimises, as sums over tokens or texts: neither padding nor the making of batches changes a loss."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -9,7 +10,6 @@ from torch.nn import functional as F
 
 from .data import NO_LABEL
 from .networks import Learner, Teacher
-from .recipe import Align, Pretrain, Task
 
 Batch = Mapping[str, Tensor]
 
@@ -67,16 +67,16 @@ def _tokens(batch: Batch) -> dict[str, Tensor]:
     return {"tokens": batch["attention_mask"].sum()}
 
 
+@dataclass
 class AlignObjective:
     """Layer by layer, each on the teacher's own hidden states (see `Align`).
 
     variances: of each layer's target; see `measure_variances`.
     """
 
-    def __init__(self, settings: Align, teacher: Teacher, variances: Sequence[float]):
-        self.settings = settings
-        self.teacher = teacher
-        self.variances = variances
+    settings: Any
+    teacher: Teacher
+    variances: Sequence[float]
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         return _tokens(batch)
@@ -101,7 +101,7 @@ class AlignObjective:
 
 
 @torch.no_grad()
-def measure_variances(settings: Align, teacher: Teacher, batches: Sequence[Batch]) -> list[float]:
+def measure_variances(settings: Any, teacher: Teacher, batches: Sequence[Batch]) -> list[float]:
     """The variance of each layer's target over the real tokens of some batches, summed over channels."""
     rows: list[list[Tensor]] = [[] for _ in teacher.layers]
     for batch in batches:
@@ -111,30 +111,26 @@ def measure_variances(settings: Align, teacher: Teacher, batches: Sequence[Batch
     return [float(torch.cat(kept).var(0, correction=0).sum()) for kept in rows]
 
 
-class _HiddenStates:
-    """The weighted mean over layers of the cosine distance between hidden states."""
+def _hidden_term(settings: Any, student_states: Sequence[Tensor], teacher_states: Sequence[Tensor], mask: Tensor) -> Term:
+    """The mean over layers, weighted by `hidden_layer_weights`, of the cosine distance between hidden states.
 
-    def __init__(self, layers: int, weights: Sequence[float] | None):
-        chosen = torch.ones(layers) if weights is None else torch.tensor(weights, dtype=torch.float32)
-        self.weights = (chosen / chosen.sum()).tolist()
-
-    def total(self, student_states: Sequence[Tensor], teacher_states: Sequence[Tensor], mask: Tensor) -> Tensor:
-        """student_states: with the embeddings first, as transformers returns them."""
-        distances = [
-            weight * masked_sum(cosine_distance(student, teacher), mask)
-            for student, teacher, weight in zip(student_states[1:], teacher_states, self.weights, strict=True)
-            if weight
-        ]
-        return torch.stack(distances).sum()
+    student_states: with the embeddings first, as transformers returns them.
+    """
+    weights = settings.hidden_layer_weights or [1] * len(teacher_states)
+    distances = [
+        weight / sum(weights) * masked_sum(cosine_distance(student, teacher), mask)
+        for student, teacher, weight in zip(student_states[1:], teacher_states, weights, strict=True)
+        if weight
+    ]
+    return Term("hidden", torch.stack(distances).sum(), "tokens", settings.hidden_weight)
 
 
+@dataclass
 class PretrainObjective:
     """Hidden states and masked tokens, end to end (see `Pretrain`)."""
 
-    def __init__(self, settings: Pretrain, teacher: Teacher):
-        self.settings = settings
-        self.teacher = teacher
-        self.hidden = _HiddenStates(len(teacher.layers), settings.hidden_layer_weights)
+    settings: Any
+    teacher: Teacher
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         masked = {"masked": (batch["labels"] != NO_LABEL).sum()} if "labels" in batch else {}
@@ -147,8 +143,7 @@ class PretrainObjective:
         result = model(input_ids=batch["input_ids"], attention_mask=mask, output_hidden_states=True)
         terms = []
         if settings.hidden_weight:
-            total = self.hidden.total(result.hidden_states, states.outputs, mask)
-            terms.append(Term("hidden", total, "tokens", settings.hidden_weight))
+            terms.append(_hidden_term(settings, result.hidden_states, states.outputs, mask))
         if "labels" in batch:
             masked = batch["labels"] != NO_LABEL
             logits = result.logits[masked].float()
@@ -161,6 +156,7 @@ class PretrainObjective:
         return terms
 
 
+@dataclass
 class TaskObjective:
     """Soft targets, hidden states and labels of a task (see `Task`).
 
@@ -168,14 +164,10 @@ class TaskObjective:
     positions: of the table that texts are moved about in, None to leave them in their places.
     """
 
-    def __init__(self, settings: Task, answers: Any, teacher: Teacher | None, positions: int | None = None):
-        self.settings = settings
-        self.answers = answers
-        self.teacher = teacher
-        self.positions = positions
-        self.hidden = None
-        if teacher is not None and settings.hidden_weight:
-            self.hidden = _HiddenStates(len(teacher.layers), settings.hidden_layer_weights)
+    settings: Any
+    answers: Any
+    teacher: Teacher | None
+    positions: int | None = None
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         rows = torch.tensor(len(batch["input_ids"]), device=batch["input_ids"].device)
@@ -191,11 +183,11 @@ class TaskObjective:
         states = None
         if self.teacher is not None and teacher_logits is None:
             states = self.teacher(batch)
-        result = model(**inputs, output_hidden_states=self.hidden is not None)
+        hidden = states.outputs if states is not None and settings.hidden_weight else None
+        result = model(**inputs, output_hidden_states=hidden is not None)
         terms = []
-        if self.hidden is not None and states is not None:
-            total = self.hidden.total(result.hidden_states, states.outputs, mask)
-            terms.append(Term("hidden", total, "tokens", settings.hidden_weight))
+        if hidden is not None:
+            terms.append(_hidden_term(settings, result.hidden_states, hidden, mask))
         answers = self.answers.logits(result)
         if settings.soft_weight:
             targets = teacher_logits if states is None else self.answers.logits(states.result)
@@ -226,32 +218,3 @@ def set_dropout(learner: Learner, probability: float) -> None:
             module.p = probability
         elif hasattr(module, "dropout_p"):  # inhibitor attention
             module.dropout_p = probability
-
-
-def trained_parameters(learner: Learner, settings: Align | Pretrain | Task) -> None:
-    """Freeze what a stage does not train."""
-    encoder: Any = learner.student.base_model
-    if isinstance(settings, Align):
-        learner.student.requires_grad_(False)
-        for layer in encoder.transformer.layer:
-            if settings.trained == "queries_keys":
-                modules: list[Any] = [layer.attention.q_lin, layer.attention.k_lin]
-                scalars = [layer.attention.get_parameter(name) for name in _scalar_names(layer.attention)]
-                for parameter in scalars:
-                    parameter.requires_grad_(True)
-            else:
-                modules = [layer if settings.trained == "layer" else layer.attention]
-            for module in modules:
-                module.requires_grad_(True)
-    else:
-        # Only alignment goes into the student's width.
-        if learner.to_student is not None:
-            learner.to_student.requires_grad_(False)
-        if learner.to_teacher is not None and not getattr(settings, "hidden_weight", 0):
-            learner.to_teacher.requires_grad_(False)
-        if isinstance(settings, Pretrain) and not settings.train_embeddings:
-            encoder.embeddings.requires_grad_(False)
-
-
-def _scalar_names(attention: nn.Module) -> list[str]:
-    return [name for name, parameter in attention.named_parameters(recurse=False) if parameter.ndim == 1]

@@ -2,200 +2,21 @@
 
 import dataclasses
 import difflib
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import yaml
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 
 from ..support.errors import UserError, reason
-
-SHORTEST = 3  # tokens: [CLS], one of the text, [SEP]
-
-
-@strict
-@dataclass
-class Student:
-    """What is trained.
-
-    source: `"teacher"` (weights copied from the teacher), a published size (new, word embeddings projected from the
-        teacher's), or a folder: an earlier output, or a DistilBERT or BERT to copy from.
-    attention: `"inhibitor"`; `"softmax"` for transformers' DistilBERT, the control; `"own"` for the source's own class, to
-        fine-tune any encoder.
-    layers: the teacher's layers that the student's come from and learn from, from 0; None for all, or for evenly spaced
-        ones where the teacher has more.
-    fresh: projections of the attention, such as `q_lin`, that are drawn anew in place of copies.
-    config: fields of the configuration. Those of inhibitor attention alone are ignored for a softmax student, so that one
-        recipe serves both.
-    """
-
-    source: str = "teacher"
-    attention: Literal["inhibitor", "softmax", "own"] = "inhibitor"
-    layers: list[int] | None = None
-    fresh: list[Literal["q_lin", "k_lin", "v_lin", "out_lin"]] = field(default_factory=list)
-    config: dict[str, Any] = field(default_factory=dict)
-
-
-@strict
-@dataclass
-class Data:
-    """The files, and what their columns are called.
-
-    text_files: unlabelled, for alignment and pretraining; read as a stream.
-    train_files, eval_file, test_files: labelled; transfer_files: unlabelled, for the teacher to label.
-    kind: of the task; None for that of the teacher whose answers are learned, and without one for classification.
-    label_column: class index; number; for multi-label classification a list of labels (see `label_lists`); for token
-        classification a list of class indices, one for each word of the list in `text_column`. Question answering has
-        SQuAD's columns: `question`, `context`, `answers`.
-    labels: names of the classes, in order.
-    test_max_length: tokens of a test text at most; None for the stage's `max_length`.
-    """
-
-    text_files: list[str] = field(default_factory=list)
-    kind: (
-        Literal["classification", "multi-label-classification", "regression", "token-classification", "question-answering"]
-        | None
-    ) = None
-    train_files: list[str] = field(default_factory=list)
-    transfer_files: list[str] = field(default_factory=list)
-    eval_file: str | None = None
-    test_files: list[str] = field(default_factory=list)
-    text_column: str = "text"
-    text_pair_column: str | None = None
-    label_column: str = "label"
-    labels: list[str] = field(default_factory=list)
-    test_max_length: int | None = None
-
-
-@strict
-@dataclass
-class Stage:
-    """What all stages have. Lengths in tokens, warm-up as a share of the steps.
-
-    batch_size: texts in a step, over all processes and accumulated batches: the same command trains the same on any number.
-    scalar_learning_rate: of alpha, beta and gamma; None for that of the other parameters.
-    teacher: in place of the recipe's.
-    dropout: of the student while this stage trains, everywhere; None for its configuration's.
-    fake_quantization: compute as the int8 form will (see `fake_quantization`); a softmax student has none, trains as ever.
-    """
-
-    kind: ClassVar[str]
-    name: str = ""
-    teacher: str | None = None
-    max_steps: int | None = None
-    batch_size: int = 32
-    max_length: int = 128
-    learning_rate: float | int = 5e-5
-    scalar_learning_rate: float | int | None = None
-    warmup: float | int = 0.06
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    weight_decay: float | int = 0.01
-    max_grad_norm: float | int = 1.0
-    dropout: float | int | None = None
-    fake_quantization: bool = False
-
-    def __post_init__(self) -> None:
-        self.name = self.name or self.kind
-        self.check()
-
-    def check(self) -> None:
-        """Raises a UserError for a value out of its range."""
-        if self.max_steps is None and not hasattr(self, "epochs"):
-            raise UserError(f"{self.name}.max_steps: give the number of steps; the texts are a stream without an end.")
-        if self.max_length < SHORTEST:
-            raise UserError(f"{self.name}.max_length must be at least {SHORTEST} tokens, got {self.max_length}.")
-        for name in ("max_steps", "batch_size", "learning_rate", "epochs", "temperature"):
-            value = getattr(self, name, None)
-            if value is not None and not 0 < value < math.inf:
-                raise UserError(f"{self.name}.{name} must be a number above 0, got {value}.")
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise UserError(f"{self.name}.dropout must be from 0 to below 1, got {self.dropout}.")
-        weights = [item.name for item in dataclasses.fields(self) if item.name.endswith("_weight")]
-        for name in ("scalar_learning_rate", "weight_decay", "max_grad_norm", "warmup", *weights):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise UserError(f"{self.name}.{name} must be a number from 0, got {value}.")
-        if weights and not any(getattr(self, name) for name in weights):
-            raise UserError(f"{self.name}: one of {', '.join(weights)} must be above 0.")
-
-
-@strict
-@dataclass
-class Align(Stage):
-    """Each student layer is fed the teacher's hidden state and learns the teacher's layer, all layers at once.
-
-    target: `"attention"`, the output of the attention; or `"layer"`, the hidden state after the whole layer.
-    loss: `"variance"`, the share of the target's variance that is not explained; `"cosine"` distance; `"mse"`.
-    trained: `"attention"`, `"layer"` for the whole layer, or `"queries_keys"` for q_lin, k_lin and the scalars.
-    """
-
-    kind = "align"
-    learning_rate: float | int = 1e-3
-    scalar_learning_rate: float | int | None = 2e-2
-    schedule: Literal["linear", "cosine", "constant"] = "cosine"
-    weight_decay: float | int = 0.0
-    target: Literal["attention", "layer"] = "attention"
-    loss: Literal["variance", "cosine", "mse"] = "variance"
-    trained: Literal["attention", "layer", "queries_keys"] = "attention"
-
-
-@strict
-@dataclass
-class Pretrain(Stage):
-    """Task-agnostic, end to end.
-
-    hidden_weight: of the cosine distance between hidden states; `hidden_layer_weights`: one for each student layer,
-        None for equal ones.
-    mlm_weight, soft_mlm_weight: of the masked tokens' cross-entropy, and of the divergence from the teacher's head at them
-        with `temperature`; both need a teacher with such a head.
-    blocks: run texts together and cut them into blocks of `max_length` tokens, instead of one text a row.
-    """
-
-    kind = "pretrain"
-    learning_rate: float | int = 3e-4
-    scalar_learning_rate: float | int | None = 5e-3
-    schedule: Literal["linear", "cosine", "constant"] = "cosine"
-    hidden_weight: float | int = 1.0
-    hidden_layer_weights: list[float | int] | None = None
-    mlm_weight: float | int = 0.0
-    soft_mlm_weight: float | int = 0.0
-    mlm_probability: float | int = 0.15
-    temperature: float | int = 2.0
-    train_embeddings: bool = True
-    blocks: bool = False
-
-
-@strict
-@dataclass
-class Task(Stage):
-    """From a fine-tuned teacher, or from the labels alone where no weight asks for one.
-
-    soft_weight: of the teacher's answers, at `temperature` for classes and labels, as squared error for numbers.
-    hard_weight: of the labels. hidden_weight, hidden_layer_weights: see `Pretrain`.
-    position_offsets: move each text to a random place of the position table, so that all of it is trained.
-    teacher_base: the encoder that the teacher was fine-tuned from. What fine-tuning changed in it is added to the student
-        before training, and the teacher's head is copied; None for neither. For a student of the teacher's width.
-    """
-
-    kind = "task"
-    epochs: float | int = 3
-    scalar_learning_rate: float | int | None = 1e-3
-    soft_weight: float | int = 1.0
-    temperature: float | int = 2.0
-    hidden_weight: float | int = 0.0
-    hidden_layer_weights: list[float | int] | None = None
-    hard_weight: float | int = 0.5
-    position_offsets: bool = False
-    teacher_base: str | None = None
-
-
-STAGES: dict[str, type[Stage]] = {stage.kind: stage for stage in (Align, Pretrain, Task)}
+from .data import SHORTEST, Data
+from .stages import STAGES, Stage
+from .student import Student
 
 
 @strict
@@ -221,6 +42,13 @@ class Recipe:
 
     def teacher_of(self, stage: Stage) -> str | None:
         return stage.teacher or self.teacher
+
+    def models(self) -> dict[str, str]:
+        """The teachers, and what they were fine-tuned from, by the argument that gave them."""
+        found = {"--teacher": self.teacher} | {f"{stage.name}.teacher": stage.teacher for stage in self.stages}
+        for stage in self.stages:
+            found |= stage.bases()
+        return {argument: source for argument, source in found.items() if source}
 
 
 class _Loader(yaml.SafeLoader):

@@ -2,40 +2,38 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from ..support.distillation_log import FILE, DistillationLog
 from ..support.errors import UserError
-from .work_folder import LOG, finished_log
-
-Log = Mapping[str, Any]
+from .work_folder import finished_log
 
 
-def read_runs(folders: Sequence[Path]) -> dict[str, Log]:
+def read_runs(folders: Sequence[Path]) -> dict[str, DistillationLog]:
     """The logs of finished distillations by the names of their folders. Raises a UserError where there is none."""
-    logs: dict[str, Log] = {}
+    logs: dict[str, DistillationLog] = {}
     for folder in folders:
         log = finished_log(folder)
-        if log is None or "recipe" not in log:
-            raise UserError(f"--compare: {str(folder)!r} is no finished distillation: it has no {LOG} with a recipe.")
+        if log is None:
+            raise UserError(f"--compare: {str(folder)!r} is no finished distillation: it has no {FILE} with a recipe.")
         logs[folder.name] = log
     return logs
 
 
-def print_report(runs: Mapping[str, Log]) -> None:
+def print_report(runs: Mapping[str, DistillationLog]) -> None:
     """The first run's stages and alignment, and the scores of all beside those of the first one's teacher."""
     console = Console(width=None if Console().is_terminal else 160, highlight=False)
     first = next(iter(runs.values()))
-    for name, result in first["stages"].items():
-        scores = ", ".join(f"{metric} {value:.4f}" for metric, value in (result["eval"] or {}).items())
+    for name, result in first.stages.items():
+        scores = ", ".join(f"{metric} {value:.4f}" for metric, value in (result.eval or {}).items())
         console.print(
-            f"{name}: {result['steps']} steps in {result['seconds']} s, loss {result['loss']:.4f}"
+            f"{name}: {result.steps} steps in {result.seconds} s, loss {result.loss:.4f}"
             + (f"; evaluation: {scores}" if scores else "")
         )
-        if result["alignment"]:
-            console.print(alignment_table(result["alignment"]))
+        if result.alignment:
+            console.print(alignment_table(result.alignment))
     table = score_table(runs)
     if table.row_count:
         console.print(table)
@@ -51,11 +49,11 @@ def alignment_table(explained: Sequence[float]) -> Table:
     return table
 
 
-def score_table(runs: Mapping[str, Log]) -> Table:
+def score_table(runs: Mapping[str, DistillationLog]) -> Table:
     """A row a test file and metric; columns for the teacher and each run, named by what attention they have."""
     first = next(iter(runs.values()))
-    columns = {"teacher": first["tests"].get("teacher", {})}
-    columns |= {f"{name} ({_kind(log)})": log["tests"].get("student", {}) for name, log in runs.items()}
+    columns = {"teacher": first.tests.get("teacher", {})}
+    columns |= {f"{name} ({_kind(log)})": log.tests.get("student", {}) for name, log in runs.items()}
     columns = {name: tests for name, tests in columns.items() if tests}
     table = Table(title="Scores", title_justify="left")
     table.add_column("test")
@@ -69,6 +67,6 @@ def score_table(runs: Mapping[str, Log]) -> Table:
     return table
 
 
-def _kind(log: Log) -> str:
-    attention = log["recipe"]["student"]["attention"]
+def _kind(log: DistillationLog) -> str:
+    attention = log.recipe["student"]["attention"]
     return {"softmax": "softmax control", "own": "fine-tuned"}.get(attention, attention)

@@ -8,17 +8,20 @@ from typing import Any
 import datasets
 import torch
 from accelerate import PartialState
-from transformers import PreTrainedModel, TrainingArguments, set_seed
+from transformers import PreTrainedModel, set_seed
 
+from ..evaluation.fine_tuning import trainer_arguments
+from ..support.distillation_log import DistillationLog, StageResult
 from ..support.errors import UserError, reason
 from ..support.quiet import quiet_transformers
+from .batches import Collator
 from .inputs import MODULES, Inputs, check_finished
-from .prepare import Prepared, data_files, prepare, test_max_length
-from .recipe import Recipe, Stage, Task
-from .stages import check_models, run_stage, teacher_of
+from .prepare import prepare
+from .recipe import Recipe
+from .stages import Prepared, Stage
 from .student import student_class
-from .tasks import Collator
 from .trainer import StageTrainer, scores
+from .training import run_stage
 from .work_folder import changes, check_free, check_shared, claim, finish, finished_log, plain
 
 # The disk or the folder causes these errors, not this program.
@@ -42,9 +45,9 @@ def run_recipe(recipe: Recipe, output_dir: Path, trust_remote_code: bool = False
     work_dir = output_dir.with_name(output_dir.name + ".work")
     inputs = Inputs.look(recipe, work_dir)
     done = finished_log(output_dir)
-    if done is not None and not changes(done.get("recipe"), recipe):
+    if done is not None and not changes(done.recipe, recipe):
         check_finished(done, inputs, output_dir)
-        return done
+        return done.as_json()
     check_free(output_dir, work_dir, recipe)
     inputs.check_work()
     state.wait_for_everyone()  # with the look at the folders, before the first changes them
@@ -68,42 +71,42 @@ def run_recipe(recipe: Recipe, output_dir: Path, trust_remote_code: bool = False
 
 def _run(prepared: Prepared, output_dir: Path) -> dict[str, Any]:
     recipe, state, inputs = prepared.recipe, PartialState(), prepared.inputs
-    check_models(prepared)
-    results: dict[str, Any] = {}
+    results: dict[str, StageResult] = {}
     before: Stage | None = None
     for stage in recipe.stages:
-        results[stage.name] = run_stage(prepared, stage, before) | inputs.recorded(stage)
+        results[stage.name] = StageResult(**run_stage(prepared, stage, before), **inputs.recorded(stage))
         before = stage
-    log = {
-        "recipe": plain(recipe),
-        "stages": results,
-        "tests": _tests(prepared, recipe.stages[-1]),
-        "data": {path: inputs.content[path] for path in data_files(recipe)},
-        "versions": {module.__name__: module.__version__ for module in MODULES},
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {state.num_processes} processes",
-    }
+    log = DistillationLog(
+        recipe=plain(recipe),
+        stages=results,
+        tests=_tests(prepared, recipe.stages[-1]),
+        data={path: inputs.content[path] for path in _data_files(recipe)},
+        versions={module.__name__: module.__version__ for module in MODULES},
+        machine=f"{platform.machine()}, {torch.get_num_threads()} threads, {state.num_processes} processes",
+    )
     if state.is_main_process:
         finish(prepared.work_dir, [stage.name for stage in recipe.stages], output_dir, log)
     state.wait_for_everyone()
-    return log
+    return log.as_json()
+
+
+def _data_files(recipe: Recipe) -> list[str]:
+    """All files of texts, each once."""
+    given = [path for stage in recipe.stages for paths in stage.files(recipe.data).values() for path in paths]
+    return list(dict.fromkeys(given))
 
 
 def _tests(prepared: Prepared, stage: Stage) -> dict[str, dict[str, dict[str, float]]]:
     """Scores of teacher and student, as stored, on each test file."""
-    if not isinstance(stage, Task) or not prepared.tests:
+    if not stage.labelled or not prepared.tests:
         return {}
-    models: dict[str, PreTrainedModel | None] = {"teacher": teacher_of(prepared, stage) if stage.soft_weight else None}
+    models: dict[str, PreTrainedModel | None] = {"teacher": prepared.teacher(stage) if stage.answers else None}
     prepared.inputs.check_models(stage)
     kind = student_class(prepared.recipe.student.attention, prepared.task.head)
     with quiet_transformers():
         models["student"] = kind.from_pretrained(str(prepared.folder(stage) / "model"), dtype=torch.float32)
-    arguments = TrainingArguments(
-        output_dir=str(prepared.work_dir / "test"),
-        per_device_eval_batch_size=32,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        use_cpu=not torch.accelerator.is_available(),
-        report_to="none",
+    arguments = trainer_arguments(
+        prepared.work_dir / "test", per_device_eval_batch_size=32, remove_unused_columns=False, label_names=["labels"]
     )
     arguments.deepspeed_plugin = None  # only one Trainer may bring its own
     results: dict[str, dict[str, dict[str, float]]] = {}
@@ -111,7 +114,7 @@ def _tests(prepared: Prepared, stage: Stage) -> dict[str, dict[str, dict[str, fl
         if model is None:
             continue
         for path, rows in prepared.tests.items():
-            data = prepared.task.encode(rows, prepared.tokenizer, test_max_length(prepared, stage)).sort("length")
+            data = prepared.task.encode(rows, prepared.tokenizer, stage.test_max_length(prepared.recipe.data)).sort("length")
             collator = Collator(prepared.tokenizer, prepared.task)
             trainer = StageTrainer(
                 stage=stage.name, task=prepared.task, model=model, args=arguments, data_collator=collator, eval_dataset=data

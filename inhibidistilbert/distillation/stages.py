@@ -1,303 +1,470 @@
-"""Runs one stage of a recipe: from a source to a trained student in a folder, going on wherever it was stopped."""
+"""The kinds of stages: what each is set by, what it reads and trains, what it minimises, and what must fit it."""
 
 import dataclasses
-import json
+import math
 import shutil
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import datasets
-import torch
-import transformers
 from accelerate import PartialState
 from datasets import Dataset
-from torch import Tensor
-from torch.utils.data import IterableDataset
-from transformers import PreTrainedModel, set_seed
-from transformers.integrations import unset_hf_deepspeed_config
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..conversion import DTYPES
 from ..support.errors import UserError
-from .arguments import training_arguments
-from .checkpoints import check_space, last_checkpoint
-from .curves import FILE as CURVES
-from .curves import CurveWriter
-from .fake_quantization import fake_quantize
-from .inputs import TEXTS
-from .networks import Learner, Teacher, layer_map
-from .objectives import (
-    AlignObjective,
-    Objective,
-    PretrainObjective,
-    TaskObjective,
-    measure_variances,
-    set_dropout,
-    trained_parameters,
-)
-from .prepare import Prepared, check_labels, check_lengths, labelled_sets, needs_teacher
-from .recipe import Align, Pretrain, Stage, Student, Task
+from .batches import Collator, Masking
+from .data import EVAL, SHORTEST, TEST, TEXTS, TRAIN, TRANSFER, Data
+from .networks import Learner, Teacher, check_attention, layer_map
+from .objectives import AlignObjective, Objective, PretrainObjective, TaskObjective, measure_variances
 from .sizes import published_sizes, word_embeddings
-from .student import build_student
 from .task_vector import add_task_vector, check_fit, task_vector
-from .tasks import Collator
-from .teacher import add_teacher_logits, load_teacher, save_model
-from .text_stream import TextStream
-from .trainer import LogBeforeSaving, Masking, StageTrainer, TermProgress, scores
-from .work_folder import write
+from .tasks import TaskKind
+from .teacher import add_teacher_logits, load_teacher
+from .text_stream import TextStream, open_texts
 
 _CALIBRATION_TEXTS = 256  # whose targets' variance is the unit of an alignment's loss
 
 
-def run_stage(prepared: Prepared, stage: Stage, before: Stage | None) -> dict[str, Any]:
-    """Train one stage, or go on with it; its result, and the student in the folder `model`.
+@dataclass
+class Prepared:
+    """What stages share, read and checked before any is trained.
 
-    before: the stage whose student it trains; None for the recipe's.
+    recipe, inputs: a `Recipe` and its `Inputs`. tests: by the names of their files. texts: unlabelled.
     """
-    folder, recipe = prepared.folder(stage), prepared.recipe
-    record = folder / "result.json"
-    if not record.is_file():
-        set_seed(recipe.seed)
-        teacher_model = teacher_of(prepared, stage)
-        student = recipe.student
-        if before is not None:
-            student = dataclasses.replace(student, source=str(prepared.folder(before) / "model"), fresh=[])
-        model = _student(prepared, stage, student, teacher_model)
-        _start_from_teacher(prepared, stage, model, teacher_model)
-        _check_models(prepared, stage, model, teacher_model)
-        prepared.inputs.check_models(stage)
-        prepared.inputs.bind(stage, before, prepared.trust_remote_code)
-        result, weights = _train(prepared, stage, model, teacher_model)
-        is_last = stage is recipe.stages[-1]
-        if PartialState().is_main_process:
-            prepared.tokenizer.model_max_length = model.config.max_position_embeddings
-            dtype = DTYPES[recipe.save_dtype] if is_last else torch.float32
-            save_model(model, prepared.tokenizer, folder / "model", dtype, weights)
-            write(record, json.dumps(result))
-        PartialState().wait_for_everyone()
-    else:
-        prepared.inputs.bind(stage, before, prepared.trust_remote_code)
-    if PartialState().is_main_process:
-        for checkpoint in folder.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint, ignore_errors=True)
-    return json.loads(record.read_text())
+
+    recipe: Any
+    work_dir: Path
+    trust_remote_code: bool
+    inputs: Any
+    tokenizer: PreTrainedTokenizerBase
+    task: TaskKind
+    train: Dataset | None = None
+    transfer: Dataset | None = None
+    evaluation: Dataset | None = None
+    tests: dict[str, Dataset] = field(default_factory=dict)
+    texts: list[datasets.IterableDataset] = field(default_factory=list)
+    # The last teacher that was loaded, by its source and head: stages in a row often have the same.
+    _last: tuple[tuple[str, str], PreTrainedModel] | None = None
+
+    def folder(self, stage: "Stage") -> Path:
+        return self.work_dir / stage.name
+
+    def teacher(self, stage: "Stage", device: str | None = None) -> PreTrainedModel | None:
+        """With the head that the stage learns from; None for a stage that needs none. device: see `load_teacher`."""
+        source = self.recipe.teacher_of(stage)
+        if source is None or not (stage.needs_teacher or self.recipe.student.source in published_sizes()):
+            return None
+        key = source, stage.teacher_head(self.task)
+        if device is not None:
+            return load_teacher(*key, self.trust_remote_code, stage.teacher_argument, device)
+        if self._last is None or self._last[0] != key:
+            self._last = None  # so that two are never in memory
+            self._last = key, load_teacher(*key, self.trust_remote_code, stage.teacher_argument)
+        return self._last[1].to("cpu")  # type: ignore[arg-type]  # as it was loaded
+
+    def labelled(self) -> dict[str, Dataset]:
+        """The labelled sets, by the argument that gave them."""
+        sets = {TRAIN: self.train, EVAL: self.evaluation}
+        named = {name: dataset for name, dataset in sets.items() if dataset is not None}
+        return named | {f"{TEST} {path!r}": dataset for path, dataset in self.tests.items()}
+
+    def check_labels(self, classes: int) -> None:
+        """Raises a UserError where labels, or their names, do not fit so many classes."""
+        for argument, dataset in self.labelled().items():
+            self.task.check_labels(dataset, argument, classes)
+        names = self.recipe.data.labels
+        if names and len(names) != classes:
+            raise UserError(f"--label (data.labels): {len(names)} names for {classes} classes: give one for each, in order.")
 
 
-def teacher_of(prepared: Prepared, stage: Stage) -> PreTrainedModel | None:
-    """With the head that the stage learns from."""
-    source = prepared.recipe.teacher_of(stage)
-    if source is None:
-        return None
-    argument = f"{stage.name}.teacher" if stage.teacher else "--teacher"
-    head = "Model"
-    if isinstance(stage, Task) and stage.soft_weight:
-        head = prepared.task.head
-    elif isinstance(stage, Pretrain) and (stage.mlm_weight or stage.soft_mlm_weight):
-        head = "ForMaskedLM"
-    elif not needs_teacher(stage) and prepared.recipe.student.source not in published_sizes():
-        return None
-    return load_teacher(source, head, prepared.trust_remote_code, argument)
+@strict
+@dataclass
+class Stage:
+    """What all stages have. Lengths in tokens, warm-up as a share of the steps.
 
+    batch_size: texts in a step, over all processes and accumulated batches: the same command trains the same on any number.
+    scalar_learning_rate: of alpha, beta and gamma; None for that of the other parameters.
+    teacher: in place of the recipe's.
+    dropout: of the student while this stage trains, everywhere; None for its configuration's.
+    fake_quantization: compute as the int8 form will (see `fake_quantization`); a softmax student has none, trains as ever.
+    """
 
-def _head(prepared: Prepared, stage: Stage) -> str:
-    if isinstance(stage, Task):
-        return prepared.task.head
-    masked = isinstance(stage, Pretrain) and (stage.mlm_weight or stage.soft_mlm_weight)
-    return "ForMaskedLM" if masked else "Model"
+    kind: ClassVar[str]
+    labelled: ClassVar[bool] = False  # reads files with labels, once an epoch, instead of a stream of texts
+    name: str = ""
+    teacher: str | None = None
+    max_steps: int | None = None
+    batch_size: int = 32
+    max_length: int = 128
+    learning_rate: float | int = 5e-5
+    scalar_learning_rate: float | int | None = None
+    warmup: float | int = 0.06
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: float | int = 0.01
+    max_grad_norm: float | int = 1.0
+    dropout: float | int | None = None
+    fake_quantization: bool = False
 
+    def __post_init__(self) -> None:
+        self.name = self.name or self.kind
+        self.check()
 
-def _labels(prepared: Prepared, stage: Stage, teacher: PreTrainedModel | None) -> dict[str, Any]:
-    """Names and number of the classes of a task's student: the recipe's, the teacher's, or as many as the labels need."""
-    if not isinstance(stage, Task):
+    def check(self) -> None:
+        """Raises a UserError for a value out of its range."""
+        if self.max_steps is None and not hasattr(self, "epochs"):
+            raise UserError(f"{self.name}.max_steps: give the number of steps; the texts are a stream without an end.")
+        if self.max_length < SHORTEST:
+            raise UserError(f"{self.name}.max_length must be at least {SHORTEST} tokens, got {self.max_length}.")
+        for name in ("max_steps", "batch_size", "learning_rate", "epochs", "temperature"):
+            value = getattr(self, name, None)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"{self.name}.{name} must be a number above 0, got {value}.")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise UserError(f"{self.name}.dropout must be from 0 to below 1, got {self.dropout}.")
+        weights = [item.name for item in dataclasses.fields(self) if item.name.endswith("_weight")]
+        for name in ("scalar_learning_rate", "weight_decay", "max_grad_norm", "warmup", *weights):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise UserError(f"{self.name}.{name} must be a number from 0, got {value}.")
+        if weights and not any(getattr(self, name) for name in weights):
+            raise UserError(f"{self.name}: one of {', '.join(weights)} must be above 0.")
+
+    @property
+    def needs_teacher(self) -> bool:
+        return True
+
+    @property
+    def answers(self) -> bool:
+        """Whether it learns what the teacher says of the task."""
+        return False
+
+    @property
+    def teacher_argument(self) -> str:
+        return f"{self.name}.teacher" if self.teacher else "--teacher"
+
+    def bases(self) -> dict[str, str | None]:
+        """Further models that it reads, by their setting."""
         return {}
-    names = prepared.recipe.data.labels
-    if names:
-        labels: dict[str, Any] = {
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: index for index, name in enumerate(names)},
-        }
-    elif teacher is not None and stage.soft_weight:
-        labels = {"id2label": teacher.config.id2label, "label2id": teacher.config.label2id}
-    else:
-        labels = {"num_labels": max(prepared.task.num_labels(dataset) for dataset in labelled_sets(prepared).values())}
-    check_labels(prepared, len(labels["id2label"]) if "id2label" in labels else labels["num_labels"])
-    if prepared.task.problem_type is not None:
-        labels["problem_type"] = prepared.task.problem_type
-    return labels
+
+    def head(self, task: TaskKind) -> str:
+        """That of the student: `"Model"` for none, or `"ForMaskedLM"` and the like."""
+        return "Model"
+
+    def teacher_head(self, task: TaskKind) -> str:
+        return self.head(task)
+
+    def labels(self, prepared: Prepared, teacher: PreTrainedModel | None) -> dict[str, Any]:
+        """Fields of the student's configuration that name its classes. Raises a UserError where labels do not fit."""
+        return {}
+
+    # What it reads
+
+    def files(self, data: Data) -> dict[str, list[str]]:
+        """By the argument that errors name."""
+        return {TEXTS: data.text_files}
+
+    def read(self, prepared: Prepared) -> None:
+        data = prepared.recipe.data
+        prepared.texts = open_texts(data.text_files, data.text_column)
+
+    def rows(self, prepared: Prepared, teacher: PreTrainedModel | None) -> Dataset | TextStream:
+        """What is trained on."""
+        return self._stream(prepared)
+
+    def _stream(self, prepared: Prepared, blocks: bool = False) -> TextStream:
+        seed = prepared.recipe.seed
+        return TextStream(prepared.texts, prepared.tokenizer, self.max_length, self.batch_size, seed, blocks)
+
+    def masking(self, prepared: Prepared) -> Masking | None:
+        return None
+
+    # What must fit
+
+    def _check_positions(self, data: Data, positions: int, model: str) -> None:
+        lengths = {f"{self.name}.max_length": self.max_length, "data.test_max_length": self.test_max_length(data)}
+        for name, length in lengths.items():
+            if length > positions:
+                raise UserError(f"{name} must be at most {positions}, the positions of {model}, got {length}.")
+
+    def test_max_length(self, data: Data) -> int:
+        return data.test_max_length or self.max_length
+
+    def check_prepared(self, prepared: Prepared, teacher: Any, source: str | None) -> None:
+        """Raises a UserError where texts, settings and the configuration of the teacher (in `source`) do not fit."""
+        if teacher is not None:
+            self._check_positions(prepared.recipe.data, teacher.max_position_embeddings, f"the teacher {source!r}")
+
+    def check_models(self, prepared: Prepared, model: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
+        """Raises a UserError where student and teacher do not fit each other, or the settings."""
+        config, recipe = model.config, prepared.recipe
+        self._check_positions(recipe.data, config.max_position_embeddings, "the student")
+        if teacher is not None:
+            ours, theirs = (word_embeddings(each).num_embeddings for each in (model, teacher))
+            if ours != theirs:
+                raise UserError(
+                    f"--student: {model.name_or_path!r} has {ours} word embeddings, the teacher {theirs}: they must share a "
+                    "tokenizer."
+                )
+            layer_map(teacher.config.num_hidden_layers, config.num_hidden_layers, recipe.student.layers)
+
+    # What it trains
+
+    def start(self, prepared: Prepared, model: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
+        """Change the student before it is trained; with a `teacher` on the meta device, check that this could be done."""
+
+    def freeze(self, learner: Learner) -> None:
+        """Freeze what the stage does not train."""
+        raise NotImplementedError
+
+    def objective(self, learner: Learner, teacher: Teacher | None, rows: Any, collator: Collator) -> Objective:
+        """What it minimises on batches that `collator` makes of `rows`."""
+        raise NotImplementedError
 
 
-def _train(
-    prepared: Prepared, stage: Stage, model: PreTrainedModel, teacher_model: PreTrainedModel | None
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Train `model`, from the last checkpoint if there is one; what it came to, and its whole weights."""
-    recipe, folder = prepared.recipe, prepared.folder(stage)
-    arguments = training_arguments(recipe, stage, folder)
-    if stage.fake_quantization and recipe.student.attention == "inhibitor":
-        fake_quantize(model)
-    short = stage.max_length <= 128
-    if short and recipe.bf16 and arguments.device.type == "cpu" and model.config._attn_implementation == "sdpa":
-        # The backward pass of torch's fused softmax attention takes half of such a step there: a call for every few keys.
-        model.set_attn_implementation("eager")
-    learner = Learner(model, teacher_model)
-    trained_parameters(learner, stage)  # type: ignore[arg-type]
-    if stage.dropout is not None:
-        set_dropout(learner, stage.dropout)
-    teacher = None
-    if teacher_model is not None:
-        layers = layer_map(teacher_model.config.num_hidden_layers, model.config.num_hidden_layers, recipe.student.layers)
-        teacher = Teacher(teacher_model.to(arguments.device), layers)  # type: ignore[arg-type]
-    dataset = _dataset(prepared, stage, teacher_model)
-    collator = Collator(prepared.tokenizer, prepared.task if isinstance(stage, Task) else None)
-    masking = None
-    if isinstance(stage, Pretrain) and (stage.mlm_weight or stage.soft_mlm_weight):
-        masking = Masking(prepared.tokenizer, stage.mlm_probability, recipe.seed)
-    evaluation = None
-    if isinstance(stage, Task) and prepared.evaluation is not None:
-        evaluation = prepared.task.encode(prepared.evaluation, prepared.tokenizer, stage.max_length)
-    with PartialState().main_process_first():
-        if PartialState().is_main_process:
-            check_space(folder, learner, checkpoints=(arguments.save_total_limit or 1) + 1)
-    trainer = StageTrainer(
-        stage=stage.name,
-        objective=_objective(prepared, stage, learner, teacher, dataset, collator),
-        task=prepared.task if isinstance(stage, Task) else None,
-        masking=masking,
-        scalar_learning_rate=stage.scalar_learning_rate,
-        # They are read all the time; the files of a task were read at once.
-        check_texts=lambda: prepared.inputs.check_unchanged(stage, (TEXTS,)),
-        model=learner,
-        args=arguments,
-        data_collator=collator,
-        train_dataset=dataset,
-        eval_dataset=evaluation,
-        callbacks=[CurveWriter(folder / CURVES, stage.name), LogBeforeSaving()],
-    )
-    if not arguments.disable_tqdm:
-        trainer.remove_callback(transformers.ProgressCallback)
-        trainer.add_callback(TermProgress)
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-    trainer.check_texts()
-    history = [record for record in trainer.state.log_history if "loss" in record]
-    last: dict[str, Any] = history[-1] if history else {}
-    alignment = [1 - value for name, value in sorted(last.items(), key=_layer_number) if name.startswith("unexplained_")]
-    result = {
-        "steps": trainer.state.global_step,
-        "seconds": round(trainer.seconds, 1),
-        "loss": last.get("loss"),
-        "alignment": alignment or None,
-        "eval": scores(trainer.evaluate()) if evaluation is not None else None,
-    }
-    weights = trainer.student_weights()
-    # Or models would from now on be loaded as the shards of DeepSpeed's ZeRO stage 3, frozen teachers too.
-    unset_hf_deepspeed_config()
-    return result, weights
+@strict
+@dataclass
+class Align(Stage):
+    """Each student layer is fed the teacher's hidden state and learns the teacher's layer, all layers at once.
 
+    target: `"attention"`, the output of the attention; or `"layer"`, the hidden state after the whole layer.
+    loss: `"variance"`, the share of the target's variance that is not explained; `"cosine"` distance; `"mse"`.
+    trained: `"attention"`, `"layer"` for the whole layer, or `"queries_keys"` for q_lin, k_lin and the scalars.
+    """
 
-def check_models(prepared: Prepared) -> None:
-    """Raises a UserError where a teacher or the student does not fit a later stage, before the first is trained."""
-    first, *others = prepared.recipe.stages
-    if not others:
-        return  # the stage checks itself
-    model = _student(prepared, first, prepared.recipe.student, teacher_of(prepared, first))
-    for stage in others:
-        teacher = teacher_of(prepared, stage)
-        _labels(prepared, stage, teacher)
-        _check_models(prepared, stage, model, teacher)
-        _start_from_teacher(prepared, stage, model, teacher, check_only=True)
+    kind = "align"
+    learning_rate: float | int = 1e-3
+    scalar_learning_rate: float | int | None = 2e-2
+    schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    weight_decay: float | int = 0.0
+    target: Literal["attention", "layer"] = "attention"
+    loss: Literal["variance", "cosine", "mse"] = "variance"
+    trained: Literal["attention", "layer", "queries_keys"] = "attention"
 
+    def check_models(self, prepared: Prepared, model: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
+        super().check_models(prepared, model, teacher)
+        if teacher is not None:
+            check_attention(teacher.config.model_type, self.teacher_argument)
 
-def _student(prepared: Prepared, stage: Stage, student: Student, teacher: PreTrainedModel | None) -> PreTrainedModel:
-    labels = _labels(prepared, stage, teacher)
-    return build_student(student, _head(prepared, stage), teacher, prepared.recipe.teacher_of(stage), **labels)
+    def freeze(self, learner: Learner) -> None:
+        encoder: Any = learner.student.base_model
+        learner.student.requires_grad_(False)
+        for layer in encoder.transformer.layer:
+            attention = layer.attention
+            if self.trained == "queries_keys":
+                scalars = [value for _, value in attention.named_parameters(recurse=False) if value.ndim == 1]
+                parts = [attention.q_lin, attention.k_lin, *scalars]
+            else:
+                parts = [layer if self.trained == "layer" else attention]
+            for part in parts:
+                part.requires_grad_(True)
 
-
-def _start_from_teacher(
-    prepared: Prepared, stage: Stage, model: PreTrainedModel, teacher: PreTrainedModel | None, check_only: bool = False
-) -> None:
-    """Give a task's student what fine-tuning changed in its teacher, where the stage says from what (`teacher_base`)."""
-    source = prepared.recipe.teacher_of(stage)
-    if not isinstance(stage, Task) or stage.teacher_base is None or teacher is None or source is None:
-        return
-    student = prepared.recipe.student
-    layers = layer_map(teacher.config.num_hidden_layers, model.config.num_hidden_layers, student.layers)
-    labels = _labels(prepared, stage, teacher)
-    argument = f"{stage.name}.teacher_base"
-    load_teacher(stage.teacher_base, "Model", prepared.trust_remote_code, argument)  # or says what it lacks
-    try:
-        encoder, head = task_vector(student, prepared.task.head, source, stage.teacher_base, layers, **labels)
-        if check_only:
-            check_fit(model, encoder)
-        else:
-            add_task_vector(model, encoder, head)
-    except UserError as error:
-        raise UserError(f"{argument}: {error}") from error
-
-
-def _check_models(prepared: Prepared, stage: Stage, student: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
-    check_lengths(prepared, stage, student.config.max_position_embeddings, "the student")
-    depth = student.config.num_hidden_layers
-    if teacher is not None:
-        ours, theirs = (word_embeddings(model).num_embeddings for model in (student, teacher))
-        if ours != theirs:
-            raise UserError(
-                f"--student: {student.name_or_path!r} has {ours} word embeddings, the teacher {theirs}: they must share a "
-                "tokenizer."
-            )
-        layers = layer_map(teacher.config.num_hidden_layers, depth, prepared.recipe.student.layers)
-        if isinstance(stage, Align):
-            Teacher(teacher, layers).check_attention(f"{stage.name}.teacher" if stage.teacher else "--teacher")
-    weights = getattr(stage, "hidden_layer_weights", None)
-    if weights is not None and (len(weights) != depth or not sum(weights) > 0 or min(weights) < 0):
-        raise UserError(
-            f"{stage.name}.hidden_layer_weights must be {depth} numbers from 0, one for each layer of the student, not all "
-            f"0; got {weights}."
-        )
-
-
-def _layer_number(entry: tuple[str, Any]) -> int:
-    number = entry[0].rpartition("_")[2]
-    return int(number) if number.isdigit() else -1
-
-
-def _dataset(prepared: Prepared, stage: Stage, teacher: PreTrainedModel | None) -> Dataset | IterableDataset:
-    recipe = prepared.recipe
-    if not isinstance(stage, Task):
-        blocks = isinstance(stage, Pretrain) and stage.blocks
-        return TextStream(prepared.texts, prepared.tokenizer, stage.max_length, stage.batch_size, recipe.seed, blocks)
-    # Without hidden states to learn from, the teacher answers each text once, for all epochs.
-    fixed_size = prepared.task.head == "ForSequenceClassification"
-    once = fixed_size and bool(stage.soft_weight) and not stage.hidden_weight
-    folder = prepared.folder(stage) / "labelled"
-    # Every process meets here whether the folder is there or not: a late one would else go by, and the others wait for it.
-    with PartialState().main_process_first():
-        if PartialState().is_main_process and not folder.is_dir():
-            parts = [part for part in (prepared.train, prepared.transfer) if part is not None]
-            data = prepared.task.encode(datasets.concatenate_datasets(parts), prepared.tokenizer, stage.max_length)
-            if once and teacher is not None:
-                data = add_teacher_logits(data, teacher, prepared.tokenizer, recipe.bf16)
-            temporary = folder.with_name("labelled.tmp")
-            shutil.rmtree(temporary, ignore_errors=True)
-            data.save_to_disk(str(temporary))
-            temporary.rename(folder)
-    return datasets.load_from_disk(str(folder))
-
-
-def _objective(
-    prepared: Prepared,
-    stage: Stage,
-    learner: Learner,
-    teacher: Teacher | None,
-    dataset: Any,
-    collator: Collator,
-) -> Objective:
-    if isinstance(stage, Align):
+    def objective(self, learner: Learner, teacher: Teacher | None, rows: Any, collator: Collator) -> Objective:
         assert teacher is not None
         device = teacher.model.device
-        rows = [row for row, _ in zip(dataset, range(_CALIBRATION_TEXTS), strict=False)]
-        batches = [collator(rows[start : start + 32]) for start in range(0, len(rows), 32)]
+        first = [row for row, _ in zip(rows, range(_CALIBRATION_TEXTS), strict=False)]
+        batches = [collator(first[start : start + 32]) for start in range(0, len(first), 32)]
         moved = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in batches]
-        return AlignObjective(stage, teacher, measure_variances(stage, teacher, moved))
-    if isinstance(stage, Pretrain):
+        return AlignObjective(self, teacher, measure_variances(self, teacher, moved))
+
+
+class _EndToEnd(Stage):
+    """What stages share whose student runs as a whole, and may learn the teacher's hidden states."""
+
+    hidden_weight: float | int
+    hidden_layer_weights: list[float | int] | None
+
+    def check_models(self, prepared: Prepared, model: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
+        super().check_models(prepared, model, teacher)
+        depth, weights = model.config.num_hidden_layers, self.hidden_layer_weights
+        if weights is not None and (len(weights) != depth or not sum(weights) > 0 or min(weights) < 0):
+            raise UserError(
+                f"{self.name}.hidden_layer_weights must be {depth} numbers from 0, one for each layer of the student, not "
+                f"all 0; got {weights}."
+            )
+
+    def freeze(self, learner: Learner) -> None:
+        # Only alignment goes into the student's width.
+        if learner.to_student is not None:
+            learner.to_student.requires_grad_(False)
+        if learner.to_teacher is not None and not self.hidden_weight:
+            learner.to_teacher.requires_grad_(False)
+
+
+@strict
+@dataclass
+class Pretrain(_EndToEnd):
+    """Task-agnostic, end to end.
+
+    hidden_weight: of the cosine distance between hidden states; `hidden_layer_weights`: one for each student layer,
+        None for equal ones.
+    mlm_weight, soft_mlm_weight: of the masked tokens' cross-entropy, and of the divergence from the teacher's head at them
+        with `temperature`; both need a teacher with such a head.
+    blocks: run texts together and cut them into blocks of `max_length` tokens, instead of one text a row.
+    """
+
+    kind = "pretrain"
+    learning_rate: float | int = 3e-4
+    scalar_learning_rate: float | int | None = 5e-3
+    schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    hidden_weight: float | int = 1.0
+    hidden_layer_weights: list[float | int] | None = None
+    mlm_weight: float | int = 0.0
+    soft_mlm_weight: float | int = 0.0
+    mlm_probability: float | int = 0.15
+    temperature: float | int = 2.0
+    train_embeddings: bool = True
+    blocks: bool = False
+
+    @property
+    def _masked(self) -> bool:
+        return bool(self.mlm_weight or self.soft_mlm_weight)
+
+    def head(self, task: TaskKind) -> str:
+        return "ForMaskedLM" if self._masked else "Model"
+
+    def rows(self, prepared: Prepared, teacher: PreTrainedModel | None) -> Dataset | TextStream:
+        return self._stream(prepared, self.blocks)
+
+    def masking(self, prepared: Prepared) -> Masking | None:
+        return Masking(prepared.tokenizer, self.mlm_probability, prepared.recipe.seed) if self._masked else None
+
+    def check_prepared(self, prepared: Prepared, teacher: Any, source: str | None) -> None:
+        super().check_prepared(prepared, teacher, source)
+        if self._masked and prepared.tokenizer.mask_token_id is None:
+            raise UserError(f"{self.name}.mlm_weight: the tokenizer has no mask token.")
+
+    def freeze(self, learner: Learner) -> None:
+        super().freeze(learner)
+        if not self.train_embeddings:
+            encoder: Any = learner.student.base_model
+            encoder.embeddings.requires_grad_(False)
+
+    def objective(self, learner: Learner, teacher: Teacher | None, rows: Any, collator: Collator) -> Objective:
         assert teacher is not None
-        return PretrainObjective(stage, teacher)
-    assert isinstance(stage, Task)
-    positions = learner.config.max_position_embeddings if stage.position_offsets else None
-    return TaskObjective(stage, prepared.task, teacher if needs_teacher(stage) else None, positions)
+        return PretrainObjective(self, teacher)
+
+
+@strict
+@dataclass
+class Task(_EndToEnd):
+    """From a fine-tuned teacher, or from the labels alone where no weight asks for one.
+
+    soft_weight: of the teacher's answers, at `temperature` for classes and labels, as squared error for numbers.
+    hard_weight: of the labels. hidden_weight, hidden_layer_weights: see `Pretrain`.
+    position_offsets: move each text to a random place of the position table, so that all of it is trained.
+    teacher_base: the encoder that the teacher was fine-tuned from. What fine-tuning changed in it is added to the student
+        before training, and the teacher's head is copied; None for neither. For a student of the teacher's width.
+    """
+
+    kind = "task"
+    labelled = True
+    epochs: float | int = 3
+    scalar_learning_rate: float | int | None = 1e-3
+    soft_weight: float | int = 1.0
+    temperature: float | int = 2.0
+    hidden_weight: float | int = 0.0
+    hidden_layer_weights: list[float | int] | None = None
+    hard_weight: float | int = 0.5
+    position_offsets: bool = False
+    teacher_base: str | None = None
+
+    @property
+    def needs_teacher(self) -> bool:
+        return bool(self.soft_weight or self.hidden_weight)
+
+    @property
+    def answers(self) -> bool:
+        return bool(self.soft_weight)
+
+    def bases(self) -> dict[str, str | None]:
+        return {f"{self.name}.teacher_base": self.teacher_base}
+
+    def head(self, task: TaskKind) -> str:
+        return task.head
+
+    def teacher_head(self, task: TaskKind) -> str:
+        return task.head if self.answers else "Model"
+
+    def labels(self, prepared: Prepared, teacher: PreTrainedModel | None) -> dict[str, Any]:
+        """Names and number of the classes: the recipe's, the teacher's, or as many as the labels need."""
+        task = prepared.task
+        if names := prepared.recipe.data.labels:
+            labels: dict[str, Any] = {
+                "id2label": dict(enumerate(names)),
+                "label2id": {name: index for index, name in enumerate(names)},
+            }
+        elif teacher is not None and self.answers:
+            labels = {"id2label": teacher.config.id2label, "label2id": teacher.config.label2id}
+        else:
+            labels = {"num_labels": max(map(task.num_labels, prepared.labelled().values()))}
+        prepared.check_labels(len(labels["id2label"]) if "id2label" in labels else labels["num_labels"])
+        return labels | ({"problem_type": task.problem_type} if task.problem_type is not None else {})
+
+    def files(self, data: Data) -> dict[str, list[str]]:
+        evaluation = [data.eval_file] if data.eval_file else []
+        return {TRAIN: data.train_files, TRANSFER: data.transfer_files, EVAL: evaluation, TEST: data.test_files}
+
+    def read(self, prepared: Prepared) -> None:
+        data, task = prepared.recipe.data, prepared.task
+        if not data.train_files and not (data.transfer_files and not self.hard_weight):
+            raise UserError(f"{TRAIN}: at least one file of labelled texts is needed.")
+        if data.train_files:
+            prepared.train = task.read(data.train_files, TRAIN)
+        if data.transfer_files:
+            prepared.transfer = task.read_unlabelled(data.transfer_files, TRANSFER)
+        if data.eval_file:
+            prepared.evaluation = task.read([data.eval_file], EVAL)
+        prepared.tests = {path: task.read([path], TEST) for path in data.test_files}
+
+    def rows(self, prepared: Prepared, teacher: PreTrainedModel | None) -> Dataset | TextStream:
+        # Without hidden states to learn from, the teacher answers each text once, for all epochs.
+        once = prepared.task.head == "ForSequenceClassification" and self.answers and not self.hidden_weight
+        stored = prepared.folder(self) / "labelled"
+        # Every process meets here whether the folder is there or not: a late one would else go by, and the others wait.
+        with PartialState().main_process_first():
+            if PartialState().is_main_process and not stored.is_dir():
+                parts = [part for part in (prepared.train, prepared.transfer) if part is not None]
+                rows = prepared.task.encode(datasets.concatenate_datasets(parts), prepared.tokenizer, self.max_length)
+                if once and teacher is not None:
+                    rows = add_teacher_logits(rows, teacher, prepared.tokenizer, prepared.recipe.bf16)
+                temporary = stored.with_name("labelled.tmp")
+                shutil.rmtree(temporary, ignore_errors=True)
+                rows.save_to_disk(str(temporary))
+                temporary.rename(stored)
+        return datasets.load_from_disk(str(stored))
+
+    def check_prepared(self, prepared: Prepared, teacher: Any, source: str | None) -> None:
+        super().check_prepared(prepared, teacher, source)
+        if self.answers and teacher is not None:
+            prepared.check_labels(teacher.num_labels)
+        if self.teacher_base and not self.answers:
+            raise UserError(f"{self.name}.teacher_base needs a teacher with a head: give {self.name}.soft_weight above 0.")
+        if self.teacher_base and prepared.recipe.student.attention == "own":
+            raise UserError(f"{self.name}.teacher_base needs student.attention 'inhibitor' or 'softmax', got 'own'.")
+
+    def start(self, prepared: Prepared, model: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
+        """Give the student what fine-tuning changed in its teacher, where the stage says from what (`teacher_base`)."""
+        if self.teacher_base is None or teacher is None:
+            return
+        student, source = prepared.recipe.student, prepared.recipe.teacher_of(self)
+        layers = layer_map(teacher.config.num_hidden_layers, model.config.num_hidden_layers, student.layers)
+        argument, device = f"{self.name}.teacher_base", "meta" if teacher.device.type == "meta" else None
+        load_teacher(self.teacher_base, "Model", prepared.trust_remote_code, argument, "meta")  # or says what it lacks
+        try:
+            labels = self.labels(prepared, teacher)
+            encoder, head = task_vector(student, prepared.task.head, source, self.teacher_base, layers, device, **labels)
+            if device == "meta":
+                check_fit(model, encoder)
+            else:
+                add_task_vector(model, encoder, head)
+        except UserError as error:
+            raise UserError(f"{argument}: {error}") from error
+
+    def objective(self, learner: Learner, teacher: Teacher | None, rows: Any, collator: Collator) -> Objective:
+        positions = learner.config.max_position_embeddings if self.position_offsets else None
+        return TaskObjective(self, collator.task, teacher if self.needs_teacher else None, positions)
+
+
+STAGES: dict[str, type[Stage]] = {stage.kind: stage for stage in (Align, Pretrain, Task)}

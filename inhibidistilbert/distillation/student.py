@@ -1,13 +1,16 @@
-"""Builds a recipe's student: an inhibitor one or its softmax control, from a size, a folder or the teacher."""
+"""Builds a recipe's student, an inhibitor or its softmax control, from a size, a folder or the teacher; and writes it."""
 
 import dataclasses
+import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
+from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import DistilBertConfig, PreTrainedConfig, PreTrainedModel
+from transformers import DistilBertConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..conversion import StudentOptions, fitting_beta_init, student_from
 from ..modeling import modeling_inhibidistilbert
@@ -16,7 +19,6 @@ from ..modeling.modeling_inhibidistilbert import SCALARS
 from ..support.errors import UserError, reason
 from ..support.foreign import load_pretrained, read_config
 from ..support.quiet import quiet_transformers
-from .recipe import Student
 from .sizes import project_embeddings, published_sizes, size_config, word_embeddings
 
 _ARGUMENT = "--student (student.source)"
@@ -30,6 +32,29 @@ _CONVERSION_FIELDS = ("scalars_per_head", "length_normalization", "alpha_init", 
 _NOT_CARRIED = {"architectures", "auto_map", "dtype", "model_type", "transformers_version", "id2label", "label2id"}
 
 
+@strict
+@dataclass
+class Student:
+    """What is trained.
+
+    source: `"teacher"` (weights copied from the teacher), a published size (new, word embeddings projected from the
+        teacher's), or a folder: an earlier output, or a DistilBERT or BERT to copy from.
+    attention: `"inhibitor"`; `"softmax"` for transformers' DistilBERT, the control; `"own"` for the source's own class, to
+        fine-tune any encoder.
+    layers: the teacher's layers that the student's come from and learn from, from 0; None for all, or for evenly spaced
+        ones where the teacher has more.
+    fresh: projections of the attention, such as `q_lin`, that are drawn anew in place of copies.
+    config: fields of the configuration. Those of inhibitor attention alone are ignored for a softmax student, so that one
+        recipe serves both.
+    """
+
+    source: str = "teacher"
+    attention: Literal["inhibitor", "softmax", "own"] = "inhibitor"
+    layers: list[int] | None = None
+    fresh: list[Literal["q_lin", "k_lin", "v_lin", "out_lin"]] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+
+
 def student_class(attention: str, head: str) -> Any:
     """head: `"Model"`, or `"ForMaskedLM"` and the like."""
     if attention == "inhibitor":
@@ -40,11 +65,17 @@ def student_class(attention: str, head: str) -> Any:
 
 
 def build_student(
-    student: Student, head: str, teacher: PreTrainedModel | None, teacher_source: str | None, **labels: Any
+    student: Student,
+    head: str,
+    teacher: PreTrainedModel | None,
+    teacher_source: str | None,
+    device: str | None = None,
+    **labels: Any,
 ) -> PreTrainedModel:
     """The student in float32, in evaluation mode. What no weights are found for is drawn from torch's random generator.
 
     teacher: gives the vocabulary and the word embeddings of a new student.
+    device: `"meta"` for a copy without values, to see whether and in what shapes there could be one.
     labels: `id2label`, `label2id` or `num_labels` of its head.
 
     Raises:
@@ -55,12 +86,12 @@ def build_student(
     if student.attention == "own":
         if student.source in published_sizes():
             raise UserError(f"student.attention: 'own' needs a folder to train, not the size {student.source!r}.")
-        model = _pretrained(kind, _source(student, teacher_source), fields)
+        model = _pretrained(kind, _source(student, teacher_source), fields, device)
     elif student.source in published_sizes():
         model = _new(student, kind, teacher, fields)
     else:
         source = _source(student, teacher_source)
-        model = _load(student, kind, source, fields) or _copy(student, kind, source, fields)
+        model = _load(student, kind, source, fields, device) or _copy(student, kind, source, fields, device)
     if student.fresh:
         _renew(model, student.fresh)
     return model.float().eval()
@@ -120,7 +151,7 @@ def _source(student: Student, teacher_source: str | None) -> str:
     return teacher_source
 
 
-def _load(student: Student, kind: Any, source: str, fields: dict[str, Any]) -> PreTrainedModel | None:
+def _load(student: Student, kind: Any, source: str, fields: dict[str, Any], device: str | None) -> PreTrainedModel | None:
     """A folder of the student's own kind as it is; None for one to copy from."""
     try:
         raw = read_config(source)
@@ -132,15 +163,21 @@ def _load(student: Student, kind: Any, source: str, fields: dict[str, Any]) -> P
     selects = student.layers is not None and len(student.layers) != raw.get("n_layers")
     if not own_kind or (selects and student.attention == "softmax"):
         return None
-    return _pretrained(kind, source, fields)
+    return _pretrained(kind, source, fields, device)
 
 
-def _pretrained(kind: Any, source: str, fields: dict[str, Any]) -> PreTrainedModel:
+def _pretrained(kind: Any, source: str, fields: dict[str, Any], device: str | None) -> PreTrainedModel:
     with quiet_transformers():
         try:
             # A head for another number of classes is replaced by a new one.
             model, info = load_pretrained(
-                kind, source, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **fields
+                kind,
+                source,
+                dtype=torch.float32,
+                device_map=device,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **fields,
             )
         except Exception as error:  # the libraries raise nothing more special for damaged files
             raise UserError(f"{_ARGUMENT}: {source!r} does not load: {reason(error)}") from error
@@ -152,15 +189,16 @@ def _pretrained(kind: Any, source: str, fields: dict[str, Any]) -> PreTrainedMod
     return model
 
 
-def _copy(student: Student, kind: Any, source: str, fields: dict[str, Any]) -> PreTrainedModel:
+def _copy(student: Student, kind: Any, source: str, fields: dict[str, Any], device: str | None) -> PreTrainedModel:
     """The weights of a DistilBERT or BERT, by way of an inhibitor student of it."""
     given = {name: fields[name] for name in _CONVERSION_FIELDS if name in fields}
     try:
-        copied, _ = student_from(source, StudentOptions(layers=student.layers, dtype="float32", **given))
+        copied, _ = student_from(source, StudentOptions(layers=student.layers, dtype="float32", **given), device)
     except UserError as error:
         raise UserError(f"{_ARGUMENT}: {error}") from error
     config = _make_config(_CONFIGS[student.attention], {**_carried(copied.config, student.attention), **fields})
-    model: PreTrainedModel = kind(config)
+    with torch.device(device or "cpu"):
+        model: PreTrainedModel = kind(config)
     weights = copied.state_dict()
     if student.attention == "softmax":
         weights = {name: weight for name, weight in weights.items() if name.rpartition(".")[2] not in SCALARS}
@@ -185,3 +223,36 @@ def _renew(model: PreTrainedModel, projections: list[Any]) -> None:
             linear = getattr(layer.attention, name)
             nn.init.normal_(linear.weight, std=model.config.initializer_range)
             nn.init.zeros_(linear.bias)
+
+
+def save_student(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    dtype: torch.dtype,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write a loadable folder, whole or not at all; weights of two or more dimensions are stored in `dtype`.
+
+    weights: in place of the model's, of which this process may hold a part only.
+
+    It replaces a folder of that name, and the tokenizer is written without the truncation of the training.
+    The configuration keeps the dtype to compute in, so a half-precision file still loads as float32.
+    """
+    temporary = folder.with_name(folder.name + ".tmp")
+    state = {
+        name: tensor.to(dtype) if tensor.is_floating_point() and tensor.ndim > 1 else tensor
+        for name, tensor in (model.state_dict() if weights is None else weights).items()
+    }
+    shutil.rmtree(temporary, ignore_errors=True)
+    with quiet_transformers():
+        model.save_pretrained(temporary, state_dict=state)
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    tokenizer.save_pretrained(temporary)
+    if tokenizer.is_fast:
+        # Without the line breaks the file is a third smaller.
+        tokenizer.backend_tokenizer.save(str(temporary / "tokenizer.json"), pretty=False)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)

@@ -8,26 +8,25 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..support.errors import UserError
-from .recipe import Student
-from .student import build_student
+from .student import Student, build_student
 
 Weights = dict[str, Tensor]
 
 
 def task_vector(
-    student: Student, head: str, teacher: str, base: str, layers: list[int], **labels: Any
+    student: Student, head: str, teacher: str, base: str, layers: list[int], device: str | None = None, **labels: Any
 ) -> tuple[Weights, Weights]:
     """What fine-tuning changed from `base` to `teacher` in the encoder, and the teacher's head, by the student's names.
 
     student: what both are copied as, by the same copying that makes a student of its teacher. layers: of both, those that
-    the student's come from. labels: see `build_student`.
+    the student's come from. device, labels: see `build_student`.
 
     Raises:
         UserError: models that cannot be copied.
     """
     # Heads that a source has not are drawn; later draws are as without.
     with torch.random.fork_rng(devices=[]):
-        tuned, before = (_copied(student, head, source, layers, labels) for source in (teacher, base))
+        tuned, before = (_copied(student, head, source, layers, device, labels) for source in (teacher, base))
     old = before.base_model.state_dict()
     encoder = tuned.base_model.state_dict()
     for name, weight in encoder.items():
@@ -38,10 +37,12 @@ def task_vector(
     return {name: weight - old[name] for name, weight in encoder.items()}, heads
 
 
-def _copied(student: Student, head: str, source: str, layers: list[int], labels: dict[str, Any]) -> PreTrainedModel:
+def _copied(
+    student: Student, head: str, source: str, layers: list[int], device: str | None, labels: dict[str, Any]
+) -> PreTrainedModel:
     settings = dataclasses.replace(student, source=source, layers=layers, fresh=[])
     try:
-        return build_student(settings, head, None, None, **labels)
+        return build_student(settings, head, None, None, device, **labels)
     except UserError as error:
         raise UserError(f"{source!r} cannot be copied as the student is: {error}") from error
 

@@ -29,6 +29,7 @@ from ..support.label_lists import multi_hot, read_label_lists
 from .data import (
     NO_LABEL,
     Column,
+    Data,
     answers_column,
     class_column,
     classes_column,
@@ -39,7 +40,6 @@ from .data import (
     word_column,
 )
 from .objectives import soft_labels, soft_targets
-from .recipe import Data
 
 Batch = Mapping[str, Tensor]
 LONGEST_ANSWER = 30  # tokens, as in the SQuAD scripts of BERT
@@ -427,21 +427,3 @@ def kind_of(config: Any) -> str:
         if kind.head in architectures and kind.problem_type in (None, problem_of(config)):
             return kind.name
     return next(kind.name for kind in KINDS.values() if kind.problem_type == problem_of(config))
-
-
-class Collator:
-    """Rows of token ids, padded, with their mask, the task's labels and the teacher's logits if the rows carry them."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, task: TaskKind | None = None):
-        self.tokenizer = tokenizer
-        self.task = task
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        ids = [{"input_ids": row["input_ids"]} for row in rows]
-        # By its own method, so that a fast tokenizer does not advise to use another.
-        batch = dict(self.tokenizer.pad(ids, return_tensors="pt", verbose=False))
-        if self.task is not None:
-            batch |= self.task.collate(rows, batch["input_ids"].shape[1])
-        if "teacher_logits" in rows[0]:
-            batch["teacher_logits"] = torch.from_numpy(np.array([row["teacher_logits"] for row in rows], dtype=np.float32))
-        return batch

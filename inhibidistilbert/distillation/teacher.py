@@ -1,8 +1,6 @@
 """The teacher: loading, and labelling texts with its logits."""
 
-import shutil
 import uuid
-from pathlib import Path
 
 import torch
 import transformers
@@ -38,41 +36,12 @@ def add_teacher_logits(
     )
 
 
-def save_model(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    dtype: torch.dtype,
-    weights: dict[str, torch.Tensor] | None = None,
-) -> None:
-    """Write a loadable folder, whole or not at all; weights of two or more dimensions are stored in `dtype`.
-
-    weights: in place of the model's, of which this process may hold a part only.
-
-    It replaces a folder of that name, and the tokenizer is written without the truncation of the training.
-    The configuration keeps the dtype to compute in, so a half-precision file still loads as float32.
-    """
-    temporary = folder.with_name(folder.name + ".tmp")
-    state = {
-        name: tensor.to(dtype) if tensor.is_floating_point() and tensor.ndim > 1 else tensor
-        for name, tensor in (model.state_dict() if weights is None else weights).items()
-    }
-    shutil.rmtree(temporary, ignore_errors=True)
-    with quiet_transformers():
-        model.save_pretrained(temporary, state_dict=state)
-    if tokenizer.is_fast:
-        tokenizer.backend_tokenizer.no_truncation()
-        tokenizer.backend_tokenizer.no_padding()
-    tokenizer.save_pretrained(temporary)
-    if tokenizer.is_fast:
-        # Without the line breaks the file is a third smaller.
-        tokenizer.backend_tokenizer.save(str(temporary / "tokenizer.json"), pretty=False)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
-
-
-def load_teacher(source: str, head: str, trust_remote_code: bool, argument: str) -> PreTrainedModel:
+def load_teacher(
+    source: str, head: str, trust_remote_code: bool, argument: str, device: str | None = None
+) -> PreTrainedModel:
     """A frozen teacher in float32: with the head `"ForMaskedLM"` and the like, or bare, `"Model"`.
+
+    device: `"meta"` for one without values, whose weights are looked for and not read.
 
     Raises:
         UserError: a source that does not load, or that has no trained head of this kind.
@@ -81,7 +50,12 @@ def load_teacher(source: str, head: str, trust_remote_code: bool, argument: str)
     with quiet_transformers():
         try:
             model, info = load_pretrained(
-                kind, source, output_loading_info=True, dtype=torch.float32, trust_remote_code=trust_remote_code
+                kind,
+                source,
+                output_loading_info=True,
+                dtype=torch.float32,
+                device_map=device,
+                trust_remote_code=trust_remote_code,
             )
         except Exception as error:  # the libraries raise nothing more special for damaged files
             raise UserError(f"{argument}: {source!r} does not load: {reason(error)}") from error

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..support.errors import UserError
 from ..support.text_files import Declared, stream_file
+from .data import TEXTS, is_text
 
-ARGUMENT = "--text-file (data.text_files)"
 SHUFFLED_TEXTS = 10_000  # that are in memory to draw from
 WINDOW = 16  # batches that are sorted by length together, so that a batch holds little padding
 
@@ -25,21 +25,17 @@ def open_texts(files: Sequence[str], text_column: str) -> list[IterableDataset]:
         UserError: no file, one that cannot be read, or one without this column or a text in it.
     """
     if not files:
-        raise UserError(f"{ARGUMENT}: at least one file of texts is needed.")
+        raise UserError(f"{TEXTS}: at least one file of texts is needed.")
     streams = []
     for path in map(Path, files):
         column = "text" if path.suffix.lower() == ".txt" else text_column
-        stream = stream_file(path, ARGUMENT, {column: Declared(Value("string"), "texts", "--text-column")})
+        stream = stream_file(path, TEXTS, {column: Declared(Value("string"), "texts", "--text-column")})
         if column != "text":
             stream = stream.rename_column(column, "text")
-        if not any(_is_text(row["text"]) for row in itertools.islice(stream, SHUFFLED_TEXTS)):
-            raise UserError(f"{ARGUMENT}: {str(path)!r} holds no text in {column!r}.")
+        if not any(is_text(row["text"]) for row in itertools.islice(stream, SHUFFLED_TEXTS)):
+            raise UserError(f"{TEXTS}: {str(path)!r} holds no text in {column!r}.")
         streams.append(stream)
     return streams
-
-
-def _is_text(text: object) -> bool:
-    return isinstance(text, str) and bool(text.strip())
 
 
 @dataclass
@@ -72,7 +68,7 @@ class TextStream(TorchIterableDataset):
     def _texts(self, number: int) -> Iterator[str]:
         texts = interleave_datasets(self.texts, stopping_strategy="all_exhausted_without_replacement")
         shuffled = texts.shuffle(seed=(self.seed + number) % 2**32, buffer_size=SHUFFLED_TEXTS)
-        return (row["text"] for row in shuffled if _is_text(row["text"]))
+        return (row["text"] for row in shuffled if is_text(row["text"]))
 
     def _encoded(self, number: int, **options) -> Iterator[list[int]]:
         texts = self._texts(number)

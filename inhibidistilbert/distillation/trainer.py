@@ -1,8 +1,6 @@
 """The Trainer of all stages: any objective, in steps whose loss does not depend on how many processes share them."""
 
-import math
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerCallback, TrainerState
-from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers import ProgressCallback, TrainerCallback, TrainerState
 
-from ..modeling.modeling_inhibidistilbert import SCALARS
 from ..support.errors import UserError
+from .batches import LengthGrouped, Masking
 from .checkpoints import STATE_FILE, CheckpointTrainer
-from .data import NO_LABEL
 from .networks import Learner
 from .objectives import Objective, Term
 from .tasks import TaskKind
@@ -28,13 +24,11 @@ _NO_TERMS = ("epoch", "grad_norm", "learning_rate", "total_flos", "train_")
 class StageTrainer(CheckpointTrainer):
     """Trains a `Learner` on an objective.
 
-    alpha, beta and gamma are in a parameter group of their own: never decayed, with their own learning rate.
-
     Args:
         stage: its name, for errors.
         objective: None for evaluation alone.
         task: scores evaluations; None for stages without labels.
-        scalar_learning_rate: of alpha, beta and gamma; None for that of the other parameters.
+        scalar_learning_rate: see `FineTuner`.
         masking: masks tokens for an MLM objective.
         check_texts: see `CheckpointTrainer`.
     """
@@ -46,7 +40,7 @@ class StageTrainer(CheckpointTrainer):
         objective: Objective | None = None,
         task: TaskKind | None = None,
         scalar_learning_rate: float | None = None,
-        masking: "Masking | None" = None,
+        masking: Masking | None = None,
         check_texts: Callable[[], None] | None = None,
         **kwargs: Any,
     ):
@@ -62,30 +56,6 @@ class StageTrainer(CheckpointTrainer):
         self.model_accepts_loss_kwargs = True
         self._watched: dict[str, Tensor] = {}
         self._last_terms, self._seconds_before, self._started = 0, 0.0, time.monotonic()
-
-    # Parameters
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            model = model or self.model
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-            self.optimizer = optimizer_class(self.parameter_groups(model), **options)
-        return self.optimizer
-
-    def parameter_groups(self, model: nn.Module) -> list[dict]:
-        """Decayed weights; biases and norms; the inhibitor's scalars. Groups without a parameter are left out."""
-        decayed = set(self.get_decay_parameter_names(model))
-        weights: dict = {"params": [], "weight_decay": self.args.weight_decay}
-        plain: dict = {"params": [], "weight_decay": 0.0}
-        scalars: dict = {"params": [], "weight_decay": 0.0}
-        if self.scalar_learning_rate is not None:
-            scalars["lr"] = self.scalar_learning_rate
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                is_scalar = name.rpartition(".")[2] in SCALARS
-                group = scalars if is_scalar else weights if name in decayed else plain
-                group["params"].append(parameter)
-        return [group for group in (weights, plain, scalars) if group["params"]]
 
     # Batches
 
@@ -188,59 +158,6 @@ class StageTrainer(CheckpointTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             result = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
         return None, self.task.predict(self.task.logits(result), inputs), inputs["labels"]
-
-
-class LengthGrouped(Sampler):
-    """Texts of similar length together, in an order that the seed and the epoch alone decide: resuming finds it again.
-
-    step: texts of one step, over all processes. epoch: asked whenever an order begins.
-    """
-
-    def __init__(self, lengths: list[int], step: int, seed: int, epoch: Callable[[], float]):
-        self.lengths = lengths
-        self.step = step
-        self.seed = seed
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator()
-        # At an epoch's end its number may fall short of a whole one by a rounding.
-        generator.manual_seed(self.seed * 1_000_003 + math.floor(self.epoch() + 1e-6))
-        return iter(get_length_grouped_indices(self.lengths, self.step, generator=generator))
-
-
-class Masking:
-    """BERT's masking: of each text's tokens a share is to be told; of those 80 % become [MASK], 10 % another token.
-
-    What is masked depends on the seed, the step and the text alone, so that resuming and other numbers of processes find
-    the same masks.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, probability: float, seed: int):
-        self.special = torch.tensor(sorted(tokenizer.all_special_ids))
-        self.mask_token = int(tokenizer.mask_token_id)
-        self.vocabulary = len(tokenizer)
-        self.probability = probability
-        self.seed = seed
-
-    def __call__(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        device = batch["input_ids"].device
-        ids = batch["input_ids"].cpu().clone()
-        labels = torch.full_like(ids, NO_LABEL)
-        for row, length in enumerate(batch["attention_mask"].sum(-1).tolist()):
-            tokens = ids[row, :length]
-            generator = torch.Generator().manual_seed(zlib.crc32(tokens.numpy().tobytes()) ^ (self.seed * 1_000_003 + step))
-            told = (torch.rand(length, generator=generator) < self.probability) & ~torch.isin(tokens, self.special)
-            labels[row, :length][told] = tokens[told]
-            draw = torch.rand(length, generator=generator)
-            others = torch.randint(self.vocabulary, (length,), generator=generator)
-            tokens[told & (draw < 0.8)] = self.mask_token
-            replaced = told & (draw >= 0.9)
-            tokens[replaced] = others[replaced]
-        return {**batch, "input_ids": ids.to(device), "labels": labels.to(device)}
 
 
 @torch.no_grad()

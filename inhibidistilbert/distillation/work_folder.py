@@ -10,21 +10,22 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
+from ..support.distillation_log import FILE as LOG
+from ..support.distillation_log import DistillationLog
 from ..support.errors import UserError, reason
 from .curves import FILE as CURVES
 from .curves import draw_curves, read_curves
 from .recipe import Recipe, build_recipe
 from .sizes import published_sizes
 
-LOG = "distillation.json"
 _FILES = ("text_files", "train_files", "transfer_files", "eval_file", "test_files")
 
 
-def finished_log(folder: Path) -> dict[str, Any] | None:
+def finished_log(folder: Path) -> DistillationLog | None:
     """The log of a finished distillation; None where there is none."""
     try:
-        return json.loads((folder / LOG).read_text())
-    except (OSError, ValueError):
+        return DistillationLog.read(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -131,7 +132,7 @@ def write(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def finish(work_dir: Path, stages: list[str], output_dir: Path, log: dict[str, Any]) -> None:
+def finish(work_dir: Path, stages: list[str], output_dir: Path, log: DistillationLog) -> None:
     """The last stage's student with its log and all curves, whole and at once, in its place."""
     finished = work_dir / "finished"
     shutil.rmtree(finished, ignore_errors=True)
@@ -140,7 +141,7 @@ def finish(work_dir: Path, stages: list[str], output_dir: Path, log: dict[str, A
         records = [record for stage in stages for record in read_curves(work_dir / stage / CURVES)]
         write(finished / CURVES, "".join(json.dumps(record) + "\n" for record in records))
         draw_curves(records, finished / "curves.png")
-        write(finished / LOG, json.dumps(log, indent=2) + "\n")
+        write(finished / LOG, json.dumps(log.as_json(), indent=2) + "\n")
     except OSError as error:
         with contextlib.suppress(OSError):
             shutil.rmtree(finished)

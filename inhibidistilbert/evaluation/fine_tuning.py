@@ -1,7 +1,8 @@
-"""Trains a classifier or a regression on a task before it is evaluated."""
+"""The fine-tuner: the Trainer that every training here builds on, and how a model is trained before it is evaluated."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -30,19 +31,52 @@ class Recipe:
 
 
 class FineTuner(Trainer):
-    """The Trainer with the model's own loss; alpha, beta and gamma are never decayed."""
+    """The Trainer with alpha, beta and gamma in a parameter group of their own, which is never decayed.
+
+    scalar_learning_rate: theirs; None for that of the other parameters.
+    """
+
+    scalar_learning_rate: float | None = None
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            model = model or self.model
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = optimizer_class(self.parameter_groups(model), **options)
+        return self.optimizer
+
+    def parameter_groups(self, model: nn.Module) -> list[dict]:
+        """Decayed weights; biases and norms; the inhibitor's scalars. Groups without a parameter are left out."""
+        decayed = set(self.get_decay_parameter_names(model))
+        weights: dict = {"params": [], "weight_decay": self.args.weight_decay}
+        plain: dict = {"params": [], "weight_decay": 0.0}
+        scalars: dict = {"params": [], "weight_decay": 0.0}
+        if self.scalar_learning_rate is not None:
+            scalars["lr"] = self.scalar_learning_rate
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                is_scalar = name.rpartition(".")[2] in SCALARS
+                group = scalars if is_scalar else weights if name in decayed else plain
+                group["params"].append(parameter)
+        return [group for group in (weights, plain, scalars) if group["params"]]
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         return [name for name in super().get_decay_parameter_names(model) if name.rpartition(".")[2] not in SCALARS]
 
 
+def trainer_arguments(folder: Path, **settings: Any) -> TrainingArguments:
+    """The Trainer's files go to `folder`; it takes the accelerator if there is one, and tells nobody unless asked to."""
+    use_cpu = not torch.accelerator.is_available()
+    return TrainingArguments(**{"output_dir": str(folder), "use_cpu": use_cpu, "report_to": "none", **settings})
+
+
 def fine_tune(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Dataset, recipe: Recipe, seed: int, folder: Path
 ) -> None:
-    """Train `model` in place on rows with `input_ids`, `length` and `labels`; the Trainer's files go to `folder`."""
+    """Train `model` in place, by its own loss, on rows with `input_ids`, `length` and `labels`."""
     set_seed(seed)
-    arguments = TrainingArguments(
-        output_dir=str(folder),
+    arguments = trainer_arguments(
+        folder,
         num_train_epochs=recipe.epochs,
         learning_rate=recipe.learning_rate,
         per_device_train_batch_size=recipe.batch_size,
@@ -52,8 +86,6 @@ def fine_tune(
         seed=seed,
         save_strategy="no",
         logging_steps=100,
-        report_to="none",
-        use_cpu=not torch.accelerator.is_available(),
     )
     collator = DataCollatorWithPadding(tokenizer)
     trainer = FineTuner(model=model, args=arguments, train_dataset=data, data_collator=collator, processing_class=tokenizer)

@@ -20,6 +20,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import yaml_dump
 
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
+from ..support.distillation_log import DistillationLog
 from ..support.errors import UserError, reason
 from .contents import parameter_counts
 from .markup import Markdown, code, escape, finalize, python_string
@@ -30,7 +31,7 @@ from .measurements import (
     form_of,
     read_benchmarks,
     read_costs,
-    read_json,
+    read_distillation,
     read_measurements,
 )
 from .metadata import repeated_name
@@ -164,17 +165,16 @@ def _model_facts(folder: Path, config: dict[str, Any], repo_id: str, revision: s
 
 
 def _result_facts(folder: Path, measurements: Sequence[Measurement]) -> dict[str, Any]:
-    log = read_json(folder / DISTILLATION) if (folder / DISTILLATION).is_file() else None
+    log = read_distillation(folder)
     names = (EVALUATION, DISTILLATION)
     return {
         "measurements": [_row(measurement) for measurement in measurements],
         "percent": any(measurement.metric in _PERCENT for measurement in measurements),
         "sources": Markdown(" and ".join(code(name) for name in names if (folder / name).is_file())),
-        "distilled": _training(log) if log and "recipe" not in log else None,
-        "recipe": _recipe(log) if log and "recipe" in log else None,
+        "training": _training(log) if log else None,
         "benchmarks": read_benchmarks(folder),
         "costs": read_costs(folder),
-        "machine": log.get("machine") if log else None,
+        "machine": log.machine if log else None,
     }
 
 
@@ -206,37 +206,14 @@ def _row(measurement: Measurement) -> dict[str, Any]:
     return {"texts": texts, "examples": counted, "metric": metric, "value": value, "control": named}
 
 
-def _training(log: dict[str, Any]) -> dict[str, Any]:
-    """Of a distillation without a recipe, as the template prints it. Raises `UserError` where the log is not of its form."""
+def _training(log: DistillationLog) -> dict[str, Any]:
+    """As the template prints it: a sentence a stage. Raises `UserError` where the recipe is not of its form."""
     with form_of(DISTILLATION):
-        options = log["options"]
-        return {
-            "teacher": code(Path(options["teacher"]).name),
-            "student": code(Path(options["student"]).name),
-            "fine_tuned": options["fine_tune_teacher"],
-            "teacher_training": _schedule(f"epochs {options['teacher_training']['epochs']}", options["teacher_training"]),
-            "student_training": _schedule(f"epochs {options['student_training']['epochs']}", options["student_training"]),
-            "all_texts": log["texts"]["all"],
-            "labelled_texts": log["texts"]["labelled"],
-            "temperature": options["temperature"],
-            "hard_weight": options["hard_weight"],
-            "scalar_learning_rate": options["scalar_learning_rate"],
-            "seed": options["seed"],
-            "bf16": "yes" if options["bf16"] else "no",
-            "save_dtype": options["save_dtype"],
-        }
-
-
-def _recipe(log: dict[str, Any]) -> dict[str, Any]:
-    """The same of a distillation by a recipe: a sentence a stage. Raises `UserError` where the log is not of its form."""
-    with form_of(DISTILLATION):
-        recipe = log["recipe"]
         stages: list[str] = []
-        for settings in recipe["stages"]:
-            teacher = settings["teacher"] or recipe["teacher"]
+        for name, teacher, course in log.trainings():
             taught = f", teacher {code(Path(teacher).name)}" if teacher else ""
-            how = _schedule(f"{log['stages'][settings['name']]['steps']} steps", settings)
-            stages.append(Markdown(f"{escape(settings['name'])}{taught}: {escape(how)}"))
+            stages.append(Markdown(f"{escape(name)}{taught}: {escape(course)}"))
+        recipe = log.recipe
         return {
             "student": code(Path(recipe["student"]["source"]).name),
             "stages": stages,
@@ -244,13 +221,6 @@ def _recipe(log: dict[str, Any]) -> dict[str, Any]:
             "bf16": "yes" if recipe["bf16"] else "no",
             "save_dtype": recipe["save_dtype"],
         }
-
-
-def _schedule(length: str, training: dict[str, Any]) -> str:
-    return (
-        f"{length}, learning rate {training['learning_rate']}, batches of {training['batch_size']} texts "
-        f"of up to {training['max_length']} tokens"
-    )
 
 
 def _metadata(

@@ -21,10 +21,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..support.distillation_log import FILE as DISTILLATION
+from ..support.distillation_log import DistillationLog
 from ..support.errors import UserError, reason
 from .metadata import hub_id_problem, is_date, metric_problem
 
-DISTILLATION, EVALUATION = "distillation.json", "eval_results.json"
+EVALUATION = "eval_results.json"
 BENCHMARKS = {"cpu.json": "model", "kernels_gpu.json": None}
 COSTS = ("model_cpu.json", "model_gpu.json")
 RESULT_FILES = (DISTILLATION, EVALUATION, *BENCHMARKS, *COSTS)
@@ -159,6 +161,15 @@ def read_measurements(folder: Path) -> list[Measurement]:
     return _read(folder, {EVALUATION: _evaluations, DISTILLATION: _tests})
 
 
+def read_distillation(folder: Path) -> DistillationLog | None:
+    """The log of the distillation in the folder, if there is one.
+
+    Raises:
+        UserError: a file of results that is not of its form.
+    """
+    return next(iter(_read(folder, {DISTILLATION: lambda content: [DistillationLog.from_json(content)]})), None)
+
+
 def _evaluations(content: dict[str, Any]) -> Iterator[Measurement]:
     if not is_date(date := content.get("date")):
         raise ValueError(f"date must be text of the form 2026-01-31, got {date!r}")
@@ -187,10 +198,9 @@ def _evaluations(content: dict[str, Any]) -> Iterator[Measurement]:
 
 def _tests(content: dict[str, Any]) -> Iterator[Measurement]:
     """The test files of a distillation, with its teacher as the control."""
-    tests = content["tests"]
+    tests = DistillationLog.from_json(content).tests
     # Without a task, or without soft targets, there is nothing to test.
-    optional = "recipe" in content
-    student, teacher = (tests.get(role, {}) if optional else tests[role] for role in ("student", "teacher"))
+    student, teacher = (tests.get(role, {}) for role in ("student", "teacher"))
     for path, row in student.items():
         for metric in sorted(row.keys() - {"texts"}):
             control = teacher.get(path, {}).get(metric)

@@ -27,6 +27,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from inhibidistilbert.support.distillation_log import FILE, DistillationLog
 from inhibidistilbert.support.errors import UserError
 from inhibidistilbert.support.files import replacing, write_json
 from inhibidistilbert.support.machine import header
@@ -105,7 +106,7 @@ class Results:
 
 
 def _finished(command: Command) -> bool:
-    return (command.output / "distillation.json").is_file()
+    return (command.output / FILE).is_file()
 
 
 def execute(command: Command, results: Results) -> None:
@@ -137,13 +138,13 @@ def execute(command: Command, results: Results) -> None:
 
 def rows_of(run: Run, settings: Settings) -> list[Row]:
     """The rows that a finished run gives: of its validation texts, of each of its files of test texts, and of alignment."""
-    log = _log(run.command)
-    (stage,) = log["stages"].values()
+    log = DistillationLog.read(run.command.output)
+    (stage,) = log.stages.values()
     metric = run.task.metric
-    values = {(run.task.name, f"validation_{metric}"): stage["eval"][metric]}
+    values = {(run.task.name, f"validation_{metric}"): (stage.eval or {})[metric]}
     for task, file in test_files(settings, run.task).items():
         name = metric if task == run.task.name else METRIC_ELSEWHERE
-        values[task, name] = log["tests"]["student"][file][name]
+        values[task, name] = log.tests["student"][file][name]
     made = [(*names, value, run.command) for names, value in values.items()]
     made += [(*ALIGNMENT, value, command) for command, value in _explained(run.command)]
     shared = {"model": run.model, "seed": run.seed}
@@ -153,17 +154,13 @@ def rows_of(run: Run, settings: Settings) -> list[Row]:
     ]
 
 
-def _log(command: Command) -> dict[str, Any]:
-    return json.loads((command.output / "distillation.json").read_text())
-
-
 def _explained(command: Command) -> Iterator[tuple[Command, float]]:
     """The alignment that `command` builds on, and the share of variance it explains, mean of the layers."""
     for needed in command.needs:
         yield from _explained(needed)
-        stage = _log(needed)["stages"].get("align")
-        if stage:
-            yield needed, mean(stage["alignment"])
+        stage = DistillationLog.read(needed.output).stages.get("align")
+        if stage and stage.alignment:
+            yield needed, mean(stage.alignment)
 
 
 def study(settings: Settings, results: Results, only: str = "*") -> list[str]:

@@ -8,8 +8,7 @@ import pytest
 from datasets import Dataset
 from transformers import DistilBertTokenizer
 
-from inhibidistilbert.distillation.data import NO_LABEL, tokenize
-from inhibidistilbert.distillation.recipe import Data
+from inhibidistilbert.distillation.data import NO_LABEL, Data, tokenize
 from inhibidistilbert.distillation.tasks import Classification
 from inhibidistilbert.distillation.text_stream import open_texts
 from inhibidistilbert.support.errors import UserError

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import DistilBertModel
 
-from inhibidistilbert.distillation import checkpoints, inputs, stages
+from inhibidistilbert.distillation import checkpoints, inputs, training
 from inhibidistilbert.distillation.checkpoints import PARTS_FILE, last_checkpoint
 from inhibidistilbert.distillation.recipe import Recipe, read_recipe
 from inhibidistilbert.distillation.run import run_recipe
@@ -62,7 +62,7 @@ def at_step(stage: str, step: int, do: Callable[[], None]) -> Iterator[None]:
             return super().training_step(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "StageTrainer", Watched)
+        patch.setattr(training, "StageTrainer", Watched)
         yield
 
 
@@ -85,7 +85,7 @@ def first_step(recipe: Recipe, output: Path) -> int:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "StageTrainer", Watched)
+        patch.setattr(training, "StageTrainer", Watched)
         with pytest.raises(KeyboardInterrupt):
             run_recipe(recipe, output)
     return seen[0]

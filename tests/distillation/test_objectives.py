@@ -30,7 +30,8 @@ from inhibidistilbert import (
     InhibiDistilBertForTokenClassification,
     InhibiDistilBertModel,
 )
-from inhibidistilbert.distillation.data import NO_LABEL
+from inhibidistilbert.distillation.batches import Collator, Masking
+from inhibidistilbert.distillation.data import NO_LABEL, Data
 from inhibidistilbert.distillation.networks import Learner, Teacher, layer_map
 from inhibidistilbert.distillation.objectives import (
     AlignObjective,
@@ -38,11 +39,9 @@ from inhibidistilbert.distillation.objectives import (
     TaskObjective,
     measure_variances,
     random_position_ids,
-    trained_parameters,
 )
-from inhibidistilbert.distillation.recipe import Align, Data, Pretrain, Task
-from inhibidistilbert.distillation.tasks import KINDS, Classification, Collator, MultiLabelClassification
-from inhibidistilbert.distillation.trainer import Masking
+from inhibidistilbert.distillation.stages import Align, Pretrain, Task
+from inhibidistilbert.distillation.tasks import KINDS, Classification, MultiLabelClassification
 from inhibidistilbert.support.errors import UserError
 from tests.helpers.toy_task import POSITIONS, SIZES, VOCABULARY, sentences
 
@@ -297,7 +296,7 @@ def test_a_step_is_the_same_padded_unpadded_and_in_parts(name):
             key: parameter.grad.clone() for key, parameter in learner.named_parameters() if parameter.grad is not None
         }
 
-    trained_parameters(learner, objective.settings)
+    objective.settings.freeze(learner)
     loss, whole = gradients([rows])
     assert loss > 0.01
     assert whole
@@ -333,7 +332,7 @@ def test_the_unexplained_share_of_variance_is_the_formula():
 def test_each_aligned_layer_trains_by_itself():
     """A layer's loss has no gradient in another layer, since each is fed the teacher's states."""
     learner, objective, _, _ = align_case()
-    trained_parameters(learner, objective.settings)
+    objective.settings.freeze(learner)
     terms = objective.terms(learner, Collator(TOKENIZER)(rows_of("classification")))
     terms[1].total.backward()
     layers = learner.student.transformer.layer
@@ -394,7 +393,7 @@ def test_a_deeper_and_wider_teacher_is_learned_from(teacher_model):
         (pretrain, PretrainObjective(pretrain, teacher)),
     ):
         learner.requires_grad_(True)
-        trained_parameters(learner, stage)
+        stage.freeze(learner)
         optimizer = torch.optim.Adam([p for p in learner.parameters() if p.requires_grad], lr=3e-3)
         losses = []
         for _ in range(60):

@@ -23,19 +23,25 @@ TIMES_OF_A_RUN = {"seconds", "epoch"}
 # The command, in which the second process may not claim the folder, and comes late wherever data are made.
 CAREFUL = """
 import os, runpy, time
-from inhibidistilbert.distillation import run, stages
+from inhibidistilbert.distillation import run
+from inhibidistilbert.distillation.stages import STAGES
 
-claim, dataset, second = run.claim, stages._dataset, os.environ["RANK"] == "1"
+claim, second = run.claim, os.environ["RANK"] == "1"
 
 def claim_alone(*args):
     assert not second, "claimed by the second process too"
     claim(*args)
 
-def late_dataset(*args):
-    time.sleep(2 if second else 0)
-    return dataset(*args)
+def late(rows):
+    def late_rows(*args):
+        time.sleep(2 if second else 0)
+        return rows(*args)
 
-run.claim, stages._dataset = claim_alone, late_dataset
+    return late_rows
+
+run.claim = claim_alone
+for kind in STAGES.values():
+    kind.rows = late(kind.rows)
 runpy.run_module("inhibidistilbert", run_name="__main__", alter_sys=True)
 """
 

@@ -21,7 +21,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.integrations import integration_utils
 
 from inhibidistilbert import InhibiDistilBertForSequenceClassification, cli
-from inhibidistilbert.distillation import stages
+from inhibidistilbert.distillation import training
 from inhibidistilbert.distillation.recipe import Recipe, read_recipe
 from inhibidistilbert.distillation.run import run_recipe
 from inhibidistilbert.distillation.trainer import StageTrainer
@@ -233,7 +233,7 @@ def watched_steps(stop: tuple[str, int] | None = None) -> Iterator[Steps]:
             return super().training_step(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "StageTrainer", Watched)
+        patch.setattr(training, "StageTrainer", Watched)
         yield steps
 
 

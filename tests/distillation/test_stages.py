@@ -65,6 +65,25 @@ def test_all_stages_learn(whole):
         assert losses[stage][-1] < losses[stage][0], stage
 
 
+@pytest.mark.parametrize(("with_base", "loads"), [(False, 6), (True, 8)])
+def test_weights_are_loaded_as_often_as_stages_need_them(toy, teacher, tmp_path, monkeypatch, with_base, loads):
+    """The teacher with and without its head, and a student for each stage and for the tests; twice for a task vector."""
+    loaded, from_pretrained = [], PreTrainedModel.from_pretrained.__func__
+
+    def counted(kind, *args, device_map=None, **options):
+        model = from_pretrained(kind, *args, device_map=device_map, **options)
+        first = model[0] if isinstance(model, tuple) else model
+        if first.device.type != "meta":
+            loaded.append(kind.__name__)
+        return model
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(counted))
+    base = write_distilbert(tmp_path / "base", DistilBertModel)
+    changes = [f"task.teacher_base={base}"] if with_base else []
+    run_recipe(three_stages(toy, teacher, *(f"{stage}.max_steps=1" for stage in STAGES), *changes), tmp_path / "out")
+    assert len(loaded) == loads, loaded
+
+
 def test_the_alignment_is_what_the_last_window_left_unexplained(whole):
     last = [record for record in curve(whole) if record["stage"] == "align"][-1]
     alignment = log_of(whole)["stages"]["align"]["alignment"]

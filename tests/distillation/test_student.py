@@ -1,17 +1,24 @@
-"""The student: new with projected embeddings, or from a checkpoint."""
+"""The student: new with projected embeddings, or from a checkpoint; and how it is written."""
 
 import json
 
 import pytest
 import torch
-from transformers import BertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from transformers import (
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    DistilBertTokenizer,
+)
 
 from inhibidistilbert import InhibiDistilBertForSequenceClassification
-from inhibidistilbert.distillation.recipe import Student
 from inhibidistilbert.distillation.sizes import project_embeddings, published_sizes, size_config
+from inhibidistilbert.distillation.student import Student, save_student
 from inhibidistilbert.distillation.student import build_student as build
 from inhibidistilbert.support.errors import UserError
-from tests.helpers.toy_task import SIZES, tiny_student, write_bert
+from tests.helpers.toy_task import POSITIONS, SIZES, VOCABULARY, tiny_student, write_bert
 
 NAMES = {"id2label": {0: "BAD", 1: "SO_SO", 2: "GOOD"}, "label2id": {"BAD": 0, "SO_SO": 1, "GOOD": 2}}
 
@@ -211,3 +218,63 @@ def test_a_sizes_beta_fits_the_normalization_that_is_asked_for(fields, beta):
 
 def test_the_sizes_are_known():
     assert size_config("tiny").max_position_embeddings == 512
+
+
+# Writing
+
+
+@pytest.fixture
+def tokenizer():
+    return DistilBertTokenizer(vocab=VOCABULARY, model_max_length=POSITIONS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("per_head", [False, True], ids=["a-layer", "a-head"])
+def test_matrices_are_stored_in_a_dtype_and_load_as_float32(tmp_path, tokenizer, dtype, per_head):
+    student, folder = tiny_student(scalars_per_head=per_head), tmp_path / "student"
+    save_student(student, tokenizer, folder, dtype)
+    stored = load_file(folder / "model.safetensors")
+    assert stored.keys() == student.state_dict().keys()
+    for name, weight in student.state_dict().items():
+        assert stored[name].dtype == (dtype if weight.ndim > 1 else torch.float32), name
+    assert sum(name.endswith((".alpha", ".beta", ".gamma")) for name in stored) == 6
+    loaded = InhibiDistilBertForSequenceClassification.from_pretrained(folder)
+    for name, weight in loaded.state_dict().items():
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, stored[name].float()), name
+    # The student itself stays as it was.
+    assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
+
+
+def test_the_stored_tokenizer_neither_cuts_nor_pads(tmp_path, tokenizer):
+    """Training leaves its truncation in the tokenizer; other readers of tokenizer.json would obey it."""
+    tokenizer(["a good film", "bad"], truncation=True, max_length=4, padding=True)
+    save_student(tiny_student(), tokenizer, tmp_path / "student", torch.float32)
+    stored = Tokenizer.from_file(str(tmp_path / "student" / "tokenizer.json"))
+    lengths = [len(encoding.ids) for encoding in stored.encode_batch(["a good film " * 20, "bad"])]
+    assert lengths == [62, 3]
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path, tokenizer, monkeypatch):
+    folder = tmp_path / "student"
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DistilBertTokenizer, "save_pretrained", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            save_student(tiny_student(), tokenizer, folder, torch.float32)
+    assert not folder.exists()
+    save_student(tiny_student(), tokenizer, folder, torch.float32)
+    assert (folder / "tokenizer.json").is_file()
+
+
+def test_an_older_folder_is_replaced(tmp_path, tokenizer):
+    folder = tmp_path / "student"
+    folder.mkdir()
+    (folder / "older.txt").touch()
+    save_student(tiny_student(), tokenizer, folder, torch.float32)
+    assert (folder / "model.safetensors").is_file()
+    assert not (folder / "older.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]

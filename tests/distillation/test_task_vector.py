@@ -14,9 +14,8 @@ from transformers import (
     DistilBertTokenizer,
 )
 
-from inhibidistilbert.distillation.recipe import Student
 from inhibidistilbert.distillation.run import run_recipe
-from inhibidistilbert.distillation.student import build_student
+from inhibidistilbert.distillation.student import Student, build_student
 from inhibidistilbert.distillation.task_vector import add_task_vector, task_vector
 from inhibidistilbert.modeling.modeling_inhibidistilbert import SCALARS
 from inhibidistilbert.support.errors import UserError

@@ -1,4 +1,4 @@
-"""The teacher: loading, labelling, and how classifiers are written."""
+"""The teacher: loading, and labelling."""
 
 import json
 
@@ -6,20 +6,17 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
 from transformers import AutoTokenizer, BertForTokenClassification, DistilBertModel, DistilBertTokenizer
 
-from inhibidistilbert import InhibiDistilBertForSequenceClassification
 from inhibidistilbert.distillation.data import tokenize
 from inhibidistilbert.distillation.teacher import (
     add_teacher_logits,
     check_same_tokenizer,
     load_teacher,
     load_tokenizer,
-    save_model,
 )
 from inhibidistilbert.support.errors import UserError
-from tests.helpers.toy_task import POSITIONS, VOCABULARY, sentences, tiny_student, write_bert, write_distilbert
+from tests.helpers.toy_task import VOCABULARY, sentences, write_bert, write_distilbert
 
 
 def load(folder):
@@ -175,63 +172,3 @@ def test_labelling_in_bfloat16_is_close(tmp_path):
     )
     assert not torch.equal(exact, rounded)
     torch.testing.assert_close(exact, rounded, rtol=0.05, atol=0.01)
-
-
-# Writing
-
-
-@pytest.fixture
-def tokenizer():
-    return DistilBertTokenizer(vocab=VOCABULARY, model_max_length=POSITIONS)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("per_head", [False, True], ids=["a-layer", "a-head"])
-def test_matrices_are_stored_in_a_dtype_and_load_as_float32(tmp_path, tokenizer, dtype, per_head):
-    student, folder = tiny_student(scalars_per_head=per_head), tmp_path / "student"
-    save_model(student, tokenizer, folder, dtype)
-    stored = load_file(folder / "model.safetensors")
-    assert stored.keys() == student.state_dict().keys()
-    for name, weight in student.state_dict().items():
-        assert stored[name].dtype == (dtype if weight.ndim > 1 else torch.float32), name
-    assert sum(name.endswith((".alpha", ".beta", ".gamma")) for name in stored) == 6
-    loaded = InhibiDistilBertForSequenceClassification.from_pretrained(folder)
-    for name, weight in loaded.state_dict().items():
-        assert weight.dtype == torch.float32
-        assert torch.equal(weight, stored[name].float()), name
-    # The student itself stays as it was.
-    assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
-
-
-def test_the_stored_tokenizer_neither_cuts_nor_pads(tmp_path, tokenizer):
-    """Training leaves its truncation in the tokenizer; other readers of tokenizer.json would obey it."""
-    tokenizer(["a good film", "bad"], truncation=True, max_length=4, padding=True)
-    save_model(tiny_student(), tokenizer, tmp_path / "student", torch.float32)
-    stored = Tokenizer.from_file(str(tmp_path / "student" / "tokenizer.json"))
-    lengths = [len(encoding.ids) for encoding in stored.encode_batch(["a good film " * 20, "bad"])]
-    assert lengths == [62, 3]
-
-
-def test_a_folder_is_written_whole_or_not_at_all(tmp_path, tokenizer, monkeypatch):
-    folder = tmp_path / "student"
-
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(DistilBertTokenizer, "save_pretrained", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            save_model(tiny_student(), tokenizer, folder, torch.float32)
-    assert not folder.exists()
-    save_model(tiny_student(), tokenizer, folder, torch.float32)
-    assert (folder / "tokenizer.json").is_file()
-
-
-def test_an_older_folder_is_replaced(tmp_path, tokenizer):
-    folder = tmp_path / "student"
-    folder.mkdir()
-    (folder / "older.txt").touch()
-    save_model(tiny_student(), tokenizer, folder, torch.float32)
-    assert (folder / "model.safetensors").is_file()
-    assert not (folder / "older.txt").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["student"]

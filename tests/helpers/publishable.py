@@ -61,20 +61,19 @@ EVALUATION = {
 }
 TRAINING = {"epochs": 2.0, "learning_rate": 0.0005, "batch_size": 64, "max_length": 48, "warmup": 0.06, "weight_decay": 0.01}
 DISTILLATION = {
-    "options": {
+    "recipe": {
         "teacher": "runs/teacher",
-        "student": "tiny",
-        "fine_tune_teacher": True,
-        "teacher_training": TRAINING,
-        "student_training": TRAINING,
-        "scalar_learning_rate": 0.005,
-        "temperature": 2.0,
-        "hard_weight": 0.5,
+        "student": {"source": "tiny"},
+        "stages": [{"stage": "task", "name": "task", **TRAINING, "scalar_learning_rate": 0.005, "temperature": 2.0}],
         "seed": 7,
         "bf16": False,
         "save_dtype": "float32",
     },
-    "texts": {"labelled": 1234, "all": 5678},
+    "stages": {"task": {}},
+    "teacher": {
+        "recipe": {"student": {"source": "runs/encoder"}, "stages": [{"name": "finetune", **TRAINING, "epochs": 3.0}]},
+        "stages": {"finetune": {"steps": 801}},
+    },
     "tests": {
         "teacher": {"data/reviews.csv": {"accuracy": 0.91, "texts": 321}},
         "student": {"data/reviews.csv": {"accuracy": 0.875, "texts": 321}},

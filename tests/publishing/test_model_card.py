@@ -11,11 +11,12 @@ from huggingface_hub import ModelCard
 from huggingface_hub.hf_api import parse_eval_result_entries
 from markdown_it import MarkdownIt
 
-from inhibidistilbert.publishing.card import _recipe, section
+from inhibidistilbert.publishing.card import _training, section
 from inhibidistilbert.publishing.checks import untraced_numbers
 from inhibidistilbert.publishing.markup import one_line
 from inhibidistilbert.publishing.measurements import read_benchmarks
 from inhibidistilbert.publishing.tasks import usage
+from inhibidistilbert.support.distillation_log import DistillationLog
 from inhibidistilbert.support.errors import UserError
 from tests.helpers.publishable import assembled, edit_json, replace_in
 
@@ -91,7 +92,7 @@ class TestText:
 
     def test_recipe_comes_from_the_log(self, card):
         training = section(card.text, "Training")
-        for words in ("`teacher`", "epochs 2.0, learning rate 0.0005", "5,678 texts", "1,234", "Seed 7"):
+        for words in ("- teacher: 801 steps", "- task, teacher `teacher`: epochs 2.0, learning rate 0.0005", "Seed 7"):
             assert words in training
 
     def test_maintainers_words(self, card):
@@ -192,7 +193,7 @@ class TestTextOfOthers:
         row = {"split": text, "control": {"model": text, "value": 0.5}}
         edit_json(checkpoint / "eval_results.json", lambda content: content["results"][0].update(row))
         edit_json(
-            checkpoint / "distillation.json", lambda log: (log.update(machine=text), log["options"].update(teacher=text))
+            checkpoint / "distillation.json", lambda log: (log.update(machine=text), log["recipe"].update(teacher=text))
         )
         folder = assembled(checkpoint, tmp_path / "x").folder
         card, plain = ModelCard.load(folder / "README.md"), ModelCard.load(candidate.folder / "README.md")
@@ -216,7 +217,7 @@ class TestTextOfOthers:
             },
             "stages": {text: {"steps": 6}},
         }
-        (stage,) = _recipe(log)["stages"]
+        (stage,) = _training(DistillationLog.from_json(log))["stages"]
         html = shown(f"- {stage}\n")
         assert re.findall(r"</?[a-z]\w*", html) == ["<ul", "<li", "<code", "</code", "</li", "</ul"]
 

@@ -150,6 +150,7 @@ def workplace(tmp_path, monkeypatch):
         metric = "pearson" if "data.kind=regression" in line else "accuracy"
         scores = {metric: 0.1 + 0.01 * len(workplace.calls), "roc_auc": 0.7 + 0.01 * len(workplace.calls)}
         log = {
+            "recipe": {},
             "stages": {value(line, "--stage"): {"eval": {metric: 0.5}, "alignment": [0.75, 0.85]}},
             "tests": {"student": dict.fromkeys(tests, scores)},
         }

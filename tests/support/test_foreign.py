@@ -16,8 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 from inhibidistilbert import InhibiDistilBertForSequenceClassification
 from inhibidistilbert.benchmarks import contenders
 from inhibidistilbert.conversion import student_from
-from inhibidistilbert.distillation.recipe import Student
-from inhibidistilbert.distillation.student import build_student
+from inhibidistilbert.distillation.student import Student, build_student
 from inhibidistilbert.distillation.teacher import load_teacher, load_tokenizer
 from inhibidistilbert.evaluation.checkpoint import load_checkpoint
 from inhibidistilbert.prediction import TextClassifier, default_checkpoint
