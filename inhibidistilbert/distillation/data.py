@@ -70,7 +70,7 @@ class Column:
 
 
 def is_text(text: Any) -> bool:
-    return bool(text and text.strip())
+    return isinstance(text, str) and bool(text.strip())
 
 
 def _are_words(words: Any) -> bool:

@@ -74,7 +74,7 @@ class DistillationLog:
         Raises a KeyError for a recipe without the settings of its stages.
         """
         if self.teacher is not None:
-            yield from (("teacher", *others) for _, *others in self.teacher.trainings())  # type: ignore[misc]
+            yield from (("fine-tuning of the teacher", *others) for _, *others in self.teacher.trainings())  # type: ignore[misc]
         for settings in self.recipe["stages"]:
             steps = self.stages[settings["name"]].steps
             length = f"epochs {settings['epochs']}" if steps is None else f"{steps} steps"

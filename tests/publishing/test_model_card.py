@@ -92,7 +92,11 @@ class TestText:
 
     def test_recipe_comes_from_the_log(self, card):
         training = section(card.text, "Training")
-        for words in ("- teacher: 801 steps", "- task, teacher `teacher`: epochs 2.0, learning rate 0.0005", "Seed 7"):
+        for words in (
+            "- fine-tuning of the teacher: 801 steps",
+            "- task, teacher `teacher`: epochs 2.0, learning rate 0.0005",
+            "Seed 7",
+        ):
             assert words in training
 
     def test_maintainers_words(self, card):

@@ -26,7 +26,7 @@ def test_trainings_are_told_by_steps_or_else_by_epochs_and_the_teachers_first():
     before = DistillationLog({"stages": [SETTINGS]}, {"task": StageResult()})
     first, second = DistillationLog(LOG.recipe, LOG.stages, teacher=before).trainings()
     how = "learning rate 0.001, batches of 32 texts of up to 64 tokens"
-    assert first == ("teacher", None, f"epochs 2.0, {how}")
+    assert first == ("fine-tuning of the teacher", None, f"epochs 2.0, {how}")
     assert second == ("task", "runs/teacher", f"12 steps, {how}")
 
 
