@@ -148,7 +148,7 @@ def evaluate(options: Evaluation, track: Track = iter) -> list[SplitResult]:
     for checkpoint in options.checkpoints:
         models.load(checkpoint)  # so that a bad one is told before any work
 
-    with OutputFolder(options) as output:
+    with OutputFolder(options).writing() as output:
         scored: dict[str, dict[str, Scored]] = {}
         for checkpoint in options.checkpoints:
             mine = checkpoint == options.checkpoints[0]

@@ -21,23 +21,22 @@ from huggingface_hub.utils import yaml_dump
 
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from ..support.errors import UserError, reason
+from ..support.eval_results import EVAL_RESULTS
+from ..support.files import form_of, read_json
 from .contents import parameter_counts
 from .markup import Markdown, code, escape, finalize, python_string
 from .measurements import (
     DISTILLATION,
-    EVALUATION,
     Measurement,
-    form_of,
     read_benchmarks,
     read_costs,
-    read_json,
     read_measurements,
 )
 from .metadata import repeated_name
 from .tasks import PIPELINE_TAGS, auto_class, is_multi_label, usage
 
 CARD = "README.md"
-EVAL_RESULTS = ".eval_results"
+ENTRIES = ".eval_results"
 TAGS = ("custom_code", "inhibitor-attention", "distillation")
 # By their names in the template.
 KEPT_SECTIONS = {"evaluation_notes": "Evaluation notes", "limits": "Limits and bias", "terms": "Terms"}
@@ -164,8 +163,8 @@ def _model_facts(folder: Path, config: dict[str, Any], repo_id: str, revision: s
 
 
 def _result_facts(folder: Path, measurements: Sequence[Measurement]) -> dict[str, Any]:
-    log = read_json(folder / DISTILLATION) if (folder / DISTILLATION).is_file() else None
-    names = (EVALUATION, DISTILLATION)
+    log = read_json(folder / DISTILLATION, DISTILLATION) if (folder / DISTILLATION).is_file() else None
+    names = (EVAL_RESULTS, DISTILLATION)
     return {
         "measurements": [_row(measurement) for measurement in measurements],
         "percent": any(measurement.metric in _PERCENT for measurement in measurements),
@@ -292,7 +291,7 @@ def write_eval_results(folder: Path) -> None:
         if measurement.published:
             entries.setdefault(measurement.dataset, []).append(_entry(measurement))
     for dataset, of_dataset in entries.items():
-        file = folder / EVAL_RESULTS / f"{dataset.replace('/', '--')}.yaml"
+        file = folder / ENTRIES / f"{dataset.replace('/', '--')}.yaml"
         file.parent.mkdir(exist_ok=True)
         file.write_text(yaml_dump(eval_result_entries_to_yaml(of_dataset), sort_keys=False), encoding="utf-8")
 

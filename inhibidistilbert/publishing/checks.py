@@ -16,13 +16,14 @@ from transformers.dynamic_module_utils import get_relative_imports
 
 from ..modeling.remote_code import AUTO_MAP
 from ..support.errors import UserError, reason
+from ..support.files import read_json
 from ..support.foreign import choices, load_pretrained
 from ..support.quiet import quiet_transformers
 from .assemble import Candidate, allowed_names
-from .card import CARD, EVAL_RESULTS, as_list, read_card, read_metadata, section, template_text
+from .card import CARD, ENTRIES, as_list, read_card, read_metadata, section, template_text
 from .contents import parameter_counts, pieces
 from .known_sources import differences, releases
-from .measurements import RESULT_FILES, read_json
+from .measurements import RESULT_FILES
 from .metadata import metadata_problems, result_problems
 from .private_paths import find_private_paths
 from .secrets import redact, secrets_in
@@ -88,7 +89,7 @@ def check_files(candidate: Candidate) -> Iterator[Problem]:
     """Only files of known names; weights as safetensors, all shards of them."""
     names, allowed = candidate.files, allowed_names().union(*releases("model").values())
     for name in names:
-        if not any(fnmatch.fnmatch(name, pattern) for pattern in (*allowed, f"{EVAL_RESULTS}/*.yaml")):
+        if not any(fnmatch.fnmatch(name, pattern) for pattern in (*allowed, f"{ENTRIES}/*.yaml")):
             yield Problem(name, "is not a file of a published checkpoint", "remove it")
     if not any(name.endswith(".safetensors") for name in names):
         pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in candidate.source.glob(pattern)]
@@ -96,7 +97,7 @@ def check_files(candidate: Candidate) -> Iterator[Problem]:
         yield Problem("model.safetensors", f"is missing{found}", f"{_SAVE_AGAIN}, which writes safetensors")
     if "model.safetensors.index.json" in names:
         try:
-            index = read_json(names["model.safetensors.index.json"])
+            index = read_json(names["model.safetensors.index.json"], "model.safetensors.index.json")
         except UserError as error:
             yield Problem("model.safetensors.index.json", str(error), _SAVE_AGAIN)
             return
@@ -261,7 +262,7 @@ def check_known_metadata(candidate: Candidate) -> Iterator[Problem]:
     for what, remedy in metadata_problems(read_metadata(candidate.folder), candidate.files):
         yield Problem(CARD, what, remedy)
     for name, file in candidate.files.items():
-        if fnmatch.fnmatch(name, f"{EVAL_RESULTS}/*.yaml"):
+        if fnmatch.fnmatch(name, f"{ENTRIES}/*.yaml"):
             try:
                 entries = yaml.safe_load(file.read_text(encoding="utf-8"))
             except (ValueError, yaml.YAMLError) as error:

@@ -10,10 +10,10 @@ from typing import ClassVar
 from torch import Tensor
 from transformers.utils.versions import require_version
 
-from ..kernel_repository import KERNELS, KernelConfig, build_kernel_repository
 from ..kernels.inhibitor_attention import inhibitor_attention
 from ..support.clean_process import run_script
 from ..support.errors import UserError, reason
+from ..support.files import read_json
 from . import kernel_stranger
 from .assemble import Candidate
 from .card import CARD
@@ -27,10 +27,10 @@ from .checks import (
     check_paths,
     check_secrets,
 )
+from .kernel_repository import KERNELS, KernelConfig, build_kernel_repository
 from .known_sources import differences
 from .loading import LOADING_ERRORS, TOLERANCE, read_outputs, relative_error
 from .markup import python_string
-from .measurements import read_json
 from .publication import Publication
 
 _NAME_IN_CARD = "<organisation>/inhibitor"

@@ -5,7 +5,6 @@ import json
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
-from datetime import datetime
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -16,6 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 from iso639 import Language, LanguageNotFoundError
 
 from ..support.errors import UserError
+from ..support.eval_results import is_date
 from .tasks import PIPELINE_TAGS
 
 RELATIONS = ("finetune", "adapter", "merge", "quantized")
@@ -186,17 +186,6 @@ def result_problems(entries: object) -> Iterator[str]:
             yield "revision and notes must be text"
         if source and not re.match(r"https?://", str(source.get("url"))):
             yield f"source.url is {source.get('url')!r}"
-
-
-def is_date(value: object) -> bool:
-    """Whether `value` is a date of ISO 8601 as text, or None."""
-    if value is None:
-        return True
-    try:
-        datetime.fromisoformat(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 @cache

@@ -14,14 +14,14 @@ import json
 import os
 import re
 import sys
-import tempfile
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from .support.errors import UserError
+from ..support.errors import UserError
+from ..support.files import replacing_folder
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 KERNELS = PACKAGE / "kernels"
 ENTRIES = {"README.md", "build", "build.toml", "torch-ext"}
 
@@ -84,7 +84,7 @@ def _metadata(config: KernelConfig, backend: str, sources: dict[str, str]) -> di
 
 
 def _write_files(folder: Path, files: dict[str, str]) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
 
@@ -123,13 +123,8 @@ def build_kernel_repository(folder: str | os.PathLike) -> None:
     """
     folder, config = Path(folder).resolve(), KernelConfig.read(KERNELS / "build.toml")
     _check_replaceable(folder, config)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        new, former = Path(temporary, "new"), Path(temporary, "former")
+    with replacing_folder(folder, "output") as new:
         _write_repository(new, config)
-        if folder.exists():
-            folder.rename(former)
-        new.rename(folder)
 
 
 if __name__ == "__main__":
