@@ -60,7 +60,7 @@ def test_a_row_of_few_words(tmp_path: Path):
         ({"metric": " "}, ["metric must be text, got ' '"]),
         ({"published": "yes"}, ["published", "'yes'"]),
         ({"std": -1}, ["std must be 0 or more, got -1"]),
-        ({"values": [1, "2"]}, ["values[1]", "'2'"]),
+        ({"values": [1, "2"]}, ["values", "'2'"]),
         ({"control": 0.5}, ["must be an object, got 0.5"]),
         ({"control": {"value": "0.5"}}, ["value", "'0.5'"]),
     ],
