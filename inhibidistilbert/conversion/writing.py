@@ -6,7 +6,7 @@ from pathlib import Path
 from ..support.errors import UserError
 from ..support.files import replacing_folder
 from .options import StudentOptions
-from .source import load_tokenizer
+from .source import student_tokenizer
 from .student import ConversionReport, student_from
 
 
@@ -29,7 +29,7 @@ def convert_checkpoint(
     output = Path(output_dir).resolve()
     _check_output(source, output, overwrite)
     student, report = student_from(source, options)
-    tokenizer = load_tokenizer(str(source), student.config.max_position_embeddings)
+    tokenizer = student_tokenizer(str(source), student.config.max_position_embeddings)
     if tokenizer is None:
         report.warnings.append("The source has no tokenizer, so none was written: add one before using the model on text.")
     with replacing_folder(output, "OUTPUT_DIR") as folder:

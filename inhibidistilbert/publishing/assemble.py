@@ -6,10 +6,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from ..modeling.remote_code import source_files, write_remote_code
 from ..support.errors import UserError, reason
 from ..support.files import read_json
+from ..support.models import check_model_type
 from .card import CARD, dropped_sections, read_card, render_card, write_eval_results
 from .measurements import RESULT_FILES
 from .regular import copy_regular, refuse_others
@@ -103,7 +103,6 @@ def check_source(folder: Path) -> dict[str, Any]:
     """
     if not (folder / "config.json").is_file():
         raise UserError("CHECKPOINT_DIR lacks config.json; give a folder written by save_pretrained.")
-    config, expected = read_json(folder / "config.json", "config.json"), InhibiDistilBertConfig.model_type
-    if config.get("model_type") != expected:
-        raise UserError(f"CHECKPOINT_DIR must hold a model of type {expected!r}, got {config.get('model_type')!r}.")
+    config = read_json(folder / "config.json", "config.json")
+    check_model_type(config, "CHECKPOINT_DIR")
     return config

@@ -11,14 +11,13 @@ import yaml
 from huggingface_hub import get_token
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoTokenizer
 from transformers.dynamic_module_utils import get_relative_imports
 
 from ..modeling.remote_code import AUTO_MAP
 from ..support.errors import UserError, reason
 from ..support.files import read_json
-from ..support.foreign import choices, load_pretrained
-from ..support.quiet import quiet_transformers
+from ..support.foreign import choices
+from ..support.models import TOKENIZER_FILES, load_tokenizer
 from .assemble import Candidate, allowed_names
 from .card import CARD, ENTRIES, as_list, read_card, read_metadata, section, template_text
 from .contents import parameter_counts, pieces
@@ -169,14 +168,13 @@ def check_choices(candidate: Candidate) -> Iterator[Problem]:
 
 def check_tokenizer(candidate: Candidate) -> Iterator[Problem]:
     """The tokenizer loads and fits the vocabulary, the positions and the inputs of the model."""
-    if not {"tokenizer.json", "vocab.txt"} & candidate.files.keys():
+    if not candidate.files.keys() & TOKENIZER_FILES:
         yield Problem("tokenizer.json", "is missing", _SAVE_AGAIN)
         return
     try:
-        with quiet_transformers():
-            tokenizer = load_pretrained(AutoTokenizer, candidate.folder)
-    except Exception as error:  # The tokenizers library raises bare exceptions.
-        yield Problem("tokenizer.json", f"cannot be loaded: {reason(error)}", _SAVE_AGAIN)
+        tokenizer = load_tokenizer(candidate.folder, "it")
+    except UserError as error:
+        yield Problem("tokenizer.json", f"cannot be loaded: {reason(error).removesuffix('.')}", _SAVE_AGAIN)
         return
     vocabulary, positions = candidate.config.get("vocab_size", 0), candidate.config.get("max_position_embeddings", 0)
     largest = max(tokenizer.get_vocab().values(), default=-1)
