@@ -10,7 +10,6 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, BertForTokenClassification, DistilBertModel, DistilBertTokenizer
 
 from inhibidistilbert import InhibiDistilBertForSequenceClassification
-from inhibidistilbert.distillation.data import tokenize
 from inhibidistilbert.distillation.teacher import (
     add_teacher_logits,
     check_same_tokenizer,
@@ -19,6 +18,7 @@ from inhibidistilbert.distillation.teacher import (
     save_model,
 )
 from inhibidistilbert.support.errors import UserError
+from inhibidistilbert.support.text_columns import tokenize
 from tests.helpers.toy_task import POSITIONS, VOCABULARY, sentences, tiny_student, write_bert, write_distilbert
 
 
