@@ -13,6 +13,7 @@ from ..support.models import check_model_type
 from .card import CARD, dropped_sections, read_card, render_card, write_eval_results
 from .measurements import RESULT_FILES
 from .regular import copy_regular, refuse_others
+from .tasks import architecture_of
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "added_tokens.json")
@@ -41,8 +42,7 @@ class Candidate:
     @property
     def architecture(self) -> str:
         """`"InhibiDistilBertForSequenceClassification"`; empty where the configuration names none."""
-        names = self.config.get("architectures") or [""]
-        return str(names[0])
+        return architecture_of(self.config)
 
     @property
     def files(self) -> dict[str, Path]:

@@ -32,8 +32,8 @@ from .measurements import (
     read_costs,
     read_measurements,
 )
-from .metadata import repeated_name
-from .tasks import PIPELINE_TAGS, auto_class, is_multi_label, usage
+from .metadata import as_list, repeated_name
+from .tasks import PIPELINE_TAGS, architecture_of, auto_class, is_multi_label, usage
 
 CARD = "README.md"
 ENTRIES = ".eval_results"
@@ -98,11 +98,6 @@ def _content(folder: Path) -> str:
     return file.read_text(encoding="utf-8-sig") if file.is_file() else "---\n{}\n---\n"
 
 
-def as_list(value: Any) -> list[Any]:
-    """A field of the metadata, which may be one thing or several, as a list."""
-    return value if isinstance(value, list) else [] if value in (None, "") else [value]
-
-
 def section(text: str, title: str) -> str:
     """The text below the heading `## title`, up to the next such heading; empty where there is none."""
     match = re.search(rf"^## {re.escape(title)}\s*\n(.*?)(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL)
@@ -145,7 +140,7 @@ def render_card(folder: Path, config: dict[str, Any], repo_id: str, revision: st
 
 
 def _model_facts(folder: Path, config: dict[str, Any], repo_id: str, revision: str | None) -> dict[str, Any]:
-    architecture = str((config.get("architectures") or [""])[0])
+    architecture = architecture_of(config)
     normalization = str(config.get("length_normalization", "none"))
     return {
         "name": repo_id.partition("/")[2],
@@ -255,8 +250,8 @@ def _schedule(length: str, training: dict[str, Any]) -> str:
 def _metadata(
     former: dict[str, Any], config: dict[str, Any], measurements: Sequence[Measurement], repo_id: str
 ) -> ModelCardData:
-    architecture = str((config.get("architectures") or [""])[0])
-    task, own = PIPELINE_TAGS.get(architecture), as_list(former.get("tags"))
+    architecture = architecture_of(config)
+    task, own = PIPELINE_TAGS.get(architecture), as_list(former.get("tags") or None)
     kept: dict[str, Any] = {name: former.get(name) for name in _KEPT_METADATA}
     if former.get("widget") is not None:
         kept["widget"] = former["widget"]

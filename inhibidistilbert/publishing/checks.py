@@ -19,11 +19,11 @@ from ..support.files import read_json
 from ..support.foreign import choices
 from ..support.models import TOKENIZER_FILES, load_tokenizer
 from .assemble import Candidate, allowed_names
-from .card import CARD, ENTRIES, as_list, read_card, read_metadata, section, template_text
+from .card import CARD, ENTRIES, read_card, read_metadata, section, template_text
 from .contents import parameter_counts, pieces
 from .known_sources import differences, releases
 from .measurements import RESULT_FILES
-from .metadata import metadata_problems, result_problems
+from .metadata import as_list, metadata_problems, result_problems
 from .private_paths import find_private_paths
 from .secrets import redact, secrets_in
 from .tasks import PIPELINE_TAGS

@@ -96,18 +96,21 @@ def stranger_outputs(source: str, revision: str | None, architecture: str, home:
         "pipeline": tag if tag in PIPELINES else None,
         "texts": TEXTS,
     }
+    return script_outputs(stranger.__file__, json.dumps(request), home)
+
+
+def script_outputs(script: str, argument: object, home: Path) -> dict[str, Tensor]:
+    """What a script writes in a clean process, given `argument` and the file to write.
+
+    Raises:
+        ProcessError: it failed, or wrote no regular file, but a pipe without an end or the like.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        target, request_file = Path(folder, "outputs.safetensors"), Path(folder, "request.json")
-        request_file.write_text(json.dumps(request), encoding="utf-8")
-        run_script(stranger.__file__, request_file, target, folder=Path(folder), home=home)
-        return read_outputs(target)
-
-
-def read_outputs(file: Path) -> dict[str, Tensor]:
-    """What a process wrote. Raises `ProcessError` where that is no regular file, such as a pipe without an end."""
-    if file.is_symlink() or not file.is_file():
-        raise ProcessError("it wrote no outputs")
-    return load_file(file)
+        target = Path(folder, "outputs.safetensors")
+        run_script(script, argument, target, folder=Path(folder), home=home)
+        if target.is_symlink() or not target.is_file():
+            raise ProcessError("it wrote no outputs")
+        return load_file(target)
 
 
 def own_outputs(folder: Path, architecture: str) -> dict[str, Tensor]:

@@ -88,10 +88,10 @@ def metadata_problems(data: Mapping[str, Any], names: Collection[str] = ()) -> I
 def _field_problems(data: Mapping[str, Any], names: Collection[str]) -> Iterator[tuple[str, str]]:
     if "license" in data:
         yield from _license_problems(data, names)
-    for language in _some(data, "language"):
+    for language in as_list(data.get("language")):
         yield from _language_problems(language)
     for name in ("base_model", "datasets"):
-        for problem in filter(None, map(hub_id_problem, _some(data, name))):
+        for problem in filter(None, map(hub_id_problem, as_list(data.get(name)))):
             yield f"{name}: {problem}", "give the id that it has on the Hub, organisation/name"
     for name, known in {"base_model_relation": RELATIONS, "pipeline_tag": (*PIPELINE_TAGS.values(),)}.items():
         if data.get(name) not in (None, *known):
@@ -109,9 +109,9 @@ def _field_problems(data: Mapping[str, Any], names: Collection[str]) -> Iterator
         yield f"widget is {widgets!r}", "give a list of `- text: An example.`; quote numbers"
 
 
-def _some(data: Mapping[str, Any], name: str) -> list[Any]:
-    given = data.get(name)
-    return [] if given is None else given if isinstance(given, list) else [given]
+def as_list(value: Any) -> list[Any]:
+    """A field of the metadata, which may be one thing or several, as a list."""
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _license_problems(data: Mapping[str, Any], names: Collection[str]) -> Iterator[tuple[str, str]]:
