@@ -80,7 +80,7 @@ evaluate: data ## fine-tune the shipped checkpoint on Rotten Tomatoes and evalua
 	    --data train=.cache/data/rotten_tomatoes_train.csv --data test=.cache/data/rotten_tomatoes_test.csv --output "$(OUTPUT)"
 
 kernel-repository: $(INSTALLED) ## the operator as a kernel for the Hub, in OUTPUT=build/kernel-repository
-	$(BIN)/python -m inhibidistilbert.kernel_repository "$(OUTPUT)"
+	$(BIN)/python -m inhibidistilbert.publishing.kernel_repository "$(OUTPUT)"
 
 gpu: ## everything measured on a GPU, by the PYTHON that has a torch for it, with nothing installed: 5 to 8 minutes
 	HF_HUB_OFFLINE=1 $(PYTHON) -m inhibidistilbert.cli benchmark gpu --output benchmarks/results

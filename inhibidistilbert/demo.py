@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .prediction import TextClassifier, default_checkpoint
-from .support.clean_process import clean_environment
+from .support.clean_process import BLOCK_PACKAGE, clean_environment
 from .support.quiet import quiet_transformers
 
 SENTENCES = (
@@ -24,17 +24,6 @@ SENTENCES = (
 TOLERANCE = 1e-5
 CHILD_SECONDS = 80
 
-# The child process cannot import this package: everything about the model must come from the folder.
-BLOCK_PACKAGE = """
-import sys
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "inhibidistilbert":
-            raise ImportError(f"{name} is blocked: the folder has to do without it")
-
-sys.meta_path.insert(0, Blocker())
-"""
 CLASSIFY = """
 import contextlib, json
 

@@ -1,6 +1,5 @@
 """Sequence classification of many texts with a checkpoint folder: loading with checks, batches by length, windows."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -8,23 +7,20 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from .modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from .modeling.modeling_inhibidistilbert import InhibiDistilBertForSequenceClassification
-from .support.errors import UserError, reason
-from .support.foreign import load_pretrained
+from .support.errors import UserError
+from .support.files import read_json
 from .support.heads import MULTI_LABEL, REGRESSION, THRESHOLD, class_names, describe_problem, has_its_outputs, problem_of
-from .support.quiet import quiet_transformers
+from .support.models import TOKENIZER_FILES, check_model_type, check_vocabulary, load_model, load_tokenizer
 
 # Texts read ahead: enough to find batches of equal length, few enough that memory stays small and output starts early.
 CHUNK_TEXTS = 2048
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 
 Track = Callable[[Sequence[list[int]]], Iterable[list[int]]]
 
@@ -101,11 +97,7 @@ class TextClassifier:
             )
         if not self.tokenizer.is_fast:
             raise UserError(f"the tokenizer must be a fast one, got {type(self.tokenizer).__name__}.")
-        if len(self.tokenizer) > self.model.config.vocab_size:
-            raise UserError(
-                f"the tokenizer has {len(self.tokenizer)} tokens but the model's vocabulary holds "
-                f"{self.model.config.vocab_size}: they do not belong together."
-            )
+        check_vocabulary(self.tokenizer, self.model.config)
 
     def _check_head(self) -> None:
         config, names = self.model.config, self.labels
@@ -142,10 +134,10 @@ class TextClassifier:
         """
         where = find_device(device)
         check_folder(folder)
-        with quiet_transformers():
-            model, tokenizer = load_model(folder), load_tokenizer(folder)
-        model.to(where)  # type: ignore[arg-type]  # transformers' wrapper of `to` loses its signature.
-        return cls(model, tokenizer, batch_size, stride, threshold)
+        called, remedy = f"model folder {str(folder)!r}", "predicting needs a trained sequence classifier"
+        kind = InhibiDistilBertForSequenceClassification
+        model = load_model(kind, folder, called, use_safetensors=True, remedy=remedy).model
+        return cls(model.to(where), load_tokenizer(folder, called), batch_size, stride, threshold)
 
     @property
     def max_tokens(self) -> int:
@@ -287,57 +279,8 @@ def check_folder(folder: Path) -> None:
                 f"model folder {str(folder)!r} lacks {' or '.join(names)}; give one written by save_pretrained of model and "
                 "tokenizer."
             )
-    config = _read_config(folder / "config.json")
-    expected = InhibiDistilBertConfig.model_type
-    if config.get("model_type") != expected:
-        raise UserError(f"model folder {str(folder)!r} must hold model_type {expected!r}, got {config.get('model_type')!r}.")
+    config, where = read_json(folder / "config.json"), f"model folder {str(folder)!r}"
+    check_model_type(config, where)
     architectures, head = config.get("architectures"), InhibiDistilBertForSequenceClassification.__name__
     if architectures and head not in architectures:
-        raise UserError(f"model folder {str(folder)!r} must hold a {head}, got {', '.join(map(str, architectures))}.")
-
-
-def _read_config(file: Path) -> dict:
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{str(file)!r} cannot be read as JSON: {reason(error)}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{str(file)!r} must hold a JSON object, got {type(config).__name__}.")
-    return config
-
-
-def load_model(folder: Path) -> InhibiDistilBertForSequenceClassification:
-    """The sequence classifier in `folder`, every weight of it from the checkpoint.
-
-    Raises:
-        UserError: damaged files, weights missing or of another shape, scalars that are not finite.
-    """
-    try:
-        model, report = load_pretrained(
-            InhibiDistilBertForSequenceClassification,
-            folder,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # They are refused below, by name.
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        raise UserError(f"model folder {str(folder)!r} cannot be loaded: {reason(error)}") from error
-    unusable = sorted(report["missing_keys"]) + sorted(str(key[0]) for key in report["mismatched_keys"])
-    if unusable:
-        raise UserError(
-            f"model folder {str(folder)!r} lacks weights of the right shape for {', '.join(unusable)}; predicting needs a "
-            "trained sequence classifier."
-        )
-    return model
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in `folder`.
-
-    Raises:
-        UserError: damaged files.
-    """
-    try:
-        return load_pretrained(AutoTokenizer, folder)
-    except Exception as error:  # The tokenizers library raises bare exceptions.
-        raise UserError(f"the tokenizer in {str(folder)!r} cannot be loaded: {reason(error)}") from error
+        raise UserError(f"{where} must hold a {head}, got {', '.join(map(str, architectures))}.")

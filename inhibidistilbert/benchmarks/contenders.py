@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from ..quantization import quantize
 from ..support.errors import UserError, reason
 from ..support.foreign import load_pretrained
+from ..support.models import published_sizes, size_config
 from ..support.quiet import quiet_transformers
 from .composed import AUTHORS
 from .cpu import Refused, with_int8_linears
@@ -60,13 +60,10 @@ class Subject:
     @classmethod
     def load(cls, source: str) -> "Subject":
         """Raises `UserError`: neither a folder of an InhibiDistilBERT checkpoint nor a published size."""
-        root = files("inhibidistilbert") / "hub_configs"
-        sizes = sorted(entry.name for entry in root.iterdir() if (entry / "config.json").is_file())
-        if source in sizes:
-            with as_file(root / source) as folder:
-                return cls(source, InhibiDistilBertConfig.from_pretrained(folder), "InhibiDistilBertModel")
+        if source in published_sizes():
+            return cls(source, size_config(source), "InhibiDistilBertModel")
         if not (Path(source) / "config.json").is_file():
-            names = ", ".join(sizes)
+            names = ", ".join(published_sizes())
             raise UserError(f"CHECKPOINT {source!r} is neither a folder with a config.json nor one of {names}.")
         config = _read_config(source, "CHECKPOINT")
         if config.model_type != InhibiDistilBertConfig.model_type:

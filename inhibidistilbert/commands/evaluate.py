@@ -4,15 +4,13 @@ import contextlib
 import json
 import math
 import sys
-from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import track
 
-from .output import new_table, print_table
+from .output import DeviceOption, new_table, print_table, with_bar
 
 
 def evaluate(
@@ -55,7 +53,7 @@ def evaluate(
         int | None, typer.Option(help="Tokens that texts are cut at.", show_default="128; imdb and own files all positions")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Texts a forward pass.")] = 32,
-    device: Annotated[str, typer.Option(help="cpu, cuda, …; auto takes the accelerator when there is one.")] = "auto",
+    device: DeviceOption = "auto",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -100,16 +98,11 @@ def evaluate(
         datasets.disable_progress_bars()
     # The Trainer prints its progress to stdout, which --json keeps for the one object.
     with contextlib.redirect_stdout(sys.stderr):
-        results = run(options, progress_bar)
+        results = run(options, partial(with_bar, description="Evaluating"))
     if as_json:
         print(json.dumps({"results": [_as_json(result) for result in results]}))
     else:
         print_results(results)
-
-
-def progress_bar(batches: Any) -> Iterable[Any]:
-    """`batches`, with a bar on stderr when someone is looking."""
-    return track(batches, "Evaluating", console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
 
 def _as_json(result: Any) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from typing import Annotated
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, track
 from rich.table import Table
 
 from ..support.errors import UserError
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as one JSON list.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, …; auto takes the accelerator when there is one.")]
 OutputOption = Annotated[Path | None, typer.Option("--output", metavar="DIR", help="Write CSV, JSON and PNG files there.")]
 
 
@@ -24,6 +25,12 @@ def progress_bar(description: str, total: int) -> Iterator:
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(description, total=total)
         yield lambda: progress.advance(task)
+
+
+def with_bar(steps: Iterable, description: str, shown: bool = True) -> Iterable:
+    """`steps`, with a bar on stderr when someone is looking."""
+    hidden = not shown or not sys.stderr.isatty()
+    return steps if hidden else track(steps, description, console=Console(stderr=True), transient=True)
 
 
 def check_positive(name: str, value: int) -> None:

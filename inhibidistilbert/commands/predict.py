@@ -12,13 +12,12 @@ from typing import Annotated, Any, BinaryIO
 
 import typer
 from rich.cells import cell_len, set_cell_size
-from rich.console import Console
-from rich.progress import track
 
 from ..prediction import Prediction, TextClassifier, default_checkpoint
 from ..support import text_rows
 from ..support.errors import UserError
 from ..support.text_rows import READERS, NotUtf8
+from .output import DeviceOption, with_bar
 
 # With fewer batches than this the work is done before a bar could be read.
 BATCHES_WORTH_A_BAR = 16
@@ -61,7 +60,7 @@ def predict(
         typer.Option(metavar="N", help="Read long texts whole, in windows that overlap by N tokens; average their scores."),
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Texts, or windows of long ones, a forward pass.")] = 32,
-    device: Annotated[str, typer.Option(help="cpu, cuda, …; auto takes the accelerator when there is one.")] = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Label texts: those given, those of --file, or those on standard input, one a line.
 
@@ -130,9 +129,7 @@ def read_lines(stream: BinaryIO, name: str) -> Iterator[str]:
 
 def progress_bar(batches: Sequence[list[int]]) -> Iterable[list[int]]:
     """`batches`, with a bar on stderr when someone is looking and there is much to do."""
-    if len(batches) < BATCHES_WORTH_A_BAR or not sys.stderr.isatty():
-        return batches
-    return track(batches, "Predicting", console=Console(stderr=True), transient=True)
+    return with_bar(batches, "Predicting", shown=len(batches) >= BATCHES_WORTH_A_BAR)
 
 
 def print_predictions(predictions: Iterable[Prediction], classifier: TextClassifier, as_json: bool) -> tuple[int, int]:

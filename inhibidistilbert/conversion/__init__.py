@@ -3,9 +3,9 @@
 A checkpoint of the inhibitor's authors is such a student already: its scalars are copied too (see `authors_format`).
 """
 
+from ..support.models import MODEL_INPUTS
 from .mapping import bert_to_distilbert
 from .options import DTYPES, StudentOptions, fitting_beta_init
-from .source import MODEL_INPUTS
 from .student import ConversionReport, student_from
 from .writing import convert_checkpoint
 

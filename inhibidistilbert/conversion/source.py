@@ -2,22 +2,17 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from transformers.utils import has_file
 
 from ..modeling import modeling_inhibidistilbert
 from ..modeling.modeling_inhibidistilbert import InhibiDistilBertPreTrainedModel
 from ..support.errors import UserError, reason
-from ..support.foreign import load_pretrained, plain_config, read_config
-from ..support.quiet import quiet_transformers
+from ..support.foreign import plain_config, read_config
+from ..support.models import MODEL_INPUTS, Loaded, any_weight, has_tokenizer, load_model, load_tokenizer
 from . import authors_format
-
-MODEL_INPUTS = ["input_ids", "attention_mask"]
 
 # Heads that have a counterpart here, by model type. A source with another head is read as the bare encoder.
 _SHARED_HEADS = (
@@ -29,18 +24,6 @@ _SHARED_HEADS = (
 )
 _HEADS = {"distilbert": _SHARED_HEADS, "bert": ("ForPreTraining", *_SHARED_HEADS)}
 _CLASS_PREFIX = {"distilbert": "DistilBert", "bert": "Bert"}
-
-# What damaged weights, and values of config.json that torch refuses, have been seen to raise.
-_LOADING_ERRORS = (
-    AssertionError,
-    EOFError,
-    KeyError,
-    OSError,
-    RuntimeError,
-    ValueError,
-    SafetensorError,
-    UnpicklingError,
-)
 
 
 def read_source_config(source: str) -> transformers.PreTrainedConfig:
@@ -108,42 +91,15 @@ def load_source(
     source_class: type[transformers.PreTrainedModel],
     config: transformers.PreTrainedConfig,
     device: str | None = None,
-) -> tuple[transformers.PreTrainedModel, set[str], set[str]]:
-    """The source in its own dtype, the names of its parameters that no file holds, and those in the file it has not."""
-    with quiet_transformers():
-        try:
-            # Mismatched shapes are let through here to be named below.
-            loaded = load_pretrained(
-                source_class,
-                source,
-                config=config,
-                dtype="auto",
-                device_map=device,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
-        except _LOADING_ERRORS as error:
-            raise UserError(f"SOURCE {source!r}: the checkpoint does not load: {reason(error)}") from error
-    model, info = loaded
-    if info["mismatched_keys"]:
-        name, in_file, in_config = min(info["mismatched_keys"])
-        raise UserError(
-            f"SOURCE {source!r}: {name} has shape {tuple(in_file)} in the weights but {tuple(in_config)} by config.json "
-            f"({len(info['mismatched_keys'])} such tensors)."
-        )
-    return model, set(info["missing_keys"]), set(info["unexpected_keys"])
+) -> Loaded:
+    """The source in its own dtype. What it lacks is the caller's to judge."""
+    where = f"SOURCE {source!r}: the checkpoint"
+    return load_model(source_class, source, where, config=config, dtype="auto", device_map=device, may_lack=any_weight)
 
 
-def load_tokenizer(source: str, positions: int) -> transformers.PreTrainedTokenizerBase | None:
+def student_tokenizer(source: str, positions: int) -> transformers.PreTrainedTokenizerBase | None:
     """The source's tokenizer for a model with `positions` positions and no segments; None when it has none."""
-    # Without this test transformers makes up a tokenizer of five special tokens.
-    if not any(has_file(source, name) for name in ("tokenizer.json", "vocab.txt")):
+    if not has_tokenizer(source):
         return None
-    with quiet_transformers():
-        try:
-            # Passed here and not set afterwards, because save_pretrained writes what the tokenizer was made with.
-            return load_pretrained(
-                transformers.AutoTokenizer, source, model_max_length=positions, model_input_names=MODEL_INPUTS
-            )
-        except Exception as error:  # the tokenizers library raises nothing more special for damaged files
-            raise UserError(f"SOURCE {source!r}: its tokenizer cannot be read: {reason(error)}") from error
+    # Given here and not set afterwards, because save_pretrained writes what the tokenizer was made with.
+    return load_tokenizer(source, f"SOURCE {source!r}", model_max_length=positions, model_input_names=MODEL_INPUTS)

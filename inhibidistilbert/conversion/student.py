@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from ..modeling.modeling_inhibidistilbert import InhibiDistilBertPreTrainedModel
 from ..support.errors import UserError, reason
+from ..support.models import some
 from . import authors_format
 from .mapping import bert_to_distilbert, student_config, student_names
 from .options import DTYPES, StudentOptions
@@ -123,8 +124,7 @@ def _check_complete(source: str, missing: set[str], names: Mapping[str, str]) ->
     needed = set(names.values())
     lost = sorted(name for name in missing if name in needed or "token_type_embeddings" in name)
     if lost:
-        shown = ", ".join(lost[:4]) + (f" and {len(lost) - 4} more" if len(lost) > 4 else "")
-        raise UserError(f"SOURCE {source!r}: its weights lack {shown}; give a complete checkpoint.")
+        raise UserError(f"SOURCE {source!r}: its weights lack {some(lost)}; give a complete checkpoint.")
 
 
 def _build(

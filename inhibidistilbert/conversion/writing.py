@@ -1,14 +1,12 @@
 """Writes a student: a folder that appears complete or not at all."""
 
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from ..support.errors import UserError, reason
+from ..support.errors import UserError
+from ..support.files import replacing_folder
 from .options import StudentOptions
-from .source import load_tokenizer
+from .source import student_tokenizer
 from .student import ConversionReport, student_from
 
 
@@ -31,10 +29,10 @@ def convert_checkpoint(
     output = Path(output_dir).resolve()
     _check_output(source, output, overwrite)
     student, report = student_from(source, options)
-    tokenizer = load_tokenizer(str(source), student.config.max_position_embeddings)
+    tokenizer = student_tokenizer(str(source), student.config.max_position_embeddings)
     if tokenizer is None:
         report.warnings.append("The source has no tokenizer, so none was written: add one before using the model on text.")
-    with _staged(output) as folder:
+    with replacing_folder(output, "OUTPUT_DIR") as folder:
         student.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
@@ -54,25 +52,3 @@ def _check_output(source: str | os.PathLike, output: Path, overwrite: bool) -> N
         raise UserError(
             f"OUTPUT_DIR {str(output)!r} is not empty and holds no config.json; --overwrite replaces checkpoints only."
         )
-
-
-@contextmanager
-def _staged(output: Path) -> Iterator[Path]:
-    """A new folder beside `output` that takes its place when the block ends well, and vanishes when it does not."""
-    staging = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    old = staging.with_suffix(".old")
-    try:
-        staging.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"OUTPUT_DIR {str(output)!r} cannot be made: {reason(error)}") from error
-    try:
-        yield staging
-        if output.exists():
-            output.rename(old)
-        staging.rename(output)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        if old.exists() and not output.exists():
-            old.rename(output)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

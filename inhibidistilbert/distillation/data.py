@@ -1,17 +1,13 @@
-"""The texts of a distillation: what files they are in, how they are read and turned into token ids."""
+"""The data of a distillation: its files, and the columns that it reads."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-from datasets import Dataset, List, Value, concatenate_datasets
+from datasets import List, Value
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedTokenizerBase
 
-from ..support.errors import UserError
-from ..support.text_files import Declared, load_file
+from ..support.text_columns import Column
 
 # Files as errors name them: the option, and the recipe's key.
 TEXTS = "--text-file (data.text_files)"
@@ -19,7 +15,6 @@ TRAIN, TRANSFER = "--train-file (data.train_files)", "--transfer-file (data.tran
 EVAL, TEST = "--eval-file (data.eval_file)", "--test-file (data.test_files)"
 SHORTEST = 3  # tokens: [CLS], one of the text, [SEP]
 NO_LABEL = -100  # as in transformers; numbers that are missing are NaN
-_TEXT, _WORDS = Value("string"), List(Value("string"))
 
 
 @strict
@@ -53,26 +48,6 @@ class Data:
     test_max_length: int | None = None
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of the files: `name` there, `standard` here, the option that names it, and its type.
-
-    wanted, one: for the errors, what all rows and what each must hold. fits: whether a value may be used.
-    """
-
-    name: str
-    standard: str
-    option: str
-    feature: Any
-    wanted: str
-    one: str
-    fits: Callable[[Any], bool]
-
-
-def is_text(text: Any) -> bool:
-    return isinstance(text, str) and bool(text.strip())
-
-
 def _are_words(words: Any) -> bool:
     return bool(words) and all(word is not None for word in words)
 
@@ -89,12 +64,8 @@ def _are_classes(labels: Any) -> bool:
     return bool(labels) and all(label is not None and (label >= 0 or label == NO_LABEL) for label in labels)
 
 
-def text_column(name: str, standard: str = "text", option: str = "--text-column") -> Column:
-    return Column(name, standard, option, _TEXT, "texts", "a text", is_text)
-
-
 def word_column(name: str) -> Column:
-    return Column(name, "text", "--text-column", _WORDS, "lists of words", "words", _are_words)
+    return Column(name, "text", "--text-column", List(Value("string")), "lists of words", "words", _are_words)
 
 
 def class_column(name: str) -> Column:
@@ -115,46 +86,3 @@ def answers_column() -> Column:
     feature = {"text": List(Value("string")), "answer_start": List(Value("int64"))}
     wanted = "answers in SQuAD's form"
     return Column("answers", "label", "answers", feature, wanted, "such answers", lambda value: value is not None)
-
-
-def read_columns(files: Sequence[str | Path], argument: str, columns: Sequence[Column], drop_empty: bool = False) -> Dataset:
-    """The files' rows as one dataset with the standard columns.
-
-    drop_empty: leave rows out whose first column has no value, instead of refusing them.
-
-    Raises:
-        UserError: a file that is missing, empty, of an unknown format, or without these columns; rows without a value, or
-            with one of another type.
-    """
-    parts = []
-    for path in map(Path, files):
-        # A plain text file has lines and no header.
-        lines = {"text": "text"} if path.suffix.lower() == ".txt" else {}
-        names = {column.standard: lines.get(column.standard, column.name) for column in columns}
-        declared = {names[column.standard]: Declared(column.feature, column.wanted, column.option) for column in columns}
-        if len(declared) < len(columns):
-            raise UserError(f"{argument}: {' and '.join(column.option for column in columns)} must name different columns.")
-        part = load_file(path, argument, declared)
-        part = part.rename_columns({name: standard for standard, name in names.items() if name != standard})
-        for column in columns:
-            where = f"{argument}: {str(path)!r}"
-            if drop_empty:
-                part = part.filter(column.fits, input_columns=column.standard)
-                if not len(part):
-                    raise UserError(f"{where} holds no text.")
-            elif not all(map(column.fits, part[column.standard][:])):
-                raise UserError(f"{where} has rows without {column.one} in {column.name!r}.")
-        parts.append(part)
-    return concatenate_datasets(parts)
-
-
-def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-    """Adds `input_ids`, cut to `max_length` tokens, and their `length`; drops the text (and `text_pair`)."""
-    columns = [name for name in ("text", "text_pair") if name in dataset.column_names]
-
-    def encode(batch: Mapping[str, list]) -> dict[str, list]:
-        texts = [batch[name] for name in columns]
-        ids = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
-        return {"input_ids": ids, "length": [len(row) for row in ids]}
-
-    return dataset.map(encode, batched=True, remove_columns=columns, desc="Tokenising")

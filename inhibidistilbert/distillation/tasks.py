@@ -26,19 +26,8 @@ from ..support.heads import (
     problem_of,
 )
 from ..support.label_lists import multi_hot, read_label_lists
-from .data import (
-    NO_LABEL,
-    Column,
-    Data,
-    answers_column,
-    class_column,
-    classes_column,
-    number_column,
-    read_columns,
-    text_column,
-    tokenize,
-    word_column,
-)
+from ..support.text_columns import Column, read_columns, text_column, tokenize
+from .data import NO_LABEL, Data, answers_column, class_column, classes_column, number_column, word_column
 from .objectives import soft_labels, soft_targets
 
 Batch = Mapping[str, Tensor]

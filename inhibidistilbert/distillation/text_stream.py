@@ -11,8 +11,9 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from ..support.errors import UserError
+from ..support.text_columns import is_text
 from ..support.text_files import Declared, stream_file
-from .data import TEXTS, is_text
+from .data import TEXTS
 
 SHUFFLED_TEXTS = 10_000  # that are in memory to draw from
 WINDOW = 16  # batches that are sorted by length together, so that a batch holds little padding

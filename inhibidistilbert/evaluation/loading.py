@@ -1,15 +1,18 @@
 """The rows of a task: from the Hub, or from local files of the same columns."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from operator import is_not
 from pathlib import Path
 
 from datasets import Dataset, Value, load_dataset
 
 from ..support.errors import UserError, reason
 from ..support.label_lists import multi_hot, names_in, read_label_lists
-from ..support.text_files import Declared, load_file
+from ..support.text_columns import Column, read_columns, take_columns, text_column
 from .tasks import DEFAULT_LABEL, Task
 
 UNLABELLED = -1  # GLUE's label of its test splits
@@ -78,8 +81,7 @@ def load_split(task: Task, name: str, data: Mapping[str, Path]) -> Split:
     if data:
         if name not in data:
             raise UserError(f"--data has no split {name!r} for task {task.name}; it has {', '.join(data)}.")
-        where = f"--data {str(data[name])!r}"
-        rows = _rows(task, load_file(data[name], "--data", _columns(task)), where)
+        rows = _named(read_columns([data[name]], "--data", _columns(task)))
         return Split(name, _with_lists(task, rows, data[name]), data[name].stem, published=False)
     if task.dataset is None:
         raise UserError(f"--task {task.name} needs --data: it has no data set of its own.")
@@ -88,7 +90,8 @@ def load_split(task: Task, name: str, data: Mapping[str, Path]) -> Split:
         dataset = load_dataset(task.dataset, task.config, split=name)
     except Exception as error:  # the library raises many kinds
         raise UserError(f"{where} cannot be loaded ({reason(error)}); give local files with --data.") from error
-    return Split(name, _rows(task, dataset, where), task.dataset, published=True, revision=_revision(dataset))
+    rows = _named(take_columns(dataset, where, _columns(task)))
+    return Split(name, rows, task.dataset, published=True, revision=_revision(dataset))
 
 
 def _revision(dataset: Dataset) -> str | None:
@@ -99,73 +102,35 @@ def _revision(dataset: Dataset) -> str | None:
     return None
 
 
-def _columns(task: Task) -> dict[str, Declared]:
-    """What a local file's columns hold: the texts; the labels and `idx` where it has them."""
-    texts = {name: Declared(Value("string"), "texts") for name in task.text_columns}
-    kind, wanted = ("float64", "numbers") if task.regression else ("int64", "classes, integers from 0,")
-    label = Declared(Value(kind), wanted, required=not _may_lack_labels(task))
-    index = Declared(Value("string"), "names of rows", required=False)
-    # The labels of a multi-label task are lists, see `_with_lists`.
-    return {"idx": index} | texts | ({} if task.multi_label else {task.label_column: label})
+def _columns(task: Task) -> list[Column]:
+    """The texts, and what a split may lack: labels and the names of its rows."""
+    options = ("text", "--text-column"), ("text_pair", "--text-pair-column")
+    columns = [text_column(name, *names) for name, names in zip(task.text_columns, options, strict=False)]
+    if not task.multi_label:  # whose labels are lists, see `_with_lists`
+        kind, wanted = ("float64", "numbers") if task.regression else ("int64", "classes, integers from 0,")
+        gaps = (UNLABELLED,) if task.submissions or not task.regression else ()
+
+        def is_label(value: float | None) -> bool:
+            return value is not None and not math.isnan(value) and value not in gaps
+
+        name, required = task.label_column, not _may_lack_labels(task)
+        columns.append(
+            Column(name, "label", "--label-column", Value(kind), wanted, "a label", is_label, required, optional=True)
+        )
+    if not any(column.name == "idx" for column in columns):
+        is_name, words = partial(is_not, None), ("names of rows", "a name")
+        columns.append(Column("idx", "idx", "", Value("string"), *words, is_name, required=False, optional=True))
+    return columns
 
 
-def _rows(task: Task, dataset: Dataset, where: str) -> Dataset:
-    """The columns of `Split.rows`."""
-    for column in task.text_columns:
-        if column not in dataset.column_names:
-            raise UserError(f"{where} has no column {column!r}; it has {', '.join(dataset.column_names)}.")
-    if not len(dataset):
-        raise UserError(f"{where} is empty.")
-    names = dict(zip(task.text_columns, ("text", "text_pair"), strict=False))
-    labels = _labels(task, dataset, where)
-    index = dataset["idx"][:] if "idx" in dataset.column_names else [None]
-    if all(name is None for name in index):
-        index = range(len(dataset))
-    elif None in index:
-        raise UserError(f"{where} has rows without a name in 'idx', the first is row {index.index(None)}.")
-    rows = dataset.select_columns(list(names)).rename_columns({old: new for old, new in names.items() if old != new})
-    for old, column in names.items():
-        try:
-            rows = rows.cast_column(column, Value("string"))
-        except Exception as error:
-            raise UserError(f"{where} must hold texts in {old!r}: {reason(error)}") from error
-        if not all(text and text.strip() for text in rows[column][:]):
-            raise UserError(f"{where} has rows without a text in {old!r}.")
-    rows = rows.add_column("idx", list(index))
-    return rows if labels is None else rows.add_column("label", labels)
+def _named(rows: Dataset) -> Dataset:
+    """Rows without names are called by their places."""
+    return rows if "idx" in rows.column_names else rows.add_column("idx", list(range(len(rows))))
 
 
 def _may_lack_labels(task: Task) -> bool:
     # Not where the column was named: it is misspelt.
     return task.label_column == DEFAULT_LABEL and bool(task.submissions or task.dataset is None)
-
-
-def _labels(task: Task, dataset: Dataset, where: str) -> list[float] | list[int] | None:
-    """The labels, None for an unlabelled split: without the column, or with no row labelled."""
-    if task.multi_label:
-        return None  # they are lists, see `_with_lists`
-    if task.label_column not in dataset.column_names:
-        if _may_lack_labels(task):
-            return None
-        raise UserError(f"{where} has no column {task.label_column!r}; it has {', '.join(dataset.column_names)}.")
-    kind = "float64" if task.regression else "int64"
-    try:
-        labels = dataset.select_columns([task.label_column]).cast_column(task.label_column, Value(kind))[task.label_column][
-            :
-        ]
-    except Exception as error:
-        words = "numbers" if task.regression else "classes, integers from 0,"
-        raise UserError(f"{where} must hold {words} in {task.label_column!r}: {reason(error)}") from error
-    missing = [label is None or label != label or (not task.regression and label == UNLABELLED) for label in labels]
-    if task.regression and task.submissions:
-        missing = [gap or label == UNLABELLED for gap, label in zip(missing, labels, strict=True)]
-    if all(missing):
-        return None
-    if any(missing):
-        raise UserError(
-            f"{where} has rows without a label in {task.label_column!r}, the first is row {missing.index(True)}."
-        )
-    return labels
 
 
 def _with_lists(task: Task, rows: Dataset, path: Path) -> Dataset:

@@ -25,7 +25,8 @@ from ..support.heads import (
     problem_of,
 )
 from ..support.label_lists import SEPARATOR
-from .checkpoint import load_checkpoint, load_config
+from ..support.models import load_config
+from .checkpoint import load_checkpoint
 from .fine_tuning import fine_tune
 from .loading import Split, check_classes, label_names, load_split, parse_data, with_labels
 from .options import Evaluation
@@ -148,7 +149,7 @@ def evaluate(options: Evaluation, track: Track = iter) -> list[SplitResult]:
     for checkpoint in options.checkpoints:
         models.load(checkpoint)  # so that a bad one is told before any work
 
-    with OutputFolder(options) as output:
+    with OutputFolder(options).writing() as output:
         scored: dict[str, dict[str, Scored]] = {}
         for checkpoint in options.checkpoints:
             mine = checkpoint == options.checkpoints[0]
@@ -192,7 +193,7 @@ def _names(options: Evaluation, task: Task, train: Split | None) -> list[str]:
     """The names of the task's classes; where it has none, the first checkpoint's, or those of labels that are trained on."""
     if task.labels or task.regression or (train is not None and not task.multi_label):
         return list(task.labels)
-    config = load_config(options.checkpoints[0], options.trust_remote_code)
+    config = load_config(options.checkpoints[0], f"CHECKPOINT {options.checkpoints[0]!r}", options.trust_remote_code)
     if task.multi_label and train is not None and config.problem_type != MULTI_LABEL:
         return label_names(task, train)
     if train is None:

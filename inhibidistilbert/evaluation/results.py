@@ -1,29 +1,29 @@
 """The files of an evaluation, which appear when everything has gone well."""
 
 import csv
+import dataclasses
 import io
-import json
 import math
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..support import machine
 from ..support.digests import change, content_of
-from ..support.errors import UserError, reason
-from ..support.files import prepare_output, replacing, write_text
+from ..support.errors import UserError
+from ..support.eval_results import EVAL_RESULTS, Control, EvalResults, Result
+from ..support.files import check_writable, prepare_output, replacing, replacing_folder, write_text
 from ..support.quiet import quiet_transformers
 from .loading import Split
 from .options import Evaluation
 from .scoring import CONFIDENCE, Difference
 from .tasks import Task
-
-EVAL_RESULTS = "eval_results.json"  # which `publish` reads, see `publishing/measurements.py`
 
 
 @dataclass(frozen=True)
@@ -40,59 +40,45 @@ class SplitResult:
 class OutputFolder:
     """Where the files go: `--output`, or the checkpoint's own folder for the results of an evaluation alone.
 
-    A context: what is saved lies in a temporary folder until the block ends well. With fine-tuning the folder is new and
+    What is saved lies in a temporary folder until the block of `writing` ends well. With fine-tuning the folder is new and
     holds `seed-0`, …, a checkpoint each with its own results, and the results over all of them.
     """
+
+    work: Path
 
     def __init__(self, options: Evaluation):
         self.options = options
         checkpoint = Path(options.checkpoints[0])
         self.folder = options.output or (checkpoint if checkpoint.is_dir() else None)
-        if options.fine_tune and self.folder is not None and self.folder.exists():
-            raise UserError(f"--output {str(self.folder)!r} exists already: give another name or remove it.")
         # The folder of a model that is trained here is new.
         self.model = {} if options.fine_tune else content_of(options.checkpoints[0], model=True)
-        if self.folder is not None:
-            file = self.folder / EVAL_RESULTS
-            if what := change(former(file).get("model", {}), self.model):
-                raise UserError(
-                    f"--output: {str(file)!r} is of another model than {options.checkpoints[0]!r} is now, {what}: move "
-                    "the file away, or give another --output."
-                )
-            existing = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
-            try:
-                with tempfile.TemporaryFile(dir=existing):
-                    pass
-            except OSError as error:
-                raise UserError(f"--output {str(self.folder)!r} cannot be written: {reason(error)}.") from error
-
-    def __enter__(self) -> "OutputFolder":
-        self.work = Path(tempfile.mkdtemp(prefix=".evaluate-", dir=self._parent()))
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            if kind is None and self.folder is not None:
-                self._publish(self.folder)
-        finally:
-            shutil.rmtree(self.work, ignore_errors=True)
-
-    def _parent(self) -> str | None:
-        """A place on the file system of the output where there is one, so that a rename is enough."""
         if self.folder is None:
-            return None
-        return str(next(path for path in self.folder.absolute().parents if path.exists()))
-
-    def _publish(self, folder: Path) -> None:
-        if self.options.fine_tune:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            self.work.chmod(0o755)
-            self.work.rename(folder)
             return
-        prepare_output(folder)
-        for file in self.work.iterdir():
-            with replacing(folder / file.name) as temporary:
-                shutil.copyfile(file, temporary)
+        if options.fine_tune and self.folder.exists():
+            raise UserError(f"--output {str(self.folder)!r} exists already: give another name or remove it.")
+        file = self.folder / EVAL_RESULTS
+        if what := change(former(file).model or {}, self.model):
+            raise UserError(
+                f"--output: {str(file)!r} is of another model than {options.checkpoints[0]!r} is now, {what}: move "
+                "the file away, or give another --output."
+            )
+        check_writable(self.folder)
+
+    @contextmanager
+    def writing(self) -> Iterator["OutputFolder"]:
+        """Publishes what is saved within."""
+        if self.options.fine_tune and self.folder is not None:
+            with replacing_folder(self.folder, "--output") as self.work:
+                yield self
+            return
+        with tempfile.TemporaryDirectory() as work:
+            self.work = Path(work)
+            yield self
+            if self.folder is not None:
+                prepare_output(self.folder)
+                for file in self.work.iterdir():
+                    with replacing(self.folder / file.name) as temporary:
+                        shutil.copyfile(file, temporary)
 
     def save_model(self, seed: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         with quiet_transformers():
@@ -113,76 +99,77 @@ class OutputFolder:
         if not rows:
             return
         header = machine.header(seed=", ".join(map(str, self.options.seeds)))
-        self._write(self.work / EVAL_RESULTS, header, rows)
+        before = former(self.folder / EVAL_RESULTS) if self.folder else EvalResults(results=[])
+        new = set(map(_key, rows))
+        kept = [row for row in before.results if _key(row) not in new]
+        content = EvalResults(
+            results=[*kept, *rows], machine=header, date=header["date"], model=self.model or None, other=before.other
+        )
+        content.write(self.work / EVAL_RESULTS)
         if self.options.fine_tune:
             for number, seed in enumerate(self.options.seeds):
                 own = [_of_one_seed(row, number) for row in rows]
-                self._write(self.work / f"seed-{seed}" / EVAL_RESULTS, header | {"seed": str(seed)}, own)
-
-    def _write(self, path: Path, header: dict[str, str], rows: list[dict[str, Any]]) -> None:
-        kept = [] if self.options.fine_tune or self.folder is None else former(self.folder / EVAL_RESULTS)["results"]
-        new = {_key(row) for row in rows}
-        content = {
-            "results": [*(row for row in kept if _key(row) not in new), *rows],
-            "machine": header,
-            "date": header["date"],
-        }
-        if self.model:
-            content["model"] = self.model
-        write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+                content = dataclasses.replace(content, results=own, machine=header | {"seed": str(seed)})
+                content.write(self.work / f"seed-{seed}" / EVAL_RESULTS)
 
 
-def _key(row: dict[str, Any]) -> tuple:
-    return tuple(row.get(name) for name in ("dataset", "config", "split", "metric"))
+def _key(row: Result) -> tuple:
+    return row.dataset, row.config, row.split, row.metric
 
 
-def former(file: Path) -> dict[str, Any]:
+def former(file: Path) -> EvalResults:
     """A file of results; one without rows where there is none. Raises `UserError` for one of another form."""
-    if not file.is_file():
-        return {"results": []}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        return {**content, "results": list(content["results"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{str(file)!r} is not of its form ({reason(error)}): mend or remove it.") from error
+        return EvalResults.read(file) if file.is_file() else EvalResults(results=[])
+    except UserError as error:
+        raise UserError(f"{str(error).removesuffix('.')}: mend or remove it.") from error
 
 
-def result_rows(options: Evaluation, task: Task, result: SplitResult) -> list[dict[str, Any]]:
+def result_rows(options: Evaluation, task: Task, result: SplitResult) -> list[Result]:
     """A row a metric; those that are undefined, as a correlation with constant predictions is, are left out."""
     rows = []
     for metric, values in result.values.items():
         if not np.isfinite(values).all():
             continue
         split, interval = result.split, result.intervals[metric]
-        row: dict[str, Any] = {"dataset": split.source, "published": split.published, "split": split.name}
-        if split.published:
-            row |= {"config": task.config, "revision": split.revision}
-        row |= {"task_id": task.name, "metric": metric, "value": float(np.mean(values)), "examples": len(split.rows)}
-        if interval is not None:
-            row |= {"interval": list(interval), "confidence": CONFIDENCE}
-        if len(values) > 1:
-            row |= {"std": float(np.std(values, ddof=1))}
-        row |= {"seeds": options.seeds, "values": values}
-        if options.fine_tune:
-            row |= {"fine_tuning": options.recipe.__dict__}
-        for other, differences in result.differences.items():
-            (difference,) = (each for each in differences if each.metric == metric)
-            if math.isfinite(difference.value):
-                # The first of the others stands on the card.
-                row.setdefault(
-                    "control",
-                    {
-                        "model": other,
-                        "value": row["value"] - difference.value,
-                        "difference": difference.value,
-                        "p_value": difference.p_value,
-                    },
-                )
-        rows.append(row)
+        value = float(np.mean(values))
+        rows.append(
+            Result(
+                dataset=split.source,
+                published=split.published,
+                split=split.name,
+                config=task.config if split.published else None,
+                revision=split.revision,
+                task_id=task.name,
+                metric=metric,
+                value=value,
+                examples=len(split.rows),
+                interval=None if interval is None else list(interval),
+                confidence=None if interval is None else CONFIDENCE,
+                std=float(np.std(values, ddof=1)) if len(values) > 1 else None,
+                seeds=options.seeds,
+                values=values,
+                fine_tuning=dataclasses.asdict(options.recipe) if options.fine_tune else None,
+                control=_control(metric, value, result.differences),
+            )
+        )
     return rows
 
 
-def _of_one_seed(row: dict[str, Any], number: int) -> dict[str, Any]:
+def _control(metric: str, value: float, differences: dict[str, list[Difference]]) -> Control | None:
+    """The first of the others, which stands on the card; None where none has the metric defined."""
+    for other, found in differences.items():
+        (difference,) = (each for each in found if each.metric == metric)
+        if math.isfinite(difference.value):
+            value -= difference.value
+            return Control(model=other, value=value, difference=difference.value, p_value=difference.p_value)
+    return None
+
+
+def _of_one_seed(row: Result, number: int) -> Result:
     """The row of one of the trained models: its own value alone."""
-    kept = {name: value for name, value in row.items() if name not in ("interval", "confidence", "std", "control")}
-    return kept | {"value": row["values"][number], "seeds": [row["seeds"][number]], "values": [row["values"][number]]}
+    assert row.values is not None  # by `result_rows`
+    assert row.seeds is not None
+    value, seed = row.values[number], row.seeds[number]
+    alone = dataclasses.replace(row, value=value, values=[value], seeds=[seed])
+    return dataclasses.replace(alone, interval=None, confidence=None, std=None, control=None)

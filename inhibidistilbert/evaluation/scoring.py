@@ -12,6 +12,7 @@ from scipy import stats
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..support.text_columns import tokenize
 from .metrics import compute
 
 RESAMPLES = 1000
@@ -23,15 +24,9 @@ Track = Callable[[Any], Any]
 
 def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
     """`input_ids` of texts or pairs, cut to `max_length` tokens, and their `length`; `labels` where there are any."""
-
-    def tokens(batch: dict) -> dict:
-        texts = [batch["text"], batch["text_pair"]] if "text_pair" in batch else [batch["text"]]
-        options = {"truncation": True, "max_length": max_length, "return_token_type_ids": False}
-        ids = tokenizer(*texts, return_attention_mask=False, **options)["input_ids"]
-        found = {"input_ids": ids, "length": [len(row) for row in ids]}
-        return found | ({"labels": batch["label"]} if "label" in batch else {})
-
-    return rows.map(tokens, batched=True, remove_columns=rows.column_names, desc="Tokenising")
+    columns = [name for name in ("text", "text_pair", "label") if name in rows.column_names]
+    encoded = tokenize(rows.select_columns(columns), tokenizer, max_length)
+    return encoded.rename_column("label", "labels") if "label" in columns else encoded
 
 
 @torch.inference_mode()

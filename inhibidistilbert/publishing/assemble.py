@@ -6,12 +6,14 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from ..modeling.sources import source_files, write_remote_code
 from ..support.errors import UserError, reason
+from ..support.files import read_json
+from ..support.models import check_model_type
 from .card import CARD, dropped_sections, read_card, render_card, write_eval_results
-from .measurements import RESULT_FILES, read_json
+from .measurements import RESULT_FILES
 from .regular import copy_regular, refuse_others
+from .tasks import architecture_of
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "added_tokens.json")
@@ -40,8 +42,7 @@ class Candidate:
     @property
     def architecture(self) -> str:
         """`"InhibiDistilBertForSequenceClassification"`; empty where the configuration names none."""
-        names = self.config.get("architectures") or [""]
-        return str(names[0])
+        return architecture_of(self.config)
 
     @property
     def files(self) -> dict[str, Path]:
@@ -102,7 +103,6 @@ def check_source(folder: Path) -> dict[str, Any]:
     """
     if not (folder / "config.json").is_file():
         raise UserError("CHECKPOINT_DIR lacks config.json; give a folder written by save_pretrained.")
-    config, expected = read_json(folder / "config.json"), InhibiDistilBertConfig.model_type
-    if config.get("model_type") != expected:
-        raise UserError(f"CHECKPOINT_DIR must hold a model of type {expected!r}, got {config.get('model_type')!r}.")
+    config = read_json(folder / "config.json", "config.json")
+    check_model_type(config, "CHECKPOINT_DIR")
     return config

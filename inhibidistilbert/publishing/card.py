@@ -22,23 +22,23 @@ from huggingface_hub.utils import yaml_dump
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from ..support.distillation_log import DistillationLog
 from ..support.errors import UserError, reason
+from ..support.eval_results import EVAL_RESULTS
+from ..support.files import form_of
 from .contents import parameter_counts
 from .markup import Markdown, code, escape, finalize, python_string
 from .measurements import (
     DISTILLATION,
-    EVALUATION,
     Measurement,
-    form_of,
     read_benchmarks,
     read_costs,
     read_distillation,
     read_measurements,
 )
-from .metadata import repeated_name
-from .tasks import PIPELINE_TAGS, auto_class, is_multi_label, usage
+from .metadata import as_list, repeated_name
+from .tasks import PIPELINE_TAGS, architecture_of, auto_class, is_multi_label, usage
 
 CARD = "README.md"
-EVAL_RESULTS = ".eval_results"
+ENTRIES = ".eval_results"
 TAGS = ("custom_code", "inhibitor-attention", "distillation")
 # By their names in the template.
 KEPT_SECTIONS = {"evaluation_notes": "Evaluation notes", "limits": "Limits and bias", "terms": "Terms"}
@@ -100,11 +100,6 @@ def _content(folder: Path) -> str:
     return file.read_text(encoding="utf-8-sig") if file.is_file() else "---\n{}\n---\n"
 
 
-def as_list(value: Any) -> list[Any]:
-    """A field of the metadata, which may be one thing or several, as a list."""
-    return value if isinstance(value, list) else [] if value in (None, "") else [value]
-
-
 def section(text: str, title: str) -> str:
     """The text below the heading `## title`, up to the next such heading; empty where there is none."""
     match = re.search(rf"^## {re.escape(title)}\s*\n(.*?)(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL)
@@ -147,7 +142,7 @@ def render_card(folder: Path, config: dict[str, Any], repo_id: str, revision: st
 
 
 def _model_facts(folder: Path, config: dict[str, Any], repo_id: str, revision: str | None) -> dict[str, Any]:
-    architecture = str((config.get("architectures") or [""])[0])
+    architecture = architecture_of(config)
     normalization = str(config.get("length_normalization", "none"))
     return {
         "name": repo_id.partition("/")[2],
@@ -166,7 +161,7 @@ def _model_facts(folder: Path, config: dict[str, Any], repo_id: str, revision: s
 
 def _result_facts(folder: Path, measurements: Sequence[Measurement]) -> dict[str, Any]:
     log = read_distillation(folder)
-    names = (EVALUATION, DISTILLATION)
+    names = (EVAL_RESULTS, DISTILLATION)
     return {
         "measurements": [_row(measurement) for measurement in measurements],
         "percent": any(measurement.metric in _PERCENT for measurement in measurements),
@@ -226,8 +221,8 @@ def _training(log: DistillationLog) -> dict[str, Any]:
 def _metadata(
     former: dict[str, Any], config: dict[str, Any], measurements: Sequence[Measurement], repo_id: str
 ) -> ModelCardData:
-    architecture = str((config.get("architectures") or [""])[0])
-    task, own = PIPELINE_TAGS.get(architecture), as_list(former.get("tags"))
+    architecture = architecture_of(config)
+    task, own = PIPELINE_TAGS.get(architecture), as_list(former.get("tags") or None)
     kept: dict[str, Any] = {name: former.get(name) for name in _KEPT_METADATA}
     if former.get("widget") is not None:
         kept["widget"] = former["widget"]
@@ -262,7 +257,7 @@ def write_eval_results(folder: Path) -> None:
         if measurement.published:
             entries.setdefault(measurement.dataset, []).append(_entry(measurement))
     for dataset, of_dataset in entries.items():
-        file = folder / EVAL_RESULTS / f"{dataset.replace('/', '--')}.yaml"
+        file = folder / ENTRIES / f"{dataset.replace('/', '--')}.yaml"
         file.parent.mkdir(exist_ok=True)
         file.write_text(yaml_dump(eval_result_entries_to_yaml(of_dataset), sort_keys=False), encoding="utf-8")
 

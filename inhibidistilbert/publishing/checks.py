@@ -11,19 +11,19 @@ import yaml
 from huggingface_hub import get_token
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoTokenizer
 from transformers.dynamic_module_utils import get_relative_imports
 
 from ..modeling.sources import AUTO_MAP
 from ..support.errors import UserError, reason
-from ..support.foreign import choices, load_pretrained
-from ..support.quiet import quiet_transformers
+from ..support.files import read_json
+from ..support.foreign import choices
+from ..support.models import TOKENIZER_FILES, load_tokenizer
 from .assemble import Candidate, allowed_names
-from .card import CARD, EVAL_RESULTS, as_list, read_card, read_metadata, section, template_text
+from .card import CARD, ENTRIES, read_card, read_metadata, section, template_text
 from .contents import parameter_counts, pieces
 from .known_sources import differences, releases
-from .measurements import RESULT_FILES, read_json
-from .metadata import metadata_problems, result_problems
+from .measurements import RESULT_FILES
+from .metadata import as_list, metadata_problems, result_problems
 from .private_paths import find_private_paths
 from .secrets import redact, secrets_in
 from .tasks import PIPELINE_TAGS
@@ -88,7 +88,7 @@ def check_files(candidate: Candidate) -> Iterator[Problem]:
     """Only files of known names; weights as safetensors, all shards of them."""
     names, allowed = candidate.files, allowed_names().union(*releases("model").values())
     for name in names:
-        if not any(fnmatch.fnmatch(name, pattern) for pattern in (*allowed, f"{EVAL_RESULTS}/*.yaml")):
+        if not any(fnmatch.fnmatch(name, pattern) for pattern in (*allowed, f"{ENTRIES}/*.yaml")):
             yield Problem(name, "is not a file of a published checkpoint", "remove it")
     if not any(name.endswith(".safetensors") for name in names):
         pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in candidate.source.glob(pattern)]
@@ -96,7 +96,7 @@ def check_files(candidate: Candidate) -> Iterator[Problem]:
         yield Problem("model.safetensors", f"is missing{found}", f"{_SAVE_AGAIN}, which writes safetensors")
     if "model.safetensors.index.json" in names:
         try:
-            index = read_json(names["model.safetensors.index.json"])
+            index = read_json(names["model.safetensors.index.json"], "model.safetensors.index.json")
         except UserError as error:
             yield Problem("model.safetensors.index.json", str(error), _SAVE_AGAIN)
             return
@@ -168,14 +168,13 @@ def check_choices(candidate: Candidate) -> Iterator[Problem]:
 
 def check_tokenizer(candidate: Candidate) -> Iterator[Problem]:
     """The tokenizer loads and fits the vocabulary, the positions and the inputs of the model."""
-    if not {"tokenizer.json", "vocab.txt"} & candidate.files.keys():
+    if not candidate.files.keys() & TOKENIZER_FILES:
         yield Problem("tokenizer.json", "is missing", _SAVE_AGAIN)
         return
     try:
-        with quiet_transformers():
-            tokenizer = load_pretrained(AutoTokenizer, candidate.folder)
-    except Exception as error:  # The tokenizers library raises bare exceptions.
-        yield Problem("tokenizer.json", f"cannot be loaded: {reason(error)}", _SAVE_AGAIN)
+        tokenizer = load_tokenizer(candidate.folder, "it")
+    except UserError as error:
+        yield Problem("tokenizer.json", f"cannot be loaded: {reason(error).removesuffix('.')}", _SAVE_AGAIN)
         return
     vocabulary, positions = candidate.config.get("vocab_size", 0), candidate.config.get("max_position_embeddings", 0)
     largest = max(tokenizer.get_vocab().values(), default=-1)
@@ -261,7 +260,7 @@ def check_known_metadata(candidate: Candidate) -> Iterator[Problem]:
     for what, remedy in metadata_problems(read_metadata(candidate.folder), candidate.files):
         yield Problem(CARD, what, remedy)
     for name, file in candidate.files.items():
-        if fnmatch.fnmatch(name, f"{EVAL_RESULTS}/*.yaml"):
+        if fnmatch.fnmatch(name, f"{ENTRIES}/*.yaml"):
             try:
                 entries = yaml.safe_load(file.read_text(encoding="utf-8"))
             except (ValueError, yaml.YAMLError) as error:

@@ -155,21 +155,20 @@ def readings(text: str) -> Iterator[str]:
         undone = [other for line in lines if (other := undo(line)) != line]
         if undone:
             yield "\n".join(undone)
-    if decoded := [other for word in _BASE64.findall(text) if (other := _decoded(word))]:
-        yield "\n".join(decoded)
+    if hidden := [other for word in _BASE64.findall(text) if (other := decoded(word)).isprintable() and other]:
+        yield "\n".join(hidden)
 
 
 def _unescaped(match: re.Match[str]) -> str:
     return match[3] or chr(int(match[1] or match[2], 16))
 
 
-def _decoded(word: str) -> str:
+def decoded(word: str) -> str:
     """The text of a base64 word; empty where it is none."""
     try:
-        text = base64.b64decode(word + "=" * (-len(word) % 4), altchars=b"-_" if {*word} & {*"-_"} else None).decode("ascii")
+        return base64.b64decode(word + "=" * (-len(word) % 4), altchars=b"-_" if {*word} & {*"-_"} else None).decode("ascii")
     except (binascii.Error, ValueError):
         return ""
-    return text if text.isprintable() else ""
 
 
 _INVISIBLE = dict.fromkeys((0xAD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF))

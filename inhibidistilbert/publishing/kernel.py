@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from torch import Tensor
 from transformers.utils.versions import require_version
 
-from ..kernel_repository import KERNELS, KernelConfig, build_kernel_repository
 from ..kernels.attention import inhibitor_attention
-from ..support.clean_process import run_script
 from ..support.errors import UserError, reason
+from ..support.files import read_json
 from . import kernel_stranger
 from .assemble import Candidate
 from .card import CARD
@@ -27,10 +25,10 @@ from .checks import (
     check_paths,
     check_secrets,
 )
+from .kernel_repository import KERNELS, KernelConfig, build_kernel_repository
 from .known_sources import differences
-from .loading import LOADING_ERRORS, TOLERANCE, read_outputs, relative_error
+from .loading import LOADING_ERRORS, TOLERANCE, relative_error, script_outputs
 from .markup import python_string
-from .measurements import read_json
 from .publication import Publication
 
 _NAME_IN_CARD = "<organisation>/inhibitor"
@@ -68,17 +66,6 @@ def check_kernel_card(candidate: Candidate) -> Iterator[Problem]:
     text = (candidate.folder / CARD).read_text(encoding="utf-8") if (candidate.folder / CARD).is_file() else ""
     for match in PLACEHOLDER.finditer(text or "{{"):
         yield Problem(CARD, f"is missing or has the unfilled field {match[0]!r}", "fill it in in kernels/CARD.md")
-
-
-def _stranger_output(variant: Path) -> Tensor:
-    """The output of the kernel in `variant` in a clean process. Raises `ProcessError` when that failed."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder, home = Path(temporary, "folder"), Path(temporary, "home")
-        folder.mkdir()
-        home.mkdir()
-        target = folder / "output.safetensors"
-        run_script(kernel_stranger.__file__, variant, target, folder=folder, home=home)
-        return read_outputs(target)["output"]
 
 
 class KernelPublication(Publication):
@@ -122,7 +109,9 @@ class KernelPublication(Publication):
         """The variant for the CPU loads in a clean interpreter without this package, and computes the same."""
         name = "build/torch-cpu/__init__.py"
         try:
-            theirs = _stranger_output(candidate.folder / "build" / "torch-cpu")
+            with tempfile.TemporaryDirectory() as home:
+                variant = candidate.folder / "build" / "torch-cpu"
+                theirs = script_outputs(kernel_stranger.__file__, variant, Path(home))["output"]
         except LOADING_ERRORS as error:
             yield Problem(name, f"does not load elsewhere: {reason(error)}", _REBUILD)
             return

@@ -1,6 +1,6 @@
 """What a stranger does with the kernel: run in an interpreter that cannot import the package it came from.
 
-`python -I kernel_stranger.py VARIANT OUTPUT.safetensors` imports the folder of a variant as the library `kernels` does, and
+`kernel_stranger.py VARIANT OUTPUT.safetensors` imports the folder of a variant as the library `kernels` does, and
 writes the output of its operator.
 """
 
@@ -13,17 +13,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-
-PACKAGE = "inhibidistilbert"
-
-
-class PackageIsAbsent:
-    """A meta-path finder for which the package does not exist, however it was installed."""
-
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name.partition(".")[0] == PACKAGE:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 @torch.no_grad()
@@ -46,5 +35,4 @@ def main(variant: str, target: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.meta_path.insert(0, PackageIsAbsent())
     main(*sys.argv[1:])

@@ -13,11 +13,12 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from ..kernel_repository import build_kernel_repository
 from ..modeling.sources import write_remote_code
 from ..support.errors import UserError
+from ..support.files import write_text
 from .assemble import repository_files
 from .card import CARD
+from .kernel_repository import build_kernel_repository
 
 TABLE = Path(__file__).with_name("known_sources.json")
 _WRITE: dict[str, Callable[[Path], object]] = {"model": write_remote_code, "kernel": build_kernel_repository}
@@ -77,7 +78,7 @@ def main() -> None:
     for kind, known in table.items():
         if known.setdefault(release, sources(kind)) != sources(kind):
             raise UserError(f"{TABLE.name} has {release} with other sources; give the release another version.")
-    TABLE.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    write_text(TABLE, json.dumps(table, indent=1) + "\n")
 
 
 if __name__ == "__main__":

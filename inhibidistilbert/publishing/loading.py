@@ -4,19 +4,17 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from ..modeling import modeling_inhibidistilbert
 from ..support.clean_process import ProcessError, run_script
-from ..support.errors import reason
-from ..support.foreign import load_pretrained
-from ..support.quiet import quiet_transformers
+from ..support.errors import UserError, reason
+from ..support.models import load_model, load_tokenizer
 from . import stranger
 from .assemble import Candidate
 from .checks import Problem
@@ -29,13 +27,13 @@ TOLERANCE = 1e-5
 # A process or a model that does not do what it should raises these.
 LOADING_ERRORS = (
     ProcessError,
+    UserError,
     OSError,
     ValueError,
     KeyError,
     RuntimeError,
     TypeError,
     SafetensorError,
-    StrictDataclassError,
 )
 _WEIGHTS = "model.safetensors"
 _REMEDY = "save model and tokenizer again with save_pretrained; is the folder whole?"
@@ -53,7 +51,9 @@ def loading_problems(reference: Path, architecture: str, source: str, revision: 
         outputs = stranger_outputs(source, revision, architecture, home)
         differing = {name: (expected[name], outputs[f"{head}/{name}"]) for name in IMPLEMENTATIONS}
     except LOADING_ERRORS as error:
-        yield Problem("modeling_inhibidistilbert.py", f"the model does not load elsewhere: {reason(error)}", _REMEDY)
+        yield Problem(
+            "modeling_inhibidistilbert.py", f"the model does not load elsewhere: {reason(error).removesuffix('.')}", _REMEDY
+        )
         return
     yield from _differences("modeling_inhibidistilbert.py", differing)
 
@@ -67,7 +67,7 @@ def data_problems(candidate: Candidate, reference: Path | None) -> Iterator[Prob
         found = own_outputs(candidate.folder, candidate.architecture)
         expected = found if reference is None else own_outputs(reference, candidate.architecture)
     except LOADING_ERRORS as error:
-        yield Problem(_WEIGHTS, f"the model does not load: {reason(error)}", _REMEDY)
+        yield Problem(_WEIGHTS, f"the model does not load: {reason(error).removesuffix('.')}", _REMEDY)
         return
     yield from _differences(_WEIGHTS, {name: (expected[name], found[name]) for name in IMPLEMENTATIONS})
 
@@ -96,38 +96,32 @@ def stranger_outputs(source: str, revision: str | None, architecture: str, home:
         "pipeline": tag if tag in PIPELINES else None,
         "texts": TEXTS,
     }
+    return script_outputs(stranger.__file__, json.dumps(request), home)
+
+
+def script_outputs(script: str, argument: object, home: Path) -> dict[str, Tensor]:
+    """What a script writes in a clean process, given `argument` and the file to write.
+
+    Raises:
+        ProcessError: it failed, or wrote no regular file, but a pipe without an end or the like.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        target, request_file = Path(folder, "outputs.safetensors"), Path(folder, "request.json")
-        request_file.write_text(json.dumps(request), encoding="utf-8")
-        run_script(stranger.__file__, request_file, target, folder=Path(folder), home=home)
-        return read_outputs(target)
-
-
-def read_outputs(file: Path) -> dict[str, Tensor]:
-    """What a process wrote. Raises `ProcessError` where that is no regular file, such as a pipe without an end."""
-    if file.is_symlink() or not file.is_file():
-        raise ProcessError("it wrote no outputs")
-    return load_file(file)
+        target = Path(folder, "outputs.safetensors")
+        run_script(script, argument, target, folder=Path(folder), home=home)
+        if target.is_symlink() or not target.is_file():
+            raise ProcessError("it wrote no outputs")
+        return load_file(target)
 
 
 def own_outputs(folder: Path, architecture: str) -> dict[str, Tensor]:
     """The outputs of this package's model of the checkpoint in `folder`, by implementation."""
     model_class = getattr(modeling_inhibidistilbert, architecture)
-    with quiet_transformers():
-        tokenizer = load_pretrained(AutoTokenizer, folder)
-        outputs = {}
-        for implementation in IMPLEMENTATIONS:
-            model, report = load_pretrained(
-                model_class,
-                folder,
-                attn_implementation=implementation,
-                dtype=torch.float32,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-            if report["missing_keys"]:
-                raise ValueError(f"the weights lack {', '.join(sorted(report['missing_keys']))}")
-            outputs[implementation] = stranger.model_outputs(model, tokenizer, list(TEXTS))
+    where = "the checkpoint"
+    options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
+    tokenizer, outputs = load_tokenizer(folder, where), {}
+    for implementation in IMPLEMENTATIONS:
+        model = load_model(model_class, folder, where, attn_implementation=implementation, **options).model
+        outputs[implementation] = stranger.model_outputs(model, tokenizer, list(TEXTS))
     return outputs
 
 

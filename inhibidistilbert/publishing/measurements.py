@@ -1,21 +1,11 @@
 """Reads what was measured of a checkpoint, from the files of results in its folder.
 
-`distillation.json` is written by `inhibidistilbert distill`, `eval_results.json` by `inhibidistilbert evaluate`:
-
-    {"results": [{"dataset": "stanfordnlp/imdb", "config": "plain_text", "split": "test", "revision": "e6281661…",
-                  "task_id": "sentiment", "metric": "accuracy", "value": 0.8845, "examples": 25000,
-                  "control": {"model": "a softmax model", "value": 0.9055}}],
-     "machine": "x86_64, 2 threads", "date": "2026-01-31"}
-
-`config`, `revision`, `task_id`, `control`, `machine` and `date` may be missing; `"published": false` says that `dataset` is
-the name of a local file, `std` is the deviation over several trainings. `cpu.json`, `kernels_gpu.json`, `model_cpu.json` and
-`model_gpu.json` are written by `inhibidistilbert benchmark … --output`.
+`distillation.json` is written by `inhibidistilbert distill`, `eval_results.json` by `inhibidistilbert evaluate` (see
+`support/eval_results.py`), `cpu.json`, `kernels_gpu.json`, `model_cpu.json` and `model_gpu.json` by
+`inhibidistilbert benchmark … --output`.
 """
 
-import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,13 +13,13 @@ from typing import Any, TypeVar
 
 from ..support.distillation_log import FILE as DISTILLATION
 from ..support.distillation_log import DistillationLog
-from ..support.errors import UserError, reason
-from .metadata import hub_id_problem, is_date, metric_problem
+from ..support.eval_results import EVAL_RESULTS, Control, EvalResults
+from ..support.files import form_of, read_json
+from .metadata import hub_id_problem, metric_problem
 
-EVALUATION = "eval_results.json"
 BENCHMARKS = {"cpu.json": "model", "kernels_gpu.json": None}
 COSTS = ("model_cpu.json", "model_gpu.json")
-RESULT_FILES = (DISTILLATION, EVALUATION, *BENCHMARKS, *COSTS)
+RESULT_FILES = (DISTILLATION, EVAL_RESULTS, *BENCHMARKS, *COSTS)
 T = TypeVar("T")
 
 
@@ -77,41 +67,11 @@ class Benchmark:
     timings: tuple[Timing, ...]
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in `file`.
-
-    Raises:
-        UserError: it cannot be read, or holds something else.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_number, parse_float=_finite)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file.name!r} cannot be read as JSON: {reason(error)}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file.name!r} must hold a JSON object, got {type(content).__name__}.")
-    return content
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON: leave it out, or measure again")
-
-
-def _finite(digits: str) -> float:
-    return float(digits) if math.isfinite(float(digits)) else _no_number(digits)
-
-
-def _value(metric: Any, value: Any) -> float:
+def _value(metric: str, value: Any) -> float:
     """Raises `ValueError` where `value` cannot be one of the metric."""
-    if problem := metric_problem(_text("metric", metric), value):
+    if problem := metric_problem(metric, value):
         raise ValueError(problem)
     return float(value)
-
-
-def _text(name: str, value: Any) -> str:
-    """Raises `TypeError` unless it is text."""
-    if not isinstance(value, str) or not value.strip():
-        raise TypeError(f"{name} must be text, got {value!r}")
-    return value
 
 
 def _number(name: str, value: Any) -> float:
@@ -132,21 +92,12 @@ def _count(name: str, value: Any) -> int:
     return value
 
 
-@contextmanager
-def form_of(name: str) -> Iterator[None]:
-    """Raises `UserError` where what is read within is not of the form that the file called `name` has."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{name!r} is not of its form: {type(error).__name__} {reason(error)}.") from error
-
-
 def _read(folder: Path, parsers: Mapping[str, Callable[[dict[str, Any]], Iterable[T]]]) -> list[T]:
     """What the parsers find in those of the files of results that are there, by their names."""
     found: list[T] = []
     for name, parse in parsers.items():
         if (folder / name).is_file():
-            content = read_json(folder / name)
+            content = read_json(folder / name, name)
             with form_of(name):
                 found.extend(parse(content))
     return found
@@ -158,7 +109,7 @@ def read_measurements(folder: Path) -> list[Measurement]:
     Raises:
         UserError: a file of results that is not of its form.
     """
-    return _read(folder, {EVALUATION: _evaluations, DISTILLATION: _tests})
+    return _read(folder, {EVAL_RESULTS: _evaluations, DISTILLATION: _tests})
 
 
 def read_distillation(folder: Path) -> DistillationLog | None:
@@ -171,28 +122,25 @@ def read_distillation(folder: Path) -> DistillationLog | None:
 
 
 def _evaluations(content: dict[str, Any]) -> Iterator[Measurement]:
-    if not is_date(date := content.get("date")):
-        raise ValueError(f"date must be text of the form 2026-01-31, got {date!r}")
-    for row in content["results"]:
-        control, metric, published = row.get("control") or {}, row["metric"], row.get("published", True)
-        if published and (problem := hub_id_problem(row["dataset"])):
+    evaluation = EvalResults.parse(content)
+    for row in evaluation.results:
+        if row.published and (problem := hub_id_problem(row.dataset)):
             raise ValueError(f'dataset {problem}; add "published": false where it is not on the Hub')
-        optional = {name: row[name] for name in ("config", "revision") if row.get(name) is not None}
-        if (std := _optional("std", row.get("std"))) is not None and std < 0:
-            raise ValueError(f"std must be 0 or more, got {std}")
+        control = row.control or Control()
         yield Measurement(
-            dataset=_text("dataset", row["dataset"]),
-            published=bool(published),
-            metric=metric,
-            value=_value(metric, row["value"]),
-            examples=_count("examples", row["examples"]),
-            split=_text("split", row["split"]),
-            **{name: _text(name, value) for name, value in optional.items()},
-            task_id=_text("task_id", row.get("task_id", "default")),
-            control=None if control.get("value") is None else _value(metric, control["value"]),
-            control_model=None if control.get("model") is None else _text("model", control["model"]),
-            date=date,
-            std=std,
+            dataset=row.dataset,
+            published=row.published,
+            metric=row.metric,
+            value=_value(row.metric, row.value),
+            examples=row.examples,
+            split=row.split,
+            config=row.config,
+            revision=row.revision,
+            task_id=row.task_id,
+            control=None if control.value is None else _value(row.metric, control.value),
+            control_model=control.model,
+            date=evaluation.date,
+            std=row.std,
         )
 
 

@@ -5,7 +5,6 @@ import json
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
-from datetime import datetime
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -16,6 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 from iso639 import Language, LanguageNotFoundError
 
 from ..support.errors import UserError
+from ..support.eval_results import is_date
 from .tasks import PIPELINE_TAGS
 
 RELATIONS = ("finetune", "adapter", "merge", "quantized")
@@ -88,10 +88,10 @@ def metadata_problems(data: Mapping[str, Any], names: Collection[str] = ()) -> I
 def _field_problems(data: Mapping[str, Any], names: Collection[str]) -> Iterator[tuple[str, str]]:
     if "license" in data:
         yield from _license_problems(data, names)
-    for language in _some(data, "language"):
+    for language in as_list(data.get("language")):
         yield from _language_problems(language)
     for name in ("base_model", "datasets"):
-        for problem in filter(None, map(hub_id_problem, _some(data, name))):
+        for problem in filter(None, map(hub_id_problem, as_list(data.get(name)))):
             yield f"{name}: {problem}", "give the id that it has on the Hub, organisation/name"
     for name, known in {"base_model_relation": RELATIONS, "pipeline_tag": (*PIPELINE_TAGS.values(),)}.items():
         if data.get(name) not in (None, *known):
@@ -109,9 +109,9 @@ def _field_problems(data: Mapping[str, Any], names: Collection[str]) -> Iterator
         yield f"widget is {widgets!r}", "give a list of `- text: An example.`; quote numbers"
 
 
-def _some(data: Mapping[str, Any], name: str) -> list[Any]:
-    given = data.get(name)
-    return [] if given is None else given if isinstance(given, list) else [given]
+def as_list(value: Any) -> list[Any]:
+    """A field of the metadata, which may be one thing or several, as a list."""
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _license_problems(data: Mapping[str, Any], names: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -186,17 +186,6 @@ def result_problems(entries: object) -> Iterator[str]:
             yield "revision and notes must be text"
         if source and not re.match(r"https?://", str(source.get("url"))):
             yield f"source.url is {source.get('url')!r}"
-
-
-def is_date(value: object) -> bool:
-    """Whether `value` is a date of ISO 8601 as text, or None."""
-    if value is None:
-        return True
-    try:
-        datetime.fromisoformat(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 @cache

@@ -9,10 +9,10 @@ from huggingface_hub import HfApi, hf_hub_download
 
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from ..support.errors import UserError
+from ..support.files import read_json
 from .assemble import Candidate, assemble, check_source
 from .checks import FILE_CHECKS, Check, Problem
 from .loading import data_problems, loading_problems
-from .measurements import read_json
 from .publication import Publication
 from .tasks import is_multi_label, usage
 

@@ -1,7 +1,5 @@
 """Looks for tokens, keys and passwords in text: with the patterns of detect-secrets, and with those that it lacks."""
 
-import base64
-import binascii
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -9,7 +7,7 @@ from functools import cache, lru_cache
 from importlib import import_module
 from itertools import pairwise
 
-from .contents import Piece, readings
+from .contents import Piece, decoded, readings
 
 # Those of detect-secrets that go by the form of a token. They only match: none asks a service whether the token is valid.
 _DETECTORS = {
@@ -179,7 +177,7 @@ def _kind(text: str, own_token: str | None) -> str | None:
     for kind, detect in _detectors():
         if any(not _is_filler(found) for found in detect(text)):
             return kind
-    if any(":" in _decoded(match[1]) for match in _BASIC.finditer(text)):
+    if any(":" in decoded(match[1]) for match in _BASIC.finditer(text)):
         return "a header that logs in"
     if any(map(_is_assigned_secret, (*_ASSIGNED.finditer(text), *_FLAG.finditer(text)))):
         return "a value that is called a secret"
@@ -246,10 +244,3 @@ def _is_mixed(word: str) -> bool:
     changes = sum(a != b for a, b in pairwise(kinds) if "-" not in (a, b))
     unbroken = max(map(len, kinds.split("-")))
     return {*"Aa0"} <= {*kinds} and unbroken >= 16 and changes > 0.45 * len(kinds)
-
-
-def _decoded(word: str) -> str:
-    try:
-        return base64.b64decode(word + "=" * (-len(word) % 4)).decode("ascii")
-    except (binascii.Error, ValueError):
-        return ""

@@ -1,28 +1,16 @@
 """What a stranger does with a published model: run in an interpreter that cannot import the package it came from.
 
-`python -I stranger.py REQUEST.json OUTPUTS.safetensors` loads the tokenizer and the model through every Auto class and the
-pipeline that the request names, and writes the outputs: `{"<Auto class>/<implementation>": tensor}`. What goes wrong ends
-it with a traceback.
+`stranger.py REQUEST OUTPUTS.safetensors` loads the tokenizer and the model through every Auto class and the pipeline that
+the request names, which is JSON. It writes the outputs: `{"<Auto class>/<implementation>": tensor}`. What goes wrong ends it
+with a traceback.
 """
 
 import json
 import sys
-from pathlib import Path
 
 import torch
 import transformers
 from safetensors.torch import save_file
-
-PACKAGE = "inhibidistilbert"
-
-
-class PackageIsAbsent:
-    """A meta-path finder for which the package does not exist, however it was installed."""
-
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name.partition(".")[0] == PACKAGE:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 @torch.no_grad()
@@ -35,8 +23,8 @@ def model_outputs(model: torch.nn.Module, tokenizer, texts: list[str]) -> torch.
     return torch.cat([tensor.float().flatten() for tensor in outputs.values() if torch.is_tensor(tensor)])
 
 
-def main(request_file: str, target: str) -> None:
-    request = json.loads(Path(request_file).read_text(encoding="utf-8"))
+def main(request_text: str, target: str) -> None:
+    request = json.loads(request_text)
     trusted = {"revision": request["revision"], "trust_remote_code": True}
     source, texts = request["source"], request["texts"]
     transformers.AutoConfig.from_pretrained(source, **trusted)
@@ -55,5 +43,4 @@ def main(request_file: str, target: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.meta_path.insert(0, PackageIsAbsent())
     main(*sys.argv[1:])

@@ -18,6 +18,11 @@ PIPELINE_TAGS = {
 PIPELINES = ("feature-extraction", "fill-mask", "text-classification", "token-classification")
 
 
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """The model class that a `config.json` names; empty where it names none."""
+    return str((config.get("architectures") or [""])[0])
+
+
 def auto_class(architecture: str) -> str:
     """`"InhibiDistilBertForMaskedLM"` -> `"AutoModelForMaskedLM"`; of a class that is none of these `"AutoModel"`."""
     if architecture not in PIPELINE_TAGS:

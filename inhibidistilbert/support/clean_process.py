@@ -1,4 +1,4 @@
-"""Runs a script where nothing of this user's is at hand: no token, no home, no caches, no open files, no network library.
+"""Runs a script where nothing of this user's is at hand: no token, home, caches, open files, network library or package.
 
 This is hygiene, not a sandbox. A process of the same user can still open files by their absolute paths, read the environment
 of other processes of that user where the system lets it (`/proc/<pid>/environ`), and use the network by its own means.
@@ -23,6 +23,20 @@ _HOMES = ("HOME", "USERPROFILE", "APPDATA", "LOCALAPPDATA", "XDG_CACHE_HOME", "X
 _TEMPORARY = ("TMPDIR", "TEMP", "TMP")
 _LAST_WORDS = 20_000  # bytes
 
+# The first lines of a program for which this package does not exist, however it was installed.
+BLOCK_PACKAGE = """
+import runpy, sys
+
+class PackageIsAbsent:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] == "inhibidistilbert":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, PackageIsAbsent)
+"""
+_RUN_SCRIPT = BLOCK_PACKAGE + 'del sys.argv[0]; runpy.run_path(sys.argv[0], run_name="__main__")'
+
 
 class ProcessError(Exception):
     """What the process said last."""
@@ -46,6 +60,8 @@ def clean_environment(home: Path) -> dict[str, str]:
 def run_script(script: str, *arguments: object, folder: Path, home: Path) -> None:
     """Run a Python file in `folder`, in an interpreter that looks neither there nor in the user's packages for modules.
 
+    This package is not there either: everything must come from what the script is given.
+
     home: what it takes for the user's home; `home / "hub"` is its cache of the Hub.
 
     Raises:
@@ -54,7 +70,7 @@ def run_script(script: str, *arguments: object, folder: Path, home: Path) -> Non
     with (folder / "stderr.txt").open("w+b") as stderr:
         process = subprocess.Popen(
             # -B: no bytecode beside what it imports.
-            [sys.executable, "-I", "-B", script, *map(str, arguments)],
+            [sys.executable, "-I", "-B", "-c", _RUN_SCRIPT, script, *map(str, arguments)],
             cwd=folder,
             env=clean_environment(home),
             stdin=subprocess.DEVNULL,

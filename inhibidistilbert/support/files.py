@@ -1,8 +1,9 @@
-"""Writes measurements: CSV, JSON and PNG files that appear when they are complete."""
+"""Writes files and folders that appear when they are complete, and reads JSON."""
 
 import csv
 import io
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from huggingface_hub.errors import StrictDataclassError
+
+from .errors import UserError, reason
 
 Row = Mapping[str, Any]
 
@@ -28,13 +31,82 @@ def replacing(path: Path) -> Iterator[Path]:
         Path(name).unlink(missing_ok=True)
 
 
+@contextmanager
+def replacing_folder(path: Path, argument: str = "folder") -> Iterator[Path]:
+    """A new folder, which becomes `path` when the block ends well and goes away when it does not.
+
+    What stood there is removed in the end; where anything fails it stays, or comes back. Parents are made in the end too.
+
+    Raises:
+        UserError: nothing can be written there, said of `argument`.
+    """
+    # On the file system of `path`, so that a rename is enough.
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        beside = tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=existing, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise UserError(f"{argument} {str(path)!r} cannot be made: {reason(error)}") from error
+    with beside as name:
+        new, former = Path(name, "new"), Path(name, "former")
+        new.mkdir()  # its mode is that of any folder, where a temporary one is its owner's alone
+        yield new
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if os.path.lexists(path):
+                path.rename(former)
+            new.rename(path)
+        except BaseException:
+            if os.path.lexists(former):
+                former.rename(path)
+            raise
+
+
+def read_json(file: Path, called: str | None = None) -> dict[str, Any]:
+    """The JSON object in `file`, which errors name `called`.
+
+    Raises:
+        UserError: it cannot be read, holds something else, or a number that is none, such as NaN.
+    """
+    name = called or str(file)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_number, parse_float=_finite)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{name!r} cannot be read as JSON: {reason(error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{name!r} must hold a JSON object, got {type(content).__name__}.")
+    return content
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON: leave it out, or measure again")
+
+
+def _finite(digits: str) -> float:
+    return float(digits) if math.isfinite(float(digits)) else _no_number(digits)
+
+
+@contextmanager
+def form_of(name: str) -> Iterator[None]:
+    """Raises `UserError` where what is parsed within is not of the form that the file called `name` has."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, StrictDataclassError) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else reason(error)
+        raise UserError(f"{name!r} is not of its form: {what}.") from error
+
+
 def prepare_output(folder: Path | None) -> None:
     """Make the folder, before any time is spent on what goes there. Raises `UserError` where it cannot be written to."""
-    if folder is None:
-        return
+    if folder is not None:
+        check_writable(folder, make=True)
+
+
+def check_writable(folder: Path, make: bool = False) -> None:
+    """Raises `UserError` where nothing can be written to the folder, or where it is to be made."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=next(path for path in (folder, *folder.absolute().parents) if path.exists())):
             pass
     except OSError as error:
         raise UserError(f"--output {str(folder)!r} cannot be written to ({error.strerror}); give a folder.") from error
@@ -63,6 +135,6 @@ def write_json(path: Path, header: Row, rows: Sequence[Row], **more: Sequence[Ro
 
 
 def write_text(path: Path, text: str) -> None:
-    """`text` as UTF-8."""
+    """`text` as UTF-8, its line ends as they are."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="")

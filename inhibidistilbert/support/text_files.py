@@ -19,6 +19,7 @@ from filelock import FileLock
 from . import text_rows
 from .digests import sha256
 from .errors import UserError, reason
+from .files import replacing
 from .text_rows import BATCH, READERS, BadColumn, Literal, NotUtf8, Unreadable, read_rows
 
 _INTEGER = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0+)?")
@@ -109,14 +110,10 @@ def _key(path: Path, columns: Mapping[str, Declared]) -> str:
 
 def _write(file: Path, features: Features, rows: Iterator[dict[str, Any]]) -> None:
     """Rows as Arrow, a batch in memory at a time; the file is there when it is whole."""
-    part, schema = file.with_suffix(".part"), features.arrow_schema
-    try:
-        with part.open("wb") as stream, pa.ipc.new_stream(stream, schema) as writer:
-            while batch := list(itertools.islice(rows, BATCH)):
-                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+    schema = features.arrow_schema
+    with replacing(file) as part, part.open("wb") as stream, pa.ipc.new_stream(stream, schema) as writer:
+        while batch := list(itertools.islice(rows, BATCH)):
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
 
 
 def _rows(path: Path, argument: str, columns: Mapping[str, Declared]) -> Iterator[dict[str, Any]]:

