@@ -17,6 +17,7 @@ from transformers.integrations import unset_hf_deepspeed_config
 
 from ..conversion import DTYPES
 from ..support.errors import UserError
+from ..support.files import replacing_folder
 from .arguments import training_arguments
 from .checkpoints import check_space, last_checkpoint
 from .curves import FILE as CURVES
@@ -273,10 +274,8 @@ def _dataset(prepared: Prepared, stage: Stage, teacher: PreTrainedModel | None) 
             data = prepared.task.encode(datasets.concatenate_datasets(parts), prepared.tokenizer, stage.max_length)
             if once and teacher is not None:
                 data = add_teacher_logits(data, teacher, prepared.tokenizer, recipe.bf16)
-            temporary = folder.with_name("labelled.tmp")
-            shutil.rmtree(temporary, ignore_errors=True)
-            data.save_to_disk(str(temporary))
-            temporary.rename(folder)
+            with replacing_folder(folder) as new:
+                data.save_to_disk(str(new))
     return datasets.load_from_disk(str(folder))
 
 

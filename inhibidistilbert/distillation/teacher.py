@@ -1,17 +1,18 @@
 """The teacher: loading, and labelling texts with its logits."""
 
-import shutil
 import uuid
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from datasets import Dataset
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..conversion import MODEL_INPUTS
-from ..support.errors import UserError, reason
-from ..support.foreign import load_pretrained
+from ..support import models
+from ..support.errors import UserError
+from ..support.files import replacing_folder
+from ..support.models import MODEL_INPUTS, load_model
 from ..support.quiet import quiet_transformers
 
 
@@ -52,23 +53,20 @@ def save_model(
     It replaces a folder of that name, and the tokenizer is written without the truncation of the training.
     The configuration keeps the dtype to compute in, so a half-precision file still loads as float32.
     """
-    temporary = folder.with_name(folder.name + ".tmp")
     state = {
         name: tensor.to(dtype) if tensor.is_floating_point() and tensor.ndim > 1 else tensor
         for name, tensor in (model.state_dict() if weights is None else weights).items()
     }
-    shutil.rmtree(temporary, ignore_errors=True)
-    with quiet_transformers():
-        model.save_pretrained(temporary, state_dict=state)
-    if tokenizer.is_fast:
-        tokenizer.backend_tokenizer.no_truncation()
-        tokenizer.backend_tokenizer.no_padding()
-    tokenizer.save_pretrained(temporary)
-    if tokenizer.is_fast:
-        # Without the line breaks the file is a third smaller.
-        tokenizer.backend_tokenizer.save(str(temporary / "tokenizer.json"), pretty=False)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    with replacing_folder(folder) as new:
+        with quiet_transformers():
+            model.save_pretrained(new, state_dict=state)
+        if tokenizer.is_fast:
+            tokenizer.backend_tokenizer.no_truncation()
+            tokenizer.backend_tokenizer.no_padding()
+        tokenizer.save_pretrained(new)
+        if tokenizer.is_fast:
+            # Without the line breaks the file is a third smaller.
+            tokenizer.backend_tokenizer.save(str(new / "tokenizer.json"), pretty=False)
 
 
 def load_teacher(source: str, head: str, trust_remote_code: bool, argument: str) -> PreTrainedModel:
@@ -78,41 +76,20 @@ def load_teacher(source: str, head: str, trust_remote_code: bool, argument: str)
         UserError: a source that does not load, or that has no trained head of this kind.
     """
     kind = getattr(transformers, f"AutoModel{head.removeprefix('Model')}")
-    with quiet_transformers():
-        try:
-            model, info = load_pretrained(
-                kind, source, output_loading_info=True, dtype=torch.float32, trust_remote_code=trust_remote_code
-            )
-        except Exception as error:  # the libraries raise nothing more special for damaged files
-            raise UserError(f"{argument}: {source!r} does not load: {reason(error)}") from error
-    # A pooler that is missing is not run for hidden states; it is a part of BERT's sequence classifier.
-    unused = "" if head == "ForSequenceClassification" else "pooler"
-    missing = sorted(name for name in info["missing_keys"] if not unused or unused not in name)
-    if missing:
-        raise UserError(
-            f"{argument}: {source!r} has no trained head {head.removeprefix('For')!r}, or lacks weights "
-            f"({', '.join(missing[:4])}): give a fine-tuned model, or --fine-tune-teacher."
-        )
-    return model
+
+    def unused(model: PreTrainedModel, name: str) -> bool:
+        """A pooler is not run for hidden states; it is a part of BERT's sequence classifier."""
+        return head != "ForSequenceClassification" and "pooler" in name
+
+    where, remedy = f"{argument}: {source!r}", "give a fine-tuned model, or --fine-tune-teacher"
+    options: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": trust_remote_code}
+    return load_model(kind, source, where, may_lack=unused, remedy=remedy, **options).model
 
 
 def load_tokenizer(source: str, trust_remote_code: bool, argument: str) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder, without segments, which students do not have. Raises a UserError where there is none."""
-    with quiet_transformers():
-        try:
-            tokenizer = load_pretrained(
-                AutoTokenizer,
-                source,
-                model_input_names=MODEL_INPUTS,
-                padding_side="right",
-                trust_remote_code=trust_remote_code,
-            )
-        except Exception as error:  # the libraries raise nothing more special for damaged files
-            raise UserError(f"{argument}: the tokenizer of {source!r} does not load: {reason(error)}") from error
-    # transformers makes up a tokenizer of a few special tokens where there is none.
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        raise UserError(f"{argument}: {source!r} has no tokenizer.")
-    return tokenizer
+    options: dict[str, Any] = {"padding_side": "right", "trust_remote_code": trust_remote_code}
+    return models.load_tokenizer(source, f"{argument}: {source!r}", model_input_names=MODEL_INPUTS, **options)
 
 
 # Case, accents, punctuation and numbers, which tokenizers with the same words may treat differently.

@@ -11,6 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from ..support.errors import UserError, reason
+from ..support.files import write_text
 from .curves import FILE as CURVES
 from .curves import draw_curves, read_curves
 from .recipe import Recipe, build_recipe
@@ -126,9 +127,7 @@ def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
 
 def write(path: Path, text: str) -> None:
     """All of it or nothing."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    write_text(path, text)
 
 
 def finish(work_dir: Path, stages: list[str], output_dir: Path, log: dict[str, Any]) -> None:
