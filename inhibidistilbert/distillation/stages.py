@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,6 +13,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..support.errors import UserError
+from ..support.files import replacing_folder
 from .batches import Collator, Masking
 from .data import EVAL, SHORTEST, TEST, TEXTS, TRAIN, TRANSFER, Data
 from .networks import Learner, Teacher, check_attention, layer_map
@@ -429,10 +429,8 @@ class Task(_EndToEnd):
                 rows = prepared.task.encode(datasets.concatenate_datasets(parts), prepared.tokenizer, self.max_length)
                 if once and teacher is not None:
                     rows = add_teacher_logits(rows, teacher, prepared.tokenizer, prepared.recipe.bf16)
-                temporary = stored.with_name("labelled.tmp")
-                shutil.rmtree(temporary, ignore_errors=True)
-                rows.save_to_disk(str(temporary))
-                temporary.rename(stored)
+                with replacing_folder(stored) as new:
+                    rows.save_to_disk(str(new))
         return datasets.load_from_disk(str(stored))
 
     def check_prepared(self, prepared: Prepared, teacher: Any, source: str | None) -> None:

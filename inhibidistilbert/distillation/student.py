@@ -1,7 +1,6 @@
 """Builds a recipe's student, an inhibitor or its softmax control, from a size, a folder or the teacher; and writes it."""
 
 import dataclasses
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from ..modeling import modeling_inhibidistilbert
 from ..modeling.configuration_inhibidistilbert import LENGTH_NORMALIZATIONS, InhibiDistilBertConfig
 from ..modeling.modeling_inhibidistilbert import SCALARS
 from ..support.errors import UserError, reason
+from ..support.files import replacing_folder
 from ..support.foreign import load_pretrained, read_config
 from ..support.quiet import quiet_transformers
 from .sizes import project_embeddings, published_sizes, size_config, word_embeddings
@@ -239,20 +239,17 @@ def save_student(
     It replaces a folder of that name, and the tokenizer is written without the truncation of the training.
     The configuration keeps the dtype to compute in, so a half-precision file still loads as float32.
     """
-    temporary = folder.with_name(folder.name + ".tmp")
     state = {
         name: tensor.to(dtype) if tensor.is_floating_point() and tensor.ndim > 1 else tensor
         for name, tensor in (model.state_dict() if weights is None else weights).items()
     }
-    shutil.rmtree(temporary, ignore_errors=True)
-    with quiet_transformers():
-        model.save_pretrained(temporary, state_dict=state)
-    if tokenizer.is_fast:
-        tokenizer.backend_tokenizer.no_truncation()
-        tokenizer.backend_tokenizer.no_padding()
-    tokenizer.save_pretrained(temporary)
-    if tokenizer.is_fast:
-        # Without the line breaks the file is a third smaller.
-        tokenizer.backend_tokenizer.save(str(temporary / "tokenizer.json"), pretty=False)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    with replacing_folder(folder) as new:
+        with quiet_transformers():
+            model.save_pretrained(new, state_dict=state)
+        if tokenizer.is_fast:
+            tokenizer.backend_tokenizer.no_truncation()
+            tokenizer.backend_tokenizer.no_padding()
+        tokenizer.save_pretrained(new)
+        if tokenizer.is_fast:
+            # Without the line breaks the file is a third smaller.
+            tokenizer.backend_tokenizer.save(str(new / "tokenizer.json"), pretty=False)

@@ -1,16 +1,16 @@
 """The teacher: loading, and labelling texts with its logits."""
 
 import uuid
+from typing import Any
 
 import torch
 import transformers
 from datasets import Dataset
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..conversion import MODEL_INPUTS
-from ..support.errors import UserError, reason
-from ..support.foreign import load_pretrained
-from ..support.quiet import quiet_transformers
+from ..support import models
+from ..support.errors import UserError
+from ..support.models import MODEL_INPUTS, load_model
 
 
 @torch.inference_mode()
@@ -47,46 +47,20 @@ def load_teacher(
         UserError: a source that does not load, or that has no trained head of this kind.
     """
     kind = getattr(transformers, f"AutoModel{head.removeprefix('Model')}")
-    with quiet_transformers():
-        try:
-            model, info = load_pretrained(
-                kind,
-                source,
-                output_loading_info=True,
-                dtype=torch.float32,
-                device_map=device,
-                trust_remote_code=trust_remote_code,
-            )
-        except Exception as error:  # the libraries raise nothing more special for damaged files
-            raise UserError(f"{argument}: {source!r} does not load: {reason(error)}") from error
-    # A pooler that is missing is not run for hidden states; it is a part of BERT's sequence classifier.
-    unused = "" if head == "ForSequenceClassification" else "pooler"
-    missing = sorted(name for name in info["missing_keys"] if not unused or unused not in name)
-    if missing:
-        raise UserError(
-            f"{argument}: {source!r} has no trained head {head.removeprefix('For')!r}, or lacks weights "
-            f"({', '.join(missing[:4])}): give a fine-tuned model, or --fine-tune-teacher."
-        )
-    return model
+
+    def unused(model: PreTrainedModel, name: str) -> bool:
+        """A pooler is not run for hidden states; it is a part of BERT's sequence classifier."""
+        return head != "ForSequenceClassification" and "pooler" in name
+
+    where, remedy = f"{argument}: {source!r}", "give a fine-tuned model, or --fine-tune-teacher"
+    options: dict[str, Any] = {"dtype": torch.float32, "device_map": device, "trust_remote_code": trust_remote_code}
+    return load_model(kind, source, where, may_lack=unused, remedy=remedy, **options).model
 
 
 def load_tokenizer(source: str, trust_remote_code: bool, argument: str) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder, without segments, which students do not have. Raises a UserError where there is none."""
-    with quiet_transformers():
-        try:
-            tokenizer = load_pretrained(
-                AutoTokenizer,
-                source,
-                model_input_names=MODEL_INPUTS,
-                padding_side="right",
-                trust_remote_code=trust_remote_code,
-            )
-        except Exception as error:  # the libraries raise nothing more special for damaged files
-            raise UserError(f"{argument}: the tokenizer of {source!r} does not load: {reason(error)}") from error
-    # transformers makes up a tokenizer of a few special tokens where there is none.
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        raise UserError(f"{argument}: {source!r} has no tokenizer.")
-    return tokenizer
+    options: dict[str, Any] = {"padding_side": "right", "trust_remote_code": trust_remote_code}
+    return models.load_tokenizer(source, f"{argument}: {source!r}", model_input_names=MODEL_INPUTS, **options)
 
 
 # Case, accents, punctuation and numbers, which tokenizers with the same words may treat differently.

@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from ..support.distillation_log import FILE as LOG
 from ..support.distillation_log import DistillationLog
 from ..support.errors import UserError, reason
+from ..support.files import write_text
 from .curves import FILE as CURVES
 from .curves import draw_curves, read_curves
 from .recipe import Recipe, build_recipe
@@ -127,9 +128,7 @@ def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
 
 def write(path: Path, text: str) -> None:
     """All of it or nothing."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    write_text(path, text)
 
 
 def finish(work_dir: Path, stages: list[str], output_dir: Path, log: DistillationLog) -> None:

@@ -102,7 +102,7 @@ def load_tokenizer(source: str | os.PathLike, where: str, **options: Any) -> Pre
     Raises:
         UserError: it does not load, or there is none.
     """
-    tokenizer = _load(AutoTokenizer, source, f"{where}: its tokenizer cannot be read", **options)
+    tokenizer = _load(AutoTokenizer, source, f"{where} does not load: its tokenizer cannot be read", **options)
     # transformers makes up a tokenizer of a few special tokens where there is none.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise UserError(f"{where} has no tokenizer.")

@@ -255,7 +255,7 @@ def resumed(toy, finished, tmp_path_factory) -> Resumed:
             run_recipe(recipe, output)
 
     def half_written(_: datasets.Dataset, folder: str) -> None:
-        Path(folder).mkdir(parents=True)
+        Path(folder).mkdir(parents=True, exist_ok=True)
         Path(folder, "data-00000-of-00001.arrow").write_bytes(b"half")
         raise KeyboardInterrupt
 
