@@ -8,9 +8,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ..support import plots
 from ..support.errors import UserError, reason
-from . import plots
-from .plots import Panel, Point
+from ..support.plots import Panel, Point
 
 Row = dict[str, Any]
 

@@ -13,11 +13,12 @@ from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
 
-from inhibidistilbert.benchmarks import contenders, cpu, kernels_gpu, pictures, plots
+from inhibidistilbert.benchmarks import contenders, cpu, kernels_gpu, pictures
 from inhibidistilbert.benchmarks.gpu import models
 from inhibidistilbert.benchmarks.gpu.execution import MODES
 from inhibidistilbert.benchmarks.index import INDEX, renew
 from inhibidistilbert.distillation.curves import curves_figure
+from inhibidistilbert.support import plots
 from inhibidistilbert.support.errors import UserError
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
