@@ -16,10 +16,11 @@ from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from subprocess import PIPE, Popen
-from typing import IO, NamedTuple, cast
+from typing import IO, Annotated, NamedTuple, cast
 
 from ..kernels.inhibitor_triton import MAX_HEAD_SIZE
 from ..support.errors import UserError
+from ..support.results import Column, Results, Row
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Figures:
+class Figures(Row):
     """What the disassembly of one kernel says.
 
     Attributes:
@@ -98,7 +99,7 @@ class Figures:
     """
 
     kernel: str
-    pass_name: str
+    pass_name: Annotated[str, Column("pass")]
     target: str
     head_dim: int
     dtype: str
@@ -113,9 +114,10 @@ class Figures:
     prepass_instructions_per_triple: float | None
     keys_per_iteration: int
 
-    def as_dict(self) -> dict:
-        """Under the names of the JSON and CSV files, where `pass_name` is `pass`."""
-        return {"pass" if name == "pass_name" else name: value for name, value in asdict(self).items()}
+
+@dataclass(frozen=True)
+class StaticResults(Results):
+    results: list[Figures]
 
 
 def default_cases(targets: Sequence[str] = tuple(TARGETS), head_dims: Sequence[int] = HEAD_DIMS) -> list[Case]:

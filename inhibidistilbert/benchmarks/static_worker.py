@@ -26,6 +26,7 @@ from triton.compiler import ASTSource
 from triton.runtime import driver
 
 from ..kernels import inhibitor_triton
+from ..support.benchmark_results import Shape
 from .disassembly import Loop, nvidia_spills, read_amd, read_nvidia, streaming_loops
 from .static import FORWARD_KERNELS, KERNELS, TARGETS, Case, Figures, Target
 
@@ -107,10 +108,10 @@ def launches(case: Case) -> list[_Launch]:
 
     Tensors are laid out as in the model. No masks; everything else as the launchers choose it for a large input.
     """
+    shape = Shape(_BATCH, _HEADS, _LENGTH, case.head_dim)
 
     def heads() -> Tensor:
-        shape = (_BATCH, _LENGTH, _HEADS, case.head_dim)
-        return torch.empty(shape, dtype=_DTYPES[case.dtype], device="meta").transpose(1, 2)
+        return torch.empty(shape.projected, dtype=_DTYPES[case.dtype], device="meta").transpose(1, 2)
 
     alpha, beta, gamma = (torch.empty(1, device="meta") for _ in range(3))
     mean = torch.empty((_BATCH, _HEADS, _LENGTH) if case.centered else (0,), device="meta")

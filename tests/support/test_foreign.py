@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from inhibidistilbert import InhibiDistilBertForSequenceClassification
-from inhibidistilbert.benchmarks import contenders
+from inhibidistilbert.benchmarks import peers
 from inhibidistilbert.conversion import student_from
 from inhibidistilbert.distillation.recipe import Student
 from inhibidistilbert.distillation.student import build_student
@@ -104,7 +104,7 @@ LOADERS = {
     "evaluate": lambda folder: load_checkpoint(str(folder), None, False, SINGLE_LABEL),
     "teacher": lambda folder: load_teacher(str(folder), "ForSequenceClassification", False, "--teacher"),
     "student": lambda folder: build_student(Student(source=str(folder)), "ForSequenceClassification", None, None),
-    "benchmark": lambda folder: contenders.Subject.load(str(folder)).build("eager"),
+    "benchmark": lambda folder: peers.Checkpoint.load(str(folder)).build("eager"),
     "publish": lambda folder: own_outputs(folder, "InhibiDistilBertForSequenceClassification"),
 }
 TOKENIZER_LOADERS = {
@@ -141,13 +141,13 @@ def test_what_chooses_a_tokenizer_is_refused(choice, own, hub):
 def test_models_of_transformers_too(choice, bert, own, hub):
     file, fields, words = CHOICES[choice]
     edit(bert / file, **fields)
-    subject = contenders.Subject.load(str(own))
+    checkpoint = peers.Checkpoint.load(str(own))
     for load in (
         LOADERS["evaluate"],
         LOADERS["teacher"],
         LOADERS["student"],
         student_from,
-        lambda folder: contenders.build(subject, contenders.Peer(str(folder)), "float32", subject.build("eager").device),
+        lambda folder: peers.build(checkpoint, peers.ModelPeer(str(folder)), "float32", checkpoint.build("eager").device),
     ):
         with pytest.raises(UserError, match=words):
             load(bert)
@@ -268,7 +268,7 @@ def test_with_trust_everything_is_left_to_transformers(own):
 # Calls of transformers' own loaders, by file: of what this project wrote or pinned itself, or in a clean process.
 OWN_FILES = {
     "support/foreign.py": 2,
-    "benchmarks/contenders.py": 1,
+    "benchmarks/peers.py": 1,
     "distillation/run.py": 1,
     "distillation/sizes.py": 1,
     "publishing/stranger.py": 3,

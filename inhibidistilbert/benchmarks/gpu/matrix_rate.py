@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..timing import Budget, Quantiles, interleave, ratios
+from ...support.results import Quantiles
+from ..timing import Budget, interleave, ratios
 from .findings import Deadline, Finding
 from .matrix_source import THREADS, Instruction
 

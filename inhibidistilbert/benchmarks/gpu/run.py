@@ -11,9 +11,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from .findings import Deadline, Finding
+from .findings import Deadline, Finding, PartState
 
 # The whole run with the start of its processes takes less than eight minutes.
 TOTAL_SECONDS = 460
@@ -70,9 +69,8 @@ class Outcome:
             words.append(f"{missing} without a figure")
         return "; ".join(words)
 
-    def as_dict(self) -> dict[str, Any]:
-        state = "failed" if self.failed else "done"
-        return {"part": self.part.name, "state": state, "seconds": round(self.seconds, 1), "note": self.summary}
+    def state(self) -> PartState:
+        return PartState(self.part.name, "failed" if self.failed else "done", round(self.seconds, 1), self.summary)
 
 
 def run(parts: Sequence[Part], total: float = TOTAL_SECONDS) -> Iterator[Outcome]:
