@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,28 +22,14 @@ _INPUTS = 4
 _ROUNDS = Budget(seconds=3, least=3, most=25)
 
 
-class Device(Protocol):
-    """A GPU, or what stands in for it.
+class Gpu:
+    """The current CUDA or ROCm device.
 
     Attributes:
         torch_device: where the tensors are.
         name: as its driver calls it.
         instruction_rate: float32 instructions a second, over all lanes of all processors.
     """
-
-    torch_device: torch.device
-    name: str
-    instruction_rate: float
-
-    def measure(self, work: Work) -> float:
-        """Seconds of one call."""
-
-    def peak_memory(self, work: Work) -> int | None:
-        """The most bytes that are allocated during a call, beyond those before."""
-
-
-class Gpu:
-    """The current CUDA or ROCm device."""
 
     def __init__(self) -> None:
         import triton
@@ -62,6 +48,7 @@ class Gpu:
         return do_bench(work, warmup=10, rep=100, return_mode="median") / 1000
 
     def peak_memory(self, work: Work) -> int | None:
+        """The most bytes that are allocated during a call, beyond those before."""
         return peak_memory(self.torch_device, work)
 
 
@@ -108,7 +95,7 @@ def peers() -> dict[str, Operator]:
 
 
 def run(
-    device: Device,
+    device: Gpu,
     shapes: Sequence[Shape],
     chosen: Mapping[str, Operator],
     progress: Callable[[], object] = lambda: None,
@@ -125,7 +112,7 @@ def run(
 
 
 def _compare(
-    device: Device, shape: Shape, pass_name: str, chosen: Mapping[str, Operator], budget: Budget
+    device: Gpu, shape: Shape, pass_name: str, chosen: Mapping[str, Operator], budget: Budget
 ) -> Iterator[KernelRow]:
     torch.compiler.reset()  # or after a few shapes it gives up and runs what it was to compile as it stands
     makers = {name: partial(peer.work, shape, pass_name, device.torch_device, _INPUTS) for name, peer in chosen.items()}

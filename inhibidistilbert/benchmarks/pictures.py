@@ -1,8 +1,9 @@
 """The pictures of the results, drawn from the JSON files of the tables alone."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatch
 from functools import partial
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +14,12 @@ from ..support.benchmark_results import CpuResults, CpuRow, KernelResults, Model
 from ..support.errors import UserError, reason
 from ..support.plots import Panel, Point
 from ..support.results import Quantiles, Results
-from .gpu.findings import Finding, GpuResults
+from .gpu.findings import GpuResults
 from .operators import BASELINE
 from .static import StaticResults
 
-Dot = tuple[str, object, Point | None]  # of a peer, at a place
+Value = Quantiles | Point | float | None
+Dot = tuple[str, object, Value]  # of a peer, at a place
 
 SUMMARY = "summary.png"
 _SPEED = "speed (softmax = 1)"
@@ -89,55 +91,44 @@ def operators_cpu(content: CpuResults) -> Figure:
     return plots.draw(title, f"{_machine(content, threads)}; {_QUANTILES}", panels, columns=1, bars=True)
 
 
-def throughput(content: ModelResults) -> Figure | None:
-    ratios = [(row, row.throughput.median) for row in content.ratios]
-    points = [(row, _point(row.throughput)) for row in content.results]
-    return _models(content, points, ratios, "texts a second")
-
-
-def energy(content: ModelResults) -> Figure | None:
-    """None where it was not measured."""
-    rows: list[tuple[ModelRow, Point]] = [
-        (row, (row.joules, None, None)) for row in content.results if row.joules is not None
-    ]
-    ratios = [(row, row.energy.median) for row in content.ratios if row.energy is not None]
-    return _models(content, rows, ratios, "joules a text")
-
-
-def _models(
-    content: ModelResults, rows: Sequence[tuple[ModelRow, Point]], ratios: Sequence[tuple[RatioRow, float]], unit: str
+def models(
+    content: ModelResults,
+    unit: str,
+    figure: Callable[[ModelRow], Value],
+    ratio: Callable[[RatioRow], Quantiles | None],
 ) -> Figure | None:
-    """The points by batch at the shortest length and by length at the smallest batch."""
-    threads = sorted({row.setting.threads for row, _ in rows})
+    """A figure by batch at the shortest length and by length at the smallest batch; None where it was not measured."""
+    rows = [row for row in content.results if figure(row) is not None]
+    threads = sorted({row.setting.threads for row in rows})
     panels = []
-    for dtype, number in dict.fromkeys((row.setting.dtype, row.setting.threads) for row, _ in rows):
-        here = [
-            (row.peer, row.setting.tokens, point)
-            for row, point in rows
-            if (row.setting.dtype, row.setting.threads) == (dtype, number)
-        ]
+    for dtype, number in dict.fromkeys((row.setting.dtype, row.setting.threads) for row in rows):
+        here = [row for row in rows if (row.setting.dtype, row.setting.threads) == (dtype, number)]
         kind = dtype if len(threads) == 1 else f"{dtype}, threads: {number}"
-        length, batch = min(tokens.length for _, tokens, _ in here), min(tokens.batch for _, tokens, _ in here)
-        by_batch = sorted((dot for dot in here if dot[1].length == length), key=lambda dot: dot[1].batch)
-        by_length = sorted((dot for dot in here if dot[1].batch == batch), key=lambda dot: dot[1].length)
-        dots = [(peer, tokens.batch, point) for peer, tokens, point in by_batch]
-        panels.append(_panel(dots, f"{kind}, texts of {length} tokens", unit, "texts in a batch"))
-        dots = [(peer, tokens.length, point) for peer, tokens, point in by_length]
-        panels.append(_panel(dots, f"{kind}, batches of {batch}", unit, "tokens a text"))
+        for by, axis, other, rest in (
+            (attrgetter("batch"), "texts in a batch", attrgetter("length"), "texts of {} tokens"),
+            (attrgetter("length"), "tokens a text", attrgetter("batch"), "batches of {}"),
+        ):
+            least = min(other(row.setting.tokens) for row in here)
+            dots = [(row.peer, by(row.setting.tokens), figure(row)) for row in here if other(row.setting.tokens) == least]
+            panels.append(_panel(sorted(dots, key=itemgetter(1)), f"{kind}, {rest.format(least)}", unit, axis))
     if not panels:
         return None
-    pairs = [(row, ratio) for row, ratio in ratios if (row.model, row.peer) == ("inhibitor", "softmax_sdpa")]
-    spans = _spans((row.setting.dtype, ratio) for row, ratio in pairs)
+    pairs = [row for row in content.ratios if (row.model, row.peer) == ("inhibitor", "softmax_sdpa")]
+    spans = _spans((row.setting.dtype, known.median) for row in pairs if (known := ratio(row)))
     title = unit.capitalize() + (f", InhibiDistilBERT against DistilBERT, SDPA: {spans}" if spans else "")
     return plots.draw(title, _machine(content, *threads), panels)
+
+
+throughput = partial(models, unit="texts a second", figure=attrgetter("throughput"), ratio=attrgetter("throughput"))
+energy = partial(models, unit="joules a text", figure=attrgetter("joules"), ratio=attrgetter("energy"))
 
 
 def operators_gpu(content: KernelResults) -> Figure:
     """Milliseconds by length, of each head size and pass."""
     dots: dict[str, list[Dot]] = {}
     for row in content.results:
-        point = None if row.milliseconds is None else _point(row.milliseconds)
-        dots.setdefault(f"{row.pass_name}, heads of {row.shape.head_dim}", []).append((row.peer, row.shape.length, point))
+        dot = (row.peer, row.shape.length, row.milliseconds)
+        dots.setdefault(f"{row.pass_name}, heads of {row.shape.head_dim}", []).append(dot)
     panels = [_panel(each, title, "milliseconds", "tokens") for title, each in dots.items()]
     inhibitors = [row for row in content.results if row.peer in ("inhibitor fp32", "inhibitor bf16")]
     spans = _spans((row.peer.split()[1], row.ratio.median) for row in inhibitors if row.ratio and row.pass_name == "forward")
@@ -153,20 +144,16 @@ def gpu(content: GpuResults) -> Figure | None:
         ("models", "texts/s", "texts a second", "texts in a batch", _model_setting),
     ):
         rows = [
-            (split(row.setting), row)
+            (split(row.setting), row.case, (row.value, row.low, row.high))
             for row in content.results
-            if (row.part, row.unit) == (part, unit) and not row.setting.startswith("float16")
+            if (row.part, row.unit) == (part, unit) and row.value is not None and not row.setting.startswith("float16")
         ]
         dots: dict[str, list[Dot]] = {}
-        for (title, _, place), row in sorted(rows, key=lambda pair: pair[0]):
-            dots.setdefault(title, []).append((row.case, place, _figure(row)))
+        for (title, _, place), peer, point in sorted(rows, key=itemgetter(0)):
+            dots.setdefault(title, []).append((peer, place, point))
         panels += [_panel(each, title, label, axis) for title, each in dots.items()]
     title = "On a GPU: time of the attention, throughput of the model"
     return plots.draw(title, _machine(content), panels) if panels else None
-
-
-def _figure(finding: Finding) -> Point | None:
-    return None if finding.value is None else (finding.value, finding.low, finding.high)
 
 
 def _kernel_setting(setting: str) -> tuple[str, int, str]:
@@ -189,7 +176,7 @@ def summary(operators: CpuResults, comparison: ModelResults) -> Figure | None:
     A model is compared with DistilBERT in its own precision, attention in int8 with softmax in float32: torch has no other.
     """
     models = [
-        (row.setting.threads, row.setting.tokens, row.setting.dtype, row.model, _point(row.throughput))
+        (row.setting.threads, row.setting.tokens, row.setting.dtype, row.model, row.throughput)
         for row in comparison.ratios
         if row.peer == "softmax_sdpa"
     ]
@@ -207,9 +194,9 @@ def summary(operators: CpuResults, comparison: ModelResults) -> Figure | None:
     rows.sort(key=lambda row: (row[1].length, row[1].batch))
     panels = []
     for dtype in sorted({row[2] for row in rows}):
-        dots = [(name, str(tokens), point) for _, tokens, kind, name, point in rows if kind == dtype]
+        dots = [(name, str(tokens), speed) for _, tokens, kind, name, speed in rows if kind == dtype]
         panels.append(_panel(dots, dtype, _SPEED, "texts × tokens"))
-    spans = _spans((dtype, point[0]) for _, _, dtype, name, point in rows if name == "inhibitor")
+    spans = _spans((dtype, speed.median) for _, _, dtype, name, speed in rows if name == "inhibitor")
     title = f"Speed of InhibiDistilBERT against DistilBERT, SDPA: {spans}"
     note = f"{_machine(comparison, threads)}; {_QUANTILES}; attention alone in int8 is compared with softmax in float32"
     return plots.draw(title, note, panels, bars=True)
@@ -241,19 +228,21 @@ def kind_of(table: Path) -> Kind | None:
 
 def _panel(dots: Iterable[Dot], title: str, label: str, axis: str) -> Panel:
     """Places and peers in the order of the dots."""
-    points = {(peer, place): point for peer, place, point in dots}
+    points = {(peer, place): _point(value) for peer, place, value in dots}
     peers, places = dict.fromkeys(peer for peer, _ in points), dict.fromkeys(place for _, place in points)
     series = {peer: [points.get((peer, place)) for place in places] for peer in peers}
     return Panel(title, list(map(str, places)), series, axis, label)
 
 
-def _point(quantiles: Quantiles) -> tuple[float, float, float]:
-    return quantiles.median, quantiles.low, quantiles.high
+def _point(value: Value) -> Point | None:
+    if isinstance(value, Quantiles):
+        return value.median, value.low, value.high
+    return (value, None, None) if isinstance(value, int | float) else value
 
 
-def _faster(row: CpuRow) -> tuple[float, float, float]:
+def _faster(row: CpuRow) -> Quantiles:
     """How many times as fast as softmax."""
-    return 1 / row.ratio.median, 1 / row.ratio.high, 1 / row.ratio.low
+    return Quantiles(1 / row.ratio.high, 1 / row.ratio.median, 1 / row.ratio.low)
 
 
 def _spans(values: Iterable[tuple[str, float]]) -> str:
@@ -266,8 +255,7 @@ def _spans(values: Iterable[tuple[str, float]]) -> str:
 
 def _machine(content: Results, *threads: int) -> str:
     """`AMD EPYC (avx2 fma), 2 threads`"""
-    flags = content.machine.get("cpu flags")
     if content.machine.get("gpu"):
         return content.device
-    flags = f" ({flags})" if flags else ""
+    flags = f" ({flags})" if (flags := content.machine.get("cpu flags")) else ""
     return f"{content.device}{flags}, {' and '.join(map(str, threads))} {'thread' if threads == (1,) else 'threads'}"

@@ -72,8 +72,8 @@ HEAD_DIMS = (64, 32)
 
 
 @dataclass(frozen=True)
-class Case:
-    """One call of the operator for one kind of GPU, and the kernels to count of it."""
+class Variant(Row):
+    """One call of the operator for one kind of GPU."""
 
     target: str = "sm_90"
     head_dim: int = 64
@@ -81,6 +81,17 @@ class Case:
     signed: bool = True
     centered: bool = True
     causal: bool = False
+
+    @property
+    def words(self) -> list[str]:
+        """`["signed", "centered"]`"""
+        return ["signed" if self.signed else "unsigned", *(x for x in ("centered", "causal") if getattr(self, x))]
+
+
+@dataclass(frozen=True)
+class Case(Variant):
+    """A call, and the kernels to count of it."""
+
     kernels: tuple[str, ...] = tuple(KERNELS)
 
 
@@ -100,12 +111,7 @@ class Figures(Row):
 
     kernel: str
     pass_name: Annotated[str, Column("pass")]
-    target: str
-    head_dim: int
-    dtype: str
-    signed: bool
-    centered: bool
-    causal: bool
+    variant: Variant
     registers: int
     spills: int
     spills_total: int
@@ -176,7 +182,7 @@ def _count_in_process(cases: list[Case], keep: Path | None, progress: Callable[[
         with stdin:
             stdin.write(request)
         for line in stdout:
-            results.append([Figures(**figures) for figures in json.loads(line)])
+            results.append([Figures.from_dict(row) for row in json.loads(line)])
             progress()
         if worker.wait() or len(results) != len(cases):
             errors.seek(0)

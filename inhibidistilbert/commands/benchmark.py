@@ -99,11 +99,10 @@ def print_counts(rows: "Iterable[Figures]") -> None:
     names = ("kernel", "target", "d", "dtype", "variant")
     table = new_table(names, ("registers", "spills", "shared", "a triple", "pre-pass"))
     for row in rows:
-        words = ["signed" if row.signed else "unsigned"]
-        words += [name for name in ("centered", "causal") if getattr(row, name)]
+        place = (row.variant.target, str(row.variant.head_dim), row.variant.dtype, ", ".join(row.variant.words))
         sizes = map(str, (row.registers, row.spills, row.shared_bytes))
         costs = map(number, (row.instructions_per_triple, row.prepass_instructions_per_triple))
-        table.add_row(row.kernel.strip("_"), row.target, str(row.head_dim), row.dtype, ", ".join(words), *sizes, *costs)
+        table.add_row(row.kernel.strip("_"), *place, *sizes, *costs)
     print_table(table)
 
 

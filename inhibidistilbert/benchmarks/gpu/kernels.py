@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from ...support.benchmark_results import KernelRow, Shape
 from .. import kernels_gpu
-from ..kernels_gpu import Device
+from ..kernels_gpu import Gpu
 from ..operators import BASELINE, Operator
 from ..timing import Budget
 from .findings import Deadline, Finding
@@ -20,9 +20,7 @@ _BUDGET = Budget(seconds=1, least=3, most=15)
 _SECONDS, _COMPILED_SECONDS = 12, 30
 
 
-def measure(
-    deadline: Deadline, device: Device | None = None, peers: Mapping[str, Operator] | None = None
-) -> Iterator[Finding]:
+def measure(deadline: Deadline, device: Gpu | None = None, peers: Mapping[str, Operator] | None = None) -> Iterator[Finding]:
     """Times, ratios, memory and the share of the floor at every shape, then torch.compile at the second."""
     device = kernels_gpu.find_gpu() if device is None else device
     peers = kernels_gpu.peers() if peers is None else peers
