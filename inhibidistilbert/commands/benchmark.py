@@ -1,7 +1,6 @@
 """`inhibidistilbert benchmark`: `kernels` counts instructions or takes times on a GPU, `cpu` takes times on the CPU, `model`
 compares a checkpoint with its peers, `gpu` measures all that a GPU can show."""
 
-from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,18 +14,17 @@ from .output import (
     JsonOption,
     OutputOption,
     check_positive,
+    deliver,
     left_out,
     new_table,
     number,
-    print_json,
     print_table,
     progress_bar,
-    save,
 )
 
 if TYPE_CHECKING:
-    from ..benchmarks.static import Figures
-    from ..support.benchmark_results import CpuRow, KernelRow
+    from ..benchmarks.static import StaticResults
+    from ..support.benchmark_results import CpuResults, KernelResults
 
 benchmark_app = typer.Typer(
     name="benchmark", help="Measure the kernels and the models.", no_args_is_help=True, add_completion=False
@@ -86,19 +84,14 @@ def count_instructions(
     cases = static.default_cases(chosen, sizes)
     with progress_bar("Compiling", len(cases)) as advance:
         rows = static.count(cases, keep, jobs, advance)
-    if output is not None:
-        save(static.StaticResults(machine.header(), rows), output / "kernels_static.json")
-    if as_json:
-        print_json(rows)
-    else:
-        print_counts(rows)
+    deliver(static.StaticResults(machine.header(), rows), output, "kernels_static.json", as_json, print_counts)
 
 
-def print_counts(rows: "Iterable[Figures]") -> None:
+def print_counts(content: "StaticResults") -> None:
     """A table for people, one kernel a line."""
     names = ("kernel", "target", "d", "dtype", "variant")
     table = new_table(names, ("registers", "spills", "shared", "a triple", "pre-pass"))
-    for row in rows:
+    for row in content.results:
         place = (row.variant.target, str(row.variant.head_dim), row.variant.dtype, ", ".join(row.variant.words))
         sizes = map(str, (row.registers, row.spills, row.shared_bytes))
         costs = map(number, (row.instructions_per_triple, row.prepass_instructions_per_triple))
@@ -124,18 +117,14 @@ def time_kernels(
     shapes = [Shape(batch, heads, length, head_dim) for head_dim, length in sizes]
     with progress_bar("Timing", 2 * len(shapes)) as advance:
         rows = kernels_gpu.run(device, shapes, kernels_gpu.peers(), advance)
-    if output is not None:
-        save(KernelResults(machine.header(gpu=device.name, seed=SEED), rows), output / "kernels_gpu.json")
-    if as_json:
-        print_json(rows)
-    else:
-        print_kernel_times(rows)
+    header = machine.header(gpu=device.name, seed=SEED)
+    deliver(KernelResults(header, rows), output, "kernels_gpu.json", as_json, print_kernel_times)
 
 
-def print_kernel_times(rows: "Iterable[KernelRow]") -> None:
+def print_kernel_times(content: "KernelResults") -> None:
     """A table for people, one peer at one shape a line."""
     table = new_table(("pass", "shape", "peer"), ("ms", "ratio", "of the floor", "peak MiB"))
-    for row in rows:
+    for row in content.results:
         times, ratio = (None if each is None else each.median for each in (row.milliseconds, row.ratio))
         table.add_row(
             row.pass_name,
@@ -184,18 +173,13 @@ def cpu(
     with progress_bar("Timing", len(numbers) * sum(len(each.shapes) for each in chosen)) as advance:
         rows, refusals = comparison.run(chosen, numbers, advance)
     header = machine.header(seed=SEED, **left_out(refusals))
-    if output is not None:
-        save(CpuResults(header, rows), output / "cpu.json")
-    if as_json:
-        print_json(rows)
-    else:
-        print_cpu_times(rows)
+    deliver(CpuResults(header, rows), output, "cpu.json", as_json, print_cpu_times)
 
 
-def print_cpu_times(rows: "Iterable[CpuRow]") -> None:
+def print_cpu_times(content: "CpuResults") -> None:
     """A table for people, one peer at one shape a line; ratios with their 10 % and 90 % quantiles."""
     table = new_table(("level", "threads", "shape", "peer"), ("ms", "to softmax fp32", "to its softmax"))
-    for row in rows:
+    for row in content.results:
         shape, milliseconds = f"{row.problem} {row.shape}", number(row.milliseconds.median, 3)
         ratios = (str(row.ratio), str(row.softmax_ratio or ""))
         table.add_row(row.level, str(row.threads), shape, row.peer, milliseconds, *ratios)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..support.errors import UserError
-from .output import JsonOption, OutputOption, new_table, number, print_json, print_table, progress_bar, save
+from .output import JsonOption, OutputOption, deliver, new_table, number, print_table, progress_bar, save
 
 if TYPE_CHECKING:
     from ..benchmarks.gpu.findings import GpuResults
@@ -51,12 +51,9 @@ def gpu(
                 save(report.results(header, outcomes), file)
             advance()
     results = report.results(header, outcomes)
-    if as_json:
-        print_json(results.results)
-    else:
-        print_run(results)
-        if file is not None:
-            print(f"{device}: every figure is in {file.with_suffix('.csv')} and the files beside it.")
+    deliver(results, None, "", as_json, print_run)
+    if file is not None and not as_json:
+        print(f"{device}: every figure is in {file.with_suffix('.csv')} and the files beside it.")
     if any(outcome.failed for outcome in outcomes):
         raise typer.Exit(1)
 

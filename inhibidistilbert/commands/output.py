@@ -2,10 +2,10 @@
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -16,7 +16,7 @@ from rich.table import Table
 from ..support.errors import UserError
 
 if TYPE_CHECKING:
-    from ..support.results import Results, Row
+    from ..support.results import Results
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as one JSON list.")]
 OutputOption = Annotated[Path | None, typer.Option("--output", metavar="DIR", help="Write CSV, JSON and PNG files there.")]
@@ -53,10 +53,6 @@ def print_table(table: Table) -> None:
     console.print(table)
 
 
-def print_json(rows: "Iterable[Row]") -> None:
-    print(json.dumps([row.as_dict() for row in rows]))
-
-
 def left_out(refusals: Mapping[str, str]) -> dict[str, str]:
     """Say who could not take part, and why; the same for the header of the results."""
     for peer, why in refusals.items():
@@ -70,6 +66,16 @@ def save(results: "Results", file: Path) -> None:
     from ..benchmarks import pictures  # when the tables are safe: it needs matplotlib
 
     pictures.draw(file)
+
+
+def deliver(results: "Results", folder: Path | None, name: str, as_json: bool, show: Callable[[Any], None]) -> None:
+    """Save the results where there is a folder, then print their rows: as JSON, or by `show`."""
+    if folder is not None:
+        save(results, folder / name)
+    if as_json:
+        print(json.dumps(results.tables()["results"]))
+    else:
+        show(results)
 
 
 def number(value: float | None, digits: int = 2) -> str:
