@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import cycle, product
-from typing import Any, cast
+from itertools import cycle, groupby, product
+from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -131,14 +132,16 @@ class Measurement:
             for one, two in zip(self.windows, peer.windows, strict=True)
             if one.joules_per_sample is not None and two.joules_per_sample is not None
         ]
-        known = self.peak_bytes is not None and peer.peak_bytes is not None
+        memory = None
+        if self.peak_bytes is not None and peer.peak_bytes is not None:
+            memory = self.peak_bytes / peer.peak_bytes
         return RatioRow(
             model=self.name,
             peer=peer.name,
             setting=self.setting,
             throughput=ratios(peer_seconds, seconds),
             latency=ratios(latency, peer_latency),
-            memory=cast(int, self.peak_bytes) / cast(int, peer.peak_bytes) if known else None,
+            memory=memory,
             energy=Quantiles.of(energies) if energies else None,
         )
 
@@ -184,9 +187,6 @@ class _Running:
     windows: list[Window] = field(default_factory=list)
 
     def __call__(self) -> int:
-        return self.batch()
-
-    def batch(self) -> int:
         """Run the next batch to its end; its size."""
         inputs = next(self.inputs)
         self.model(**inputs)
@@ -194,25 +194,23 @@ class _Running:
             torch.accelerator.synchronize(self.device)
         return len(inputs["input_ids"])
 
-    def window(self) -> float:
-        """Run the batches of a round and note them; seconds of the round."""
+    def window(self) -> None:
+        """Run the batches of a round and note them."""
         latencies: list[float] = []
-        samples = 0
+        samples: list[int] = []
 
         def work() -> None:
-            nonlocal samples
             for _ in range(self.batches):
                 start = self.clock()
-                samples += self.batch()
+                samples.append(self())
                 latencies.append(self.clock() - start)
 
+        joules = None
         if self.meter is None:
             work()
-            joules = None
         else:
             joules = self.meter.joules(work) or None
-        self.windows.append(Window(samples, latencies, joules))
-        return sum(latencies)
+        self.windows.append(Window(sum(samples), latencies, joules))
 
 
 def check(checkpoint: Checkpoint, protocol: Protocol) -> None:
@@ -247,16 +245,14 @@ def run(
     found: list[Measurement] = []
     refusals: dict[str, str] = {}
     models: dict[str, nn.Module] = {}
-    built_for = None
-    for setting in protocol.settings:
-        if setting.dtype != built_for:
-            models.clear()
-            models = _build_all(checkpoint, peers, setting.dtype, device, refusals)
-            built_for = setting.dtype
-        with torch_threads(setting.threads):
-            inputs = make_inputs(checkpoint, setting, device)
-            found += measure(models, inputs, setting, protocol, device, meter, clock, refusals)
-        progress()
+    for dtype, settings in groupby(protocol.settings, key=attrgetter("dtype")):
+        models.clear()  # before others take their place in memory
+        models |= _build_all(checkpoint, peers, dtype, device, refusals)
+        for setting in settings:
+            with torch_threads(setting.threads):
+                inputs = make_inputs(checkpoint, setting, device)
+                found += measure(models, inputs, setting, protocol, device, meter, clock, refusals)
+            progress()
     return found, refusals
 
 
@@ -306,7 +302,7 @@ def measure(
         peer.batches = batches
     rounds = max(protocol.repetitions, math.ceil(protocol.samples * protocol.repetitions / (batch * batches)))
     budget = Budget(protocol.seconds, least=protocol.repetitions, most=rounds)
-    interleave({name: peer.window for name, peer in running.items()}, budget, measure=lambda window: cast(float, window()))
+    interleave({name: peer.window for name, peer in running.items()}, budget)
     for name, peer in running.items():
         yield Measurement(setting, name, peer.windows, weight_bytes(peer.model), memory[name])
 

@@ -11,14 +11,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    DistilBertConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer, DistilBertConfig, PreTrainedConfig, PreTrainedModel
 
 from ..modeling import modeling_inhibidistilbert
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
@@ -79,7 +72,7 @@ class Checkpoint:
             raise UserError(f"CHECKPOINT {source!r} has the architecture {architecture!r}, which is not known here.")
         return cls(source, config, architecture, weights=source)
 
-    def tokenizer(self) -> PreTrainedTokenizerBase:
+    def tokenizer(self) -> Any:
         """Raises `UserError` where there is none."""
         try:
             return load_pretrained(AutoTokenizer, self.source)

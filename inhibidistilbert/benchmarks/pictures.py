@@ -60,7 +60,7 @@ def draw(table: Path) -> None:
 def _save(picture: Path, make: Callable[..., Figure | None], results: Results, table: Path) -> None:
     try:
         figure = make(results)
-    except (ValueError, LookupError, ArithmeticError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise UserError(f"{str(table)!r} does not hold what {picture.name} is drawn from: {reason(error)}.") from error
     if figure is not None:
         plots.save(figure, picture)
@@ -159,7 +159,7 @@ def gpu(content: GpuResults) -> Figure | None:
 def _kernel_setting(setting: str) -> tuple[str, int, str]:
     """Of `8×12×512×64, forward` the title, the triples, and `8×512`."""
     text, name = setting.split(", ", 1)
-    shape = Shape.parse(text)
+    shape = Shape(*map(int, text.split("×")))
     return f"attention alone, {name}", shape.triples, str(shape.tokens)
 
 

@@ -10,17 +10,7 @@ import typer
 from ..support.errors import UserError
 from .benchmark_gpu import gpu
 from .benchmark_model import model
-from .output import (
-    JsonOption,
-    OutputOption,
-    check_positive,
-    deliver,
-    left_out,
-    new_table,
-    number,
-    print_table,
-    progress_bar,
-)
+from .output import JsonOption, OutputOption, check_positive, deliver, left_out, new_table, number, print_table, progress_bar
 
 if TYPE_CHECKING:
     from ..benchmarks.static import StaticResults

@@ -60,11 +60,16 @@ def model(
     medians over the rounds. Energy is read where there is a meter (pip install "inhibidistilbert[energy]") and is left out
     otherwise. With --output: model_cpu.csv (ratios), .json (everything), .png and .md, or model_gpu.….
     """
-    for name, values in (("--batch", batch), ("--length", length), ("--threads", threads)):
+    lists = {
+        "--batch": batch,
+        "--length": length,
+        "--threads": threads,
+        "--samples": [samples],
+        "--repetitions": [repetitions],
+    }
+    for name, values in lists.items():
         for value in values or ():
             check_positive(name, value)
-    check_positive("--samples", samples)
-    check_positive("--repetitions", repetitions)
     if seconds is not None and not seconds > 0:
         raise UserError(f"--seconds must be above 0; got {seconds}.")
 
@@ -113,9 +118,9 @@ def model(
         measurements, refusals = comparison.run(
             measured, peers, protocol, where, meter=meter, make_inputs=make_inputs, progress=advance
         )
-    name = torch.cuda.get_device_name(where) if where.type == "cuda" else str(where)
+    accelerator = torch.cuda.get_device_name(where) if where.type == "cuda" else str(where)
     header = machine.header(
-        **({} if where.type == "cpu" else {"gpu": name}),
+        **({} if where.type == "cpu" else {"gpu": accelerator}),
         seed=SEED,
         weights=measured.weights,
         inputs=inputs,

@@ -33,14 +33,6 @@ class Shape(Row):
     def __str__(self) -> str:
         return f"{self.batch}×{self.heads}×{self.length}×{self.head_dim}"
 
-    @classmethod
-    def parse(cls, text: str) -> "Shape":
-        """The shape that `str` gives as `text`. Raises `ValueError` for another text."""
-        try:
-            return cls(*map(int, text.split("×")))
-        except TypeError as error:
-            raise ValueError(f"no shape: {text!r}") from error
-
     @property
     def tokens(self) -> Tokens:
         return Tokens(self.batch, self.length)

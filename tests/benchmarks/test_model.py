@@ -125,7 +125,7 @@ class Steps:
             self.now += seconds(running.name)
             return len(next(running.inputs)["input_ids"])
 
-        monkeypatch.setattr(model._Running, "batch", batch)
+        monkeypatch.setattr(model._Running, "__call__", batch)
 
     def __call__(self) -> float:
         return self.now
@@ -273,14 +273,14 @@ def test_batches_of_many_tokens_are_left_out():
 
 
 def test_who_runs_out_of_memory_is_left_out(checkpoint, monkeypatch):
-    batch = model._Running.batch
+    batch = model._Running.__call__
 
     def failing(running):
         if running.name == "softmax_sdpa":
             raise torch.OutOfMemoryError
         return batch(running)
 
-    monkeypatch.setattr(model._Running, "batch", failing)
+    monkeypatch.setattr(model._Running, "__call__", failing)
     measurements, refusals = run(checkpoint, SOFTMAX, protocol(), CPU)
     assert [x.name for x in measurements] == ["inhibitor"]
     assert refusals == {"softmax_sdpa (float32, batch 2, length 8)": "OutOfMemoryError"}

@@ -12,6 +12,7 @@ from .findings import Finding, Verdict
 from .models import FULL, PEER, SENTENCES, Place
 
 Findings = Mapping[str, Sequence[Finding]]  # by the name of their part
+Figure = Callable[[Findings], float | None]
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Goal:
     """A figure, and what it should be; neither bound: only of interest."""
 
     text: str
-    figure: Callable[[Findings], float | None]
+    figure: Figure
     at_least: float | None = None
     at_most: float | None = None
 
@@ -48,7 +49,7 @@ def _checks_not_passed(findings: Findings) -> float | None:
 _GOAL_SHAPE = kernels.SHAPES[0]
 
 
-def _kernel(metric: str, shape: Shape = _GOAL_SHAPE) -> Callable[[Findings], float | None]:
+def _kernel(metric: str, shape: Shape = _GOAL_SHAPE) -> Figure:
     def figure(findings: Findings) -> float | None:
         return _find(findings.get("kernels", ()), kernels.INHIBITOR, kernels.setting(shape, FORWARD), metric)
 
@@ -76,21 +77,18 @@ def _model_ratios(findings: Sequence[Finding], texts: str, batch: int) -> tuple[
     return best[INHIBITOR] / best[PEER], None if mine is None or not other else mine / other
 
 
-def _throughput(texts: str, batches: Sequence[int]) -> Callable[[Findings], float | None]:
-    return lambda findings: _worst(min, [_model_ratios(findings.get("models", ()), texts, batch)[0] for batch in batches])
+def _worst(which: int, choose: Callable[[list[float]], float], texts: str, batches: Sequence[int]) -> Figure:
+    """Of the ratios of `_model_ratios`; None where one is missing."""
+
+    def figure(findings: Findings) -> float | None:
+        ratios = [_model_ratios(findings.get("models", ()), texts, batch)[which] for batch in batches]
+        known = [ratio for ratio in ratios if ratio is not None]
+        return choose(known) if len(known) == len(batches) else None
+
+    return figure
 
 
-def _energy(texts: str, batches: Sequence[int]) -> Callable[[Findings], float | None]:
-    return lambda findings: _worst(max, [_model_ratios(findings.get("models", ()), texts, batch)[1] for batch in batches])
-
-
-def _worst(choose: Callable[[list[float]], float], ratios: Sequence[float | None]) -> float | None:
-    """None where one is missing."""
-    known = [ratio for ratio in ratios if ratio is not None]
-    return choose(known) if len(known) == len(ratios) else None
-
-
-def _bit_rate(name: str) -> Callable[[Findings], float | None]:
+def _bit_rate(name: str) -> Figure:
     return lambda findings: _find(findings.get("one-bit", ()), name, "", matrix_rate.RELATIVE)
 
 
@@ -100,10 +98,10 @@ GOALS = (
     Goal(f"kernel forward, share of the fp32 floor at {_GOAL_SHAPE}", _kernel("share of the floor"), at_least=0.75),
     Goal(f"kernel forward, times faster than cdist at {_GOAL_SHAPE}", _kernel("times faster than cdist"), at_least=30),
     Goal("kernel forward, extra memory at twice the length", _memory_growth, at_most=2.1),
-    Goal("model / softmax bf16, sentences, worst batch", _throughput(SENTENCES, _BATCHES), at_least=0.95),
-    Goal("energy / softmax bf16, sentences, worst batch", _energy(SENTENCES, _BATCHES), at_most=1.1),
-    Goal("model / softmax bf16, 128 tokens, batch 1", _throughput(FULL, [1]), at_least=1.0),
-    Goal("model / softmax bf16, 128 tokens, batch 32", _throughput(FULL, [32]), at_least=0.8),
+    Goal("model / softmax bf16, sentences, worst batch", _worst(0, min, SENTENCES, _BATCHES), at_least=0.95),
+    Goal("energy / softmax bf16, sentences, worst batch", _worst(1, max, SENTENCES, _BATCHES), at_most=1.1),
+    Goal("model / softmax bf16, 128 tokens, batch 1", _worst(0, min, FULL, [1]), at_least=1.0),
+    Goal("model / softmax bf16, 128 tokens, batch 32", _worst(0, min, FULL, [32]), at_least=0.8),
     Goal("one-bit / bf16 instruction rate, mma", _bit_rate("mma")),
     Goal("one-bit / bf16 instruction rate, wgmma", _bit_rate("wgmma")),
 )
