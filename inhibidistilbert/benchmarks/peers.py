@@ -4,7 +4,6 @@ import copy
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from ..quantization import quantize
 from ..support.errors import UserError, reason
 from ..support.foreign import load_pretrained
 from ..support.quiet import quiet_transformers
+from ..support.sizes import published_sizes, size_config
 from .composed import AUTHORS
 from .timing import SEED, Refused
 
@@ -53,14 +53,11 @@ class Checkpoint:
     @classmethod
     def load(cls, source: str) -> "Checkpoint":
         """Raises `UserError`: neither a folder of an InhibiDistilBERT checkpoint nor a published size."""
-        root = files("inhibidistilbert") / "hub_configs"
-        sizes = sorted(entry.name for entry in root.iterdir() if (entry / "config.json").is_file())
+        sizes = published_sizes()
         if source in sizes:
-            with as_file(root / source) as folder:
-                return cls(source, InhibiDistilBertConfig.from_pretrained(folder), "InhibiDistilBertModel")
+            return cls(source, size_config(source), "InhibiDistilBertModel")
         if not (Path(source) / "config.json").is_file():
-            names = ", ".join(sizes)
-            raise UserError(f"CHECKPOINT {source!r} is neither a folder with a config.json nor one of {names}.")
+            raise UserError(f"CHECKPOINT {source!r} is neither a folder with a config.json nor one of {', '.join(sizes)}.")
         config = _load(AutoConfig, source, "CHECKPOINT")
         if config.model_type != InhibiDistilBertConfig.model_type:
             raise UserError(

@@ -60,14 +60,8 @@ def model(
     medians over the rounds. Energy is read where there is a meter (pip install "inhibidistilbert[energy]") and is left out
     otherwise. With --output: model_cpu.csv (ratios), .json (everything), .png and .md, or model_gpu.….
     """
-    lists = {
-        "--batch": batch,
-        "--length": length,
-        "--threads": threads,
-        "--samples": [samples],
-        "--repetitions": [repetitions],
-    }
-    for name, values in lists.items():
+    counts = {"--samples": [samples], "--repetitions": [repetitions]}
+    for name, values in {"--batch": batch, "--length": length, "--threads": threads, **counts}.items():
         for value in values or ():
             check_positive(name, value)
     if seconds is not None and not seconds > 0:

@@ -1,25 +1,13 @@
-"""The published sizes, and word embeddings for a new student of one."""
+"""Word embeddings for a new student of a published size."""
 
-from importlib.resources import as_file, files
 from typing import cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
-
-
-def published_sizes() -> list[str]:
-    """Names of the configurations in `hub_configs`."""
-    root = files("inhibidistilbert") / "hub_configs"
-    return sorted(entry.name for entry in root.iterdir() if (entry / "config.json").is_file())
-
-
-def size_config(name: str) -> InhibiDistilBertConfig:
-    """The configuration of a published size."""
-    with as_file(files("inhibidistilbert") / "hub_configs" / name) as folder:
-        return InhibiDistilBertConfig.from_pretrained(folder)
+from ..support.sizes import published_sizes as published_sizes
+from ..support.sizes import size_config as size_config
 
 
 def word_embeddings(model: PreTrainedModel) -> nn.Embedding:
