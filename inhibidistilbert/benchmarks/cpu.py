@@ -77,14 +77,14 @@ TRAINING_STEPS: Mapping[str, MakeWork] = {
 @functools.cache
 def _encoder(family: str, precision: str, layers: int, dim: int, heads: int) -> nn.Module:
     """DistilBERT with `family` attention, for inference; all Linear layers int8 where that is the precision."""
-    sizes: dict[str, Any] = {"n_layers": layers, "dim": dim, "n_heads": heads, "hidden_dim": 4 * dim}
-    config = InhibiDistilBertConfig(**sizes, quantized=precision == "int8")
+    quantized = precision == "int8"
+    config = InhibiDistilBertConfig(n_layers=layers, dim=dim, n_heads=heads, hidden_dim=4 * dim, quantized=quantized)
     checkpoint = Checkpoint("random", config, "InhibiDistilBertModel")
     torch.manual_seed(SEED)
     model = (checkpoint.softmax("sdpa") if family == "softmax" else checkpoint.build("inhibitor_cpu")).eval()
     if precision == "bf16":
         return model.to(torch.bfloat16)
-    return with_int8_linears(model) if precision == "int8" else model
+    return with_int8_linears(model) if quantized else model
 
 
 def _layer(family: str, precision: str, shape: Shape) -> Work:

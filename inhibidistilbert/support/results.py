@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, ClassVar, Self, get_args, get_origin, get_type_hints
@@ -169,8 +169,7 @@ class Results:
 
 def _tables(cls: type) -> dict[str, type[Row]]:
     """The kind of row of each table, by its name."""
-    hints = {each.name: get_type_hints(cls)[each.name] for each in fields(cls)}
-    return {name: get_args(hint)[0] for name, hint in hints.items() if name != "machine"}
+    return {name: get_args(hint)[0] for name, hint in get_type_hints(cls).items() if get_origin(hint) is list}
 
 
 def device(header: Mapping[str, Any]) -> str:

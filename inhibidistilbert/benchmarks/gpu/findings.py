@@ -1,7 +1,7 @@
 """What a part of the GPU run hands over, one figure or one verdict at a time, and the time it has."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ...support.results import Quantiles, Results, Row
@@ -33,8 +33,16 @@ class Finding(Row):
     failed: bool = False
 
     @classmethod
-    def of(cls, case: str, setting: str, metric: str, quantiles: Quantiles, unit: str = "") -> "Finding":
-        return cls(case, setting, metric, quantiles.median, unit, quantiles.low, quantiles.high)
+    def of(cls, case: str, setting: str, metric: str, value: Quantiles | float | None, unit: str = "") -> "Finding":
+        if isinstance(value, Quantiles):
+            return cls(case, setting, metric, value.median, unit, value.low, value.high)
+        return cls(case, setting, metric, value, unit)
+
+    @classmethod
+    def of_row(cls, case: str, setting: str, row: Row, figures: Sequence[tuple[str, str, str]]) -> Iterator["Finding"]:
+        """What there is of `figures`: the metric, the field of the row, and the unit."""
+        known = ((metric, getattr(row, name), unit) for metric, name, unit in figures)
+        return (cls.of(case, setting, metric, value, unit) for metric, value, unit in known if value is not None)
 
     @classmethod
     def failure(cls, case: str, setting: str, error: BaseException) -> "Finding":

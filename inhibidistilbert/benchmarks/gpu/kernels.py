@@ -15,6 +15,12 @@ SHAPES = tuple(
 )
 INHIBITOR, COMPOSED = "inhibitor fp32", "inhibitor fp32, composed with cdist"
 _COMPILED = "inhibitor fp32, definition under torch.compile"
+_FIGURES = (
+    ("time", "milliseconds", "ms"),
+    (f"time / {BASELINE}", "ratio", ""),
+    ("share of the floor", "share_of_floor", ""),
+    ("extra memory", "peak_bytes", "B"),
+)
 _BUDGET = Budget(seconds=1, least=3, most=15)
 # What a shape takes at most, its compilations included; of torch.compile more.
 _SECONDS, _COMPILED_SECONDS = 12, 30
@@ -51,12 +57,7 @@ def _findings(rows: list[KernelRow]) -> Iterator[Finding]:
         if row.milliseconds is None:
             yield Finding.skipped(row.peer, where, row.note)
             continue
-        yield Finding.of(row.peer, where, "time", row.milliseconds, "ms")
-        if row.ratio is not None:
-            yield Finding.of(row.peer, where, f"time / {BASELINE}", row.ratio)
-        if row.share_of_floor is not None:
-            yield Finding(row.peer, where, "share of the floor", row.share_of_floor)
-        yield Finding(row.peer, where, "extra memory", row.peak_bytes, "B")
+        yield from Finding.of_row(row.peer, where, row, _FIGURES)
         slow = medians.get((COMPOSED, row.pass_name))
         if row.peer == INHIBITOR and slow is not None:
             yield Finding(row.peer, where, "times faster than cdist", slow / row.milliseconds.median)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...support.benchmark_results import RatioRow, Setting, Tokens
+from ...support.benchmark_results import Setting, Tokens
 from .. import energy
 from .. import model as protocol_of
-from ..model import Batch, Measurement, Protocol
+from ..model import Batch, Protocol
 from ..peers import INHIBITOR, Checkpoint, ModelPeer, build
 from ..timing import SEED
 from .execution import EAGER, MODES
@@ -31,6 +31,13 @@ SENTENCE_LENGTHS = (9, 13, 15, 18, 20, 22, 24, 26, 28, 29, 31, 34, 36, 39, 43, 5
 _PADDED_TO = 8
 _FULL_BATCHES = 4
 
+_FIGURES = (
+    ("throughput", "throughput", "texts/s"),
+    ("latency", "p50", "ms"),
+    ("energy", "joules", "J/text"),
+    ("peak memory", "peak_bytes", "B"),
+)
+_RATIOS = tuple((f"{name} ratio", name, "") for name in ("throughput", "energy", "memory"))
 _PROTOCOL = Protocol(samples=1000, repetitions=3, seconds=1.5)
 # What a mode of one place takes, and with torch.compile where it has to compile.
 _SECONDS, _COMPILING_SECONDS = 6, 25
@@ -153,10 +160,12 @@ def _compare(
     where = Setting(place.dtype, torch.get_num_threads(), Tokens(place.batch, LENGTH))
     measured = protocol_of.measure(models, inputs, where, protocol, device, meter, time.perf_counter, refusals)
     by_name = {each.name: each for each in measured}
-    found = [finding for each in by_name.values() for finding in _figures(each, place, mode)]
+    found: list[Finding] = []
+    for name, each in by_name.items():
+        found += Finding.of_row(f"{name}, {mode}", str(place), each.row(), _FIGURES)
     found += [Finding.skipped(f"{PEER}, {mode}", str(place), reason) for reason in refusals.values()]
     if PEER in by_name:
-        found += _ratios(by_name[INHIBITOR].beside(by_name[PEER]), place, mode)
+        found += Finding.of_row(mode, str(place), by_name[INHIBITOR].beside(by_name[PEER]), _RATIOS)
     return found
 
 
@@ -169,20 +178,3 @@ def _assert_same(got: Tensor, want: Tensor, batch: Batch, name: str) -> None:
     difference = ((got - want).norm() / want.norm()).item()
     if not difference < _MOST_DIFFERENCE:
         raise RuntimeError(f"{name} gives another result than in eager mode: relative difference {difference:.3g}")
-
-
-def _figures(measurement: Measurement, place: Place, mode: str) -> Iterator[Finding]:
-    case, where, row = f"{measurement.name}, {mode}", str(place), measurement.row()
-    yield Finding.of(case, where, "throughput", row.throughput, "texts/s")
-    yield Finding(case, where, "latency", row.p50, "ms")
-    if row.joules is not None:
-        yield Finding(case, where, "energy", row.joules, "J/text")
-    yield Finding(case, where, "peak memory", row.peak_bytes, "B")
-
-
-def _ratios(row: RatioRow, place: Place, mode: str) -> Iterator[Finding]:
-    yield Finding.of(mode, str(place), "throughput ratio", row.throughput)
-    if row.energy is not None:
-        yield Finding.of(mode, str(place), "energy ratio", row.energy)
-    if row.memory is not None:
-        yield Finding(mode, str(place), "memory ratio", row.memory)
