@@ -14,6 +14,7 @@ from typing import Any
 
 from ..support.errors import UserError, reason
 from ..support.files import write_text
+from ..support.results import device
 
 INDEX = "README.md"
 # In the header beside a table; seed and command may be columns of it as well.
@@ -31,7 +32,7 @@ class Entry:
 
     @property
     def machine(self) -> str:
-        return str(self.header.get("gpu") or self.header["cpu"])
+        return device(self.header)
 
 
 def read_entry(table: Path) -> Entry:

@@ -2,26 +2,29 @@
 memory, and energy where there is a meter.
 
 Texts are random token ids of exactly the length, or real ones cut there; an attention mask goes with them, as from a
-tokenizer. A batch is done when its results are there. The contenders take turns, in alternating order.
+tokenizer. A batch is done when its results are there. The peers take turns, in alternating order.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import cycle, product
-from typing import Any, cast
+from functools import partial
+from itertools import cycle, groupby, product
+from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..support.benchmark_results import ModelRow, RatioRow, Setting, Tokens
 from ..support.errors import UserError
 from ..support.memory import peak_memory
+from ..support.results import Quantiles
 from .composed import AUTHORS
-from .contenders import SEED, SUBJECT, Peer, Subject, build, weight_bytes
-from .cpu import Refused
 from .energy import Meter
-from .timing import Budget, Quantiles, interleave, ratios, torch_threads
+from .peers import INHIBITOR, Checkpoint, ModelPeer, build, weight_bytes
+from .timing import SEED, Budget, Refused, interleave, ratios, torch_threads, wall_time, warm_up
 
 BATCHES, LENGTHS = (1, 8, 16, 32), (128, 256, 512)
 DEFAULT_PEERS = ("softmax_sdpa", "softmax_eager", AUTHORS)
@@ -31,7 +34,7 @@ METERED_SECONDS = 0.5
 _INPUTS = 4
 
 Batch = Mapping[str, Tensor]
-MakeInputs = Callable[[Subject, "Setting", torch.device], list[Batch]]
+MakeInputs = Callable[[Checkpoint, Setting, torch.device], list[Batch]]
 
 
 @dataclass(frozen=True)
@@ -55,23 +58,19 @@ class Protocol:
     max_tokens: float = math.inf
 
     @property
-    def settings(self) -> list["Setting"]:
+    def settings(self) -> list[Setting]:
         """Every combination, a dtype after the other, so that the models are built once each."""
         points = product(self.dtypes, self.threads, self.lengths, self.batches)
-        return [Setting(*point) for point in points if point[-1] * point[-2] <= self.max_tokens]
-
-
-@dataclass(frozen=True)
-class Setting:
-    dtype: str
-    threads: int
-    length: int
-    batch: int
+        return [
+            Setting(dtype, threads, Tokens(batch, length))
+            for dtype, threads, length, batch in points
+            if batch * length <= self.max_tokens
+        ]
 
 
 @dataclass(frozen=True)
 class Window:
-    """What one contender did in one round.
+    """What one peer did in one round.
 
     Attributes:
         samples: texts.
@@ -94,7 +93,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One contender at one setting: its windows, a round each, and bytes of its weights and of its work on a batch."""
+    """One peer at one setting: its windows, a round each, and bytes of its weights and of its work on a batch."""
 
     setting: Setting
     name: str
@@ -107,98 +106,65 @@ class Measurement:
         """Weights and work together."""
         return None if self.working_bytes is None else self.weight_bytes + self.working_bytes
 
-    def as_dict(self) -> dict[str, Any]:
-        throughput = Quantiles.of([1 / window.seconds_per_sample for window in self.windows])
+    def row(self) -> ModelRow:
         latencies = torch.tensor([x for window in self.windows for x in window.latencies], dtype=torch.float64)
         p50, p95 = (1000 * latencies.quantile(torch.tensor([0.5, 0.95], dtype=torch.float64))).tolist()
-        row: dict[str, Any] = {"model": self.name} | _place(self.setting)
-        row |= {"rounds": len(self.windows), "samples": sum(window.samples for window in self.windows)}
-        row |= _columns("samples_per_second", throughput)
-        row |= {"latency_p50_ms": round(p50, 4), "latency_p95_ms": round(p95, 4)}
-        row |= {"weight_bytes": self.weight_bytes, "peak_bytes": self.peak_bytes}
         joules = [window.joules_per_sample for window in self.windows if window.joules_per_sample is not None]
-        return row | ({"joules_per_sample": _significant(Quantiles.of(joules).median)} if joules else {})
+        return ModelRow(
+            peer=self.name,
+            setting=self.setting,
+            rounds=len(self.windows),
+            samples=sum(window.samples for window in self.windows),
+            throughput=Quantiles.of([1 / window.seconds_per_sample for window in self.windows]),
+            p50=p50,
+            p95=p95,
+            weight_bytes=self.weight_bytes,
+            peak_bytes=self.peak_bytes,
+            joules=float(f"{Quantiles.of(joules).median:.5g}") if joules else None,
+        )
 
-
-@dataclass(frozen=True)
-class Comparison:
-    """A model beside a peer: quantiles over the rounds of the ratios model / peer; None where there is no figure."""
-
-    setting: Setting
-    model: str
-    peer: str
-    throughput: Quantiles
-    latency: Quantiles
-    memory: float | None
-    energy: Quantiles | None
-
-    @classmethod
-    def of(cls, mine: Measurement, other: Measurement) -> "Comparison":
-        seconds, peer_seconds = ([w.seconds_per_sample for w in x.windows] for x in (mine, other))
-        latency, peer_latency = ([Quantiles.of(w.latencies).median for w in x.windows] for x in (mine, other))
+    def beside(self, peer: "Measurement") -> RatioRow:
+        """The ratios to another at the same setting."""
+        seconds, peer_seconds = ([w.seconds_per_sample for w in x.windows] for x in (self, peer))
+        latency, peer_latency = ([Quantiles.of(w.latencies).median for w in x.windows] for x in (self, peer))
         energies = [
-            (mine_window.joules_per_sample, other_window.joules_per_sample)
-            for mine_window, other_window in zip(mine.windows, other.windows, strict=True)
+            one.joules_per_sample / two.joules_per_sample
+            for one, two in zip(self.windows, peer.windows, strict=True)
+            if one.joules_per_sample is not None and two.joules_per_sample is not None
         ]
-        known = [(one, two) for one, two in energies if one is not None and two is not None]
         memory = None
-        if mine.peak_bytes is not None and other.peak_bytes is not None:
-            memory = mine.peak_bytes / other.peak_bytes
-        return cls(
-            setting=mine.setting,
-            model=mine.name,
-            peer=other.name,
+        if self.peak_bytes is not None and peer.peak_bytes is not None:
+            memory = self.peak_bytes / peer.peak_bytes
+        return RatioRow(
+            model=self.name,
+            peer=peer.name,
+            setting=self.setting,
             throughput=ratios(peer_seconds, seconds),
             latency=ratios(latency, peer_latency),
             memory=memory,
-            energy=Quantiles.of([one / two for one, two in known]) if known else None,
+            energy=Quantiles.of(energies) if energies else None,
         )
-
-    def as_row(self) -> dict[str, Any]:
-        """The columns of the CSV file; energy only where it was measured."""
-        row: dict[str, Any] = {"model": self.model, "peer": self.peer} | _place(self.setting)
-        row |= {"throughput_ratio": round(self.throughput.median, 4), "latency_ratio": round(self.latency.median, 4)}
-        row |= {"memory_ratio": None if self.memory is None else round(self.memory, 4)}
-        return row | ({} if self.energy is None else {"energy_ratio": round(self.energy.median, 4)})
-
-    def as_dict(self) -> dict[str, Any]:
-        """The same with the 10 % and 90 % quantiles."""
-        row = self.as_row() | _columns("throughput_ratio", self.throughput) | _columns("latency_ratio", self.latency)
-        return row | ({} if self.energy is None else _columns("energy_ratio", self.energy))
-
-
-def _place(setting: Setting) -> dict[str, Any]:
-    return {"dtype": setting.dtype, "threads": setting.threads, "batch": setting.batch, "length": setting.length}
-
-
-def _columns(name: str, quantiles: Quantiles) -> dict[str, float]:
-    values = (quantiles.median, quantiles.low, quantiles.high)
-    return {f"{name}{end}": round(value, 4) for end, value in zip(("", "_p10", "_p90"), values, strict=True)}
-
-
-def _significant(value: float) -> float:
-    return float(f"{value:.5g}")
 
 
 # Inputs.
 
 
-def random_inputs(subject: Subject, setting: Setting, device: torch.device) -> list[Batch]:
-    """Batches of token ids without padding, the same for every contender."""
+def random_inputs(checkpoint: Checkpoint, setting: Setting, device: torch.device) -> list[Batch]:
+    """Batches of token ids without padding, the same for every peer."""
     generator = torch.Generator().manual_seed(SEED)
-    shape = (setting.batch, setting.length)
-    drawn = [torch.randint(1, subject.config.vocab_size, shape, generator=generator) for _ in range(_INPUTS)]
+    shape = (setting.tokens.batch, setting.tokens.length)
+    drawn = [torch.randint(1, checkpoint.config.vocab_size, shape, generator=generator) for _ in range(_INPUTS)]
     return [{"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)} for ids in drawn]
 
 
 def text_inputs(tokenizer: Any, texts: Sequence[str]) -> MakeInputs:
     """Batches of the texts in their order, cut at the setting's length, padded to the longest of a batch."""
 
-    def inputs(subject: Subject, setting: Setting, device: torch.device) -> list[Batch]:
-        turns = cycle(texts)
-        count = max(_INPUTS, math.ceil(len(texts) / setting.batch))
-        options = {"padding": True, "truncation": True, "max_length": setting.length, "return_tensors": "pt"}
-        drawn = [tokenizer([next(turns) for _ in range(setting.batch)], **options) for _ in range(count)]
+    def inputs(checkpoint: Checkpoint, setting: Setting, device: torch.device) -> list[Batch]:
+        turns, batch = cycle(texts), setting.tokens.batch
+        count = max(_INPUTS, math.ceil(len(texts) / batch))
+        options = {"padding": True, "truncation": True, "max_length": setting.tokens.length, "return_tensors": "pt"}
+        drawn = [tokenizer([next(turns) for _ in range(batch)], **options) for _ in range(count)]
         return [{name: x[name].to(device) for name in ("input_ids", "attention_mask")} for x in drawn]
 
     return inputs
@@ -208,8 +174,8 @@ def text_inputs(tokenizer: Any, texts: Sequence[str]) -> MakeInputs:
 
 
 @dataclass
-class _Contestant:
-    """A contender at one setting, and what it has done."""
+class _Running:
+    """A peer at one setting, and what it has done."""
 
     name: str
     model: nn.Module
@@ -220,7 +186,7 @@ class _Contestant:
     batches: int = 1
     windows: list[Window] = field(default_factory=list)
 
-    def batch(self) -> int:
+    def __call__(self) -> int:
         """Run the next batch to its end; its size."""
         inputs = next(self.inputs)
         self.model(**inputs)
@@ -228,40 +194,38 @@ class _Contestant:
             torch.accelerator.synchronize(self.device)
         return len(inputs["input_ids"])
 
-    def window(self) -> float:
-        """Run the batches of a round and note them; seconds of the round."""
+    def window(self) -> None:
+        """Run the batches of a round and note them."""
         latencies: list[float] = []
-        samples = 0
+        samples: list[int] = []
 
         def work() -> None:
-            nonlocal samples
             for _ in range(self.batches):
                 start = self.clock()
-                samples += self.batch()
+                samples.append(self())
                 latencies.append(self.clock() - start)
 
+        joules = None
         if self.meter is None:
             work()
-            joules = None
         else:
             joules = self.meter.joules(work) or None
-        self.windows.append(Window(samples, latencies, joules))
-        return sum(latencies)
+        self.windows.append(Window(sum(samples), latencies, joules))
 
 
-def check(subject: Subject, protocol: Protocol) -> None:
-    """Raises `UserError` where the subject cannot take the protocol's shapes."""
+def check(checkpoint: Checkpoint, protocol: Protocol) -> None:
+    """Raises `UserError` where the checkpoint cannot take the protocol's shapes."""
     if not protocol.settings:
         raise UserError(f"--max-tokens {protocol.max_tokens:g} leaves no batch; it must be at least batch times length.")
-    limit = subject.config.max_position_embeddings
+    limit = checkpoint.config.max_position_embeddings
     if max(protocol.lengths) > limit:
         raise UserError(f"--length must be at most {limit}, the checkpoint's positions; got {max(protocol.lengths)}.")
 
 
 @torch.inference_mode()
 def run(
-    subject: Subject,
-    peers: Sequence[Peer],
+    checkpoint: Checkpoint,
+    peers: Sequence[ModelPeer],
     protocol: Protocol,
     device: torch.device,
     *,
@@ -270,41 +234,40 @@ def run(
     progress: Callable[[], object] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[list[Measurement], dict[str, str]]:
-    """Measure the subject and its peers at every setting; `progress` is called after each.
+    """Measure the checkpoint and its peers at every setting; `progress` is called after each.
 
-    Returns the measurements, and for each contender that could not take part why.
+    Returns the measurements, and for each peer that could not take part why.
 
     Raises:
-        UserError: the subject itself cannot take part.
+        UserError: the checkpoint itself cannot take part.
     """
-    check(subject, protocol)
+    check(checkpoint, protocol)
     found: list[Measurement] = []
     refusals: dict[str, str] = {}
     models: dict[str, nn.Module] = {}
-    built_for = None
-    for setting in protocol.settings:
-        if setting.dtype != built_for:
-            models.clear()
-            models = _build_all(subject, peers, setting.dtype, device, refusals)
-            built_for = setting.dtype
-        with torch_threads(setting.threads):
-            inputs = make_inputs(subject, setting, device)
-            found += measure(models, inputs, setting, protocol, device, meter, clock, refusals)
-        progress()
+    for dtype, settings in groupby(protocol.settings, key=attrgetter("dtype")):
+        models.clear()  # before others take their place in memory
+        models |= _build_all(checkpoint, peers, dtype, device, refusals)
+        for setting in settings:
+            with torch_threads(setting.threads):
+                inputs = make_inputs(checkpoint, setting, device)
+                found += measure(models, inputs, setting, protocol, device, meter, clock, refusals)
+            progress()
     return found, refusals
 
 
 def _build_all(
-    subject: Subject, peers: Sequence[Peer], dtype: str, device: torch.device, refusals: dict[str, str]
+    checkpoint: Checkpoint, peers: Sequence[ModelPeer], dtype: str, device: torch.device, refusals: dict[str, str]
 ) -> dict[str, nn.Module]:
     models = {}
-    for peer in (Peer(SUBJECT), *peers):
-        if peer.dtype == dtype and Peer(peer.name) in (Peer(SUBJECT), *peers):
+    everyone = (ModelPeer(INHIBITOR), *peers)
+    for peer in everyone:
+        if peer.dtype == dtype and ModelPeer(peer.name) in everyone:
             continue  # it is there without the dtype
         try:
-            models[str(peer)] = build(subject, peer, dtype, device)
+            models[str(peer)] = build(checkpoint, peer, dtype, device)
         except Refused as refusal:
-            if peer.name == SUBJECT and peer.dtype is None:
+            if peer == ModelPeer(INHIBITOR):
                 raise UserError(f"--dtype {dtype}: {refusal}.") from refusal
             refusals[f"{peer} ({dtype})"] = str(refusal)
     return models
@@ -323,67 +286,56 @@ def measure(
     """Measure models at one setting, in turns; why one could not take part goes into `refusals`.
 
     Raises:
-        UserError: the one that is called `SUBJECT` cannot take part.
+        UserError: the one that is called `INHIBITOR` cannot take part.
     """
-    contestants: dict[str, _Contestant] = {}
-    memory, seconds = {}, {}
-    for name, model in models.items():
-        contestant = _Contestant(name, model, cycle(inputs), device, clock, meter)
-        try:
-            contestant.batch()  # compiles, and fills caches
-            memory[name] = peak_memory(device, contestant.batch)
-            start = clock()
-            contestant.batch()
-            seconds[name] = clock() - start
-        except (torch.OutOfMemoryError, NotImplementedError) as error:
-            if name == SUBJECT:
-                raise UserError(f"the checkpoint cannot be measured at {setting}: {error}") from error
-            refusals[f"{name} ({setting.dtype}, batch {setting.batch}, length {setting.length})"] = type(error).__name__
-            continue
-        contestants[name] = contestant
-    if meter is not None:
-        batches = max(1, math.ceil(METERED_SECONDS / min(seconds.values())))
-        for contestant in contestants.values():
-            contestant.batches = batches
-    window = setting.batch * next(iter(contestants.values())).batches
-    rounds = max(protocol.repetitions, math.ceil(protocol.samples * protocol.repetitions / window))
+    makers = {name: partial(_Running, name, model, cycle(inputs), device, clock, meter) for name, model in models.items()}
+    limits = (torch.OutOfMemoryError, NotImplementedError)
+    running, memory, refused = warm_up(makers, limits, partial(peak_memory, device))
+    batch, length = setting.tokens.batch, setting.tokens.length
+    for name, error in refused.items():
+        if name == INHIBITOR:
+            raise UserError(f"the checkpoint cannot be measured at {setting.tokens} tokens in {setting.dtype}: {error}")
+        refusals[f"{name} ({setting.dtype}, batch {batch}, length {length})"] = type(error).__name__
+    fastest = min(wall_time(peer, clock) for peer in running.values())
+    batches = 1 if meter is None else max(1, math.ceil(METERED_SECONDS / fastest))
+    for peer in running.values():
+        peer.batches = batches
+    rounds = max(protocol.repetitions, math.ceil(protocol.samples * protocol.repetitions / (batch * batches)))
     budget = Budget(protocol.seconds, least=protocol.repetitions, most=rounds)
-    windows = {name: contestant.window for name, contestant in contestants.items()}
-    interleave(windows, budget, measure=lambda window: cast(float, window()))
-    for name, contestant in contestants.items():
-        yield Measurement(setting, name, contestant.windows, weight_bytes(contestant.model), memory[name])
+    interleave({name: peer.window for name, peer in running.items()}, budget)
+    for name, peer in running.items():
+        yield Measurement(setting, name, peer.windows, weight_bytes(peer.model), memory[name])
 
 
 # What comes of it.
 
 
-def compare(measurements: Sequence[Measurement]) -> list[Comparison]:
-    """The subject beside each peer, and the authors' formulation beside each softmax peer, at every setting."""
+def compare(measurements: Sequence[Measurement]) -> list[RatioRow]:
+    """The checkpoint beside each peer, and the authors' formulation beside each softmax peer, at every setting."""
     found = []
     for setting in dict.fromkeys(measurement.setting for measurement in measurements):
         here = {x.name: x for x in measurements if x.setting == setting}
-        for model in (SUBJECT, AUTHORS):
+        for model in (INHIBITOR, AUTHORS):
             for peer in here:
-                if model in here and peer not in (SUBJECT, model):
-                    found.append(Comparison.of(here[model], here[peer]))
+                if model in here and peer not in (INHIBITOR, model):
+                    found.append(here[model].beside(here[peer]))
     return found
 
 
-def markdown(comparisons: Sequence[Comparison]) -> str:
-    """A Markdown table: a comparison a line, ratios with their 10 % and 90 % quantiles."""
-    energy = any(comparison.energy for comparison in comparisons)
-    titles = ["model", "peer", "dtype", "threads", "batch", "length", "throughput", "latency", "memory"]
-    titles += ["energy"] if energy else []
-    lines = ["| " + " | ".join(titles) + " |", "|---|---|---|" + "---:|" * (len(titles) - 3)]
-    for comparison in comparisons:
-        cells = [comparison.model, comparison.peer, *map(str, _place(comparison.setting).values())]
-        cells += [shown(comparison.throughput), shown(comparison.latency)]
-        cells += ["" if comparison.memory is None else f"{comparison.memory:.2f}"]
-        cells += [shown(comparison.energy)] if energy else []
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+def ratio_cells(rows: Sequence[RatioRow]) -> list[list[str]]:
+    """A table for people: titles, then a comparison a line, ratios with their 10 % and 90 % quantiles."""
+    titles = ["model", "peer", "dtype", "threads", "batch", "length", "throughput", "latency", "memory", "energy"]
+    lines = []
+    for row in rows:
+        memory, energy = "" if row.memory is None else f"{row.memory:.2f}", str(row.energy or "")
+        place = map(str, row.setting.as_dict().values())
+        lines.append([row.model, row.peer, *place, str(row.throughput), str(row.latency), memory, energy])
+    columns = len(titles) if any(row.energy for row in rows) else -1
+    return [line[:columns] for line in (titles, *lines)]
 
 
-def shown(quantiles: Quantiles | None) -> str:
-    """`0.95 (0.93–0.97)`"""
-    return "" if quantiles is None else f"{quantiles.median:.2f} ({quantiles.low:.2f}–{quantiles.high:.2f})"
+def markdown(rows: Sequence[RatioRow]) -> str:
+    """The same in Markdown."""
+    titles, *lines = ("| " + " | ".join(line) + " |" for line in ratio_cells(rows))
+    rule = "|---|---|---|" + "---:|" * (titles.count("|") - 4)
+    return "\n".join([titles, rule, *lines]) + "\n"

@@ -16,10 +16,11 @@ from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from subprocess import PIPE, Popen
-from typing import IO, NamedTuple, cast
+from typing import IO, Annotated, NamedTuple, cast
 
 from ..kernels.triton.launch import MAX_HEAD_SIZE
 from ..support.errors import UserError
+from ..support.results import Column, Results, Row
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ HEAD_DIMS = (64, 32)
 
 
 @dataclass(frozen=True)
-class Case:
-    """One call of the operator for one kind of GPU, and the kernels to count of it."""
+class Variant(Row):
+    """One call of the operator for one kind of GPU."""
 
     target: str = "sm_90"
     head_dim: int = 64
@@ -80,11 +81,22 @@ class Case:
     signed: bool = True
     centered: bool = True
     causal: bool = False
+
+    @property
+    def words(self) -> list[str]:
+        """`["signed", "centered"]`"""
+        return ["signed" if self.signed else "unsigned", *(x for x in ("centered", "causal") if getattr(self, x))]
+
+
+@dataclass(frozen=True)
+class Case(Variant):
+    """A call, and the kernels to count of it."""
+
     kernels: tuple[str, ...] = tuple(KERNELS)
 
 
 @dataclass(frozen=True)
-class Figures:
+class Figures(Row):
     """What the disassembly of one kernel says.
 
     Attributes:
@@ -98,13 +110,8 @@ class Figures:
     """
 
     kernel: str
-    pass_name: str
-    target: str
-    head_dim: int
-    dtype: str
-    signed: bool
-    centered: bool
-    causal: bool
+    pass_name: Annotated[str, Column("pass")]
+    variant: Variant
     registers: int
     spills: int
     spills_total: int
@@ -113,9 +120,10 @@ class Figures:
     prepass_instructions_per_triple: float | None
     keys_per_iteration: int
 
-    def as_dict(self) -> dict:
-        """Under the names of the JSON and CSV files, where `pass_name` is `pass`."""
-        return {"pass" if name == "pass_name" else name: value for name, value in asdict(self).items()}
+
+@dataclass(frozen=True)
+class StaticResults(Results):
+    results: list[Figures]
 
 
 def default_cases(targets: Sequence[str] = tuple(TARGETS), head_dims: Sequence[int] = HEAD_DIMS) -> list[Case]:
@@ -174,7 +182,7 @@ def _count_in_process(cases: list[Case], keep: Path | None, progress: Callable[[
         with stdin:
             stdin.write(request)
         for line in stdout:
-            results.append([Figures(**figures) for figures in json.loads(line)])
+            results.append([Figures.from_dict(row) for row in json.loads(line)])
             progress()
         if worker.wait() or len(results) != len(cases):
             errors.seek(0)

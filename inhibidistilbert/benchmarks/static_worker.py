@@ -1,7 +1,7 @@
 """Compiles kernels for GPUs that are not there and counts their instructions; run by `static.py`, one process a share.
 
 Reads `{"cases": [{"target": "sm_90", …}, …], "keep": null}` from standard input and prints for each case one line: a JSON
-list of `Figures`.
+list of `Figures`, by column.
 """
 
 import json
@@ -26,8 +26,9 @@ from triton.compiler import ASTSource
 from triton.runtime import driver
 
 from ..kernels.triton import launch
+from ..support.benchmark_results import Shape
 from .disassembly import Loop, nvidia_spills, read_amd, read_nvidia, streaming_loops
-from .static import FORWARD_KERNELS, KERNELS, TARGETS, Case, Figures, Target
+from .static import FORWARD_KERNELS, KERNELS, TARGETS, Case, Figures, Target, Variant
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Large enough to fill any GPU, so that the launcher takes its largest tile; below AMD's limit for short addresses.
@@ -107,10 +108,10 @@ def launches(case: Case) -> list[_Launch]:
 
     Tensors are laid out as in the model. No masks; everything else as the launchers choose it for a large input.
     """
+    shape = Shape(_BATCH, _HEADS, _LENGTH, case.head_dim)
 
     def heads() -> Tensor:
-        shape = (_BATCH, _LENGTH, _HEADS, case.head_dim)
-        return torch.empty(shape, dtype=_DTYPES[case.dtype], device="meta").transpose(1, 2)
+        return torch.empty(shape.projected, dtype=_DTYPES[case.dtype], device="meta").transpose(1, 2)
 
     alpha, beta, gamma = (torch.empty(1, device="meta") for _ in range(3))
     mean = torch.empty((_BATCH, _HEADS, _LENGTH) if case.centered else (0,), device="meta")
@@ -206,12 +207,7 @@ def _figures(case: Case, launch: _Launch, keep: Path | None) -> Figures:
     return Figures(
         kernel=launch.name,
         pass_name=KERNELS[launch.name].pass_name,
-        target=case.target,
-        head_dim=case.head_dim,
-        dtype=case.dtype,
-        signed=case.signed,
-        centered=case.centered,
-        causal=case.causal,
+        variant=Variant.from_dict(asdict(case)),
         registers=code.registers,
         spills=sum(loop.spills for loop in code.loops),
         spills_total=code.spills_total,
@@ -223,15 +219,14 @@ def _figures(case: Case, launch: _Launch, keep: Path | None) -> Figures:
 
 
 def _keep(folder: Path, case: Case, kernel: str, compiled: Any, disassembly: str) -> None:
-    words = [kernel.strip("_"), case.target, f"d{case.head_dim}", case.dtype, "signed" if case.signed else "unsigned"]
-    words += [name for name in ("centered", "causal") if getattr(case, name)]
+    stem = "-".join([kernel.strip("_"), case.target, f"d{case.head_dim}", case.dtype, *case.words])
     folder.mkdir(parents=True, exist_ok=True)
     for kind in ("ptx", "cubin", "amdgcn", "hsaco"):
         if kind in compiled.asm:
             content = compiled.asm[kind]
-            (folder / f"{'-'.join(words)}.{kind}").write_bytes(content.encode() if isinstance(content, str) else content)
+            (folder / f"{stem}.{kind}").write_bytes(content.encode() if isinstance(content, str) else content)
     if "cubin" in compiled.asm:
-        (folder / f"{'-'.join(words)}.sass").write_text(disassembly)
+        (folder / f"{stem}.sass").write_text(disassembly)
 
 
 def main() -> None:
@@ -240,7 +235,7 @@ def main() -> None:
     for fields in request["cases"]:
         case = Case(**fields | {"kernels": tuple(fields["kernels"])})
         wanted = [launch for launch in launches(case) if launch.name in case.kernels]
-        print(json.dumps([asdict(_figures(case, launch, keep)) for launch in wanted]), flush=True)
+        print(json.dumps([_figures(case, launch, keep).as_dict() for launch in wanted]), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,20 @@
 """`inhibidistilbert benchmark`: `kernels` counts instructions or takes times on a GPU, `cpu` takes times on the CPU, `model`
 compares a checkpoint with its peers, `gpu` measures all that a GPU can show."""
 
-import json
-import sys
 from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..support.errors import UserError
 from .benchmark_gpu import gpu
 from .benchmark_model import model
-from .output import JsonOption, OutputOption, check_positive, new_table, number, print_table, progress_bar
+from .output import JsonOption, OutputOption, check_positive, deliver, left_out, new_table, number, print_table, progress_bar
+
+if TYPE_CHECKING:
+    from ..benchmarks.static import StaticResults
+    from ..support.benchmark_results import CpuResults, KernelResults
 
 benchmark_app = typer.Typer(
     name="benchmark", help="Measure the kernels and the models.", no_args_is_help=True, add_completion=False
@@ -71,43 +73,29 @@ def count_instructions(
     files.prepare_output(output)
     cases = static.default_cases(chosen, sizes)
     with progress_bar("Compiling", len(cases)) as advance:
-        rows = [figures.as_dict() for figures in static.count(cases, keep, jobs, advance)]
-    if output is not None:
-        header = machine.header()
-        files.write_csv(output / "kernels_static.csv", header, rows)
-        files.write_json(output / "kernels_static.json", header, rows)
-    if as_json:
-        print(json.dumps(rows))
-    else:
-        print_counts(rows)
+        rows = static.count(cases, keep, jobs, advance)
+    deliver(static.StaticResults(machine.header(), rows), output, "kernels_static.json", as_json, print_counts)
 
 
-def print_counts(rows: list[dict]) -> None:
+def print_counts(content: "StaticResults") -> None:
     """A table for people, one kernel a line."""
     names = ("kernel", "target", "d", "dtype", "variant")
     table = new_table(names, ("registers", "spills", "shared", "a triple", "pre-pass"))
-    for row in rows:
-        words = ["signed" if row["signed"] else "unsigned", *(name for name in ("centered", "causal") if row[name])]
-        table.add_row(
-            row["kernel"].strip("_"),
-            row["target"],
-            str(row["head_dim"]),
-            row["dtype"],
-            ", ".join(words),
-            str(row["registers"]),
-            str(row["spills"]),
-            str(row["shared_bytes"]),
-            number(row["instructions_per_triple"]),
-            number(row["prepass_instructions_per_triple"]),
-        )
+    for row in content.results:
+        place = (row.variant.target, str(row.variant.head_dim), row.variant.dtype, ", ".join(row.variant.words))
+        sizes = map(str, (row.registers, row.spills, row.shared_bytes))
+        costs = map(number, (row.instructions_per_triple, row.prepass_instructions_per_triple))
+        table.add_row(row.kernel.strip("_"), *place, *sizes, *costs)
     print_table(table)
 
 
 def time_kernels(
     head_dims: list[int], lengths: list[int] | None, batch: int, heads: int, output: Path | None, as_json: bool
 ) -> None:
-    from ..benchmarks import kernels_gpu, pictures, static
+    from ..benchmarks import kernels_gpu, static
+    from ..benchmarks.timing import SEED
     from ..support import files, machine
+    from ..support.benchmark_results import KernelResults, Shape
 
     for name, value in (("--batch", batch), ("--heads", heads), *(("--length", x) for x in lengths or ())):
         check_positive(name, value)
@@ -115,36 +103,27 @@ def time_kernels(
         static.check_head_dim(head_dim)
     device = kernels_gpu.find_gpu()
     files.prepare_output(output)
-    shapes = product(head_dims, lengths or kernels_gpu.LENGTHS)
-    problems = [kernels_gpu.Problem(batch, heads, length, head_dim) for head_dim, length in shapes]
-    with progress_bar("Timing", 2 * len(problems)) as advance:
-        timings = kernels_gpu.run(device, problems, kernels_gpu.rivals(), advance)
-    rows = [timing.as_dict() for timing in timings]
-    if output is not None:
-        header = machine.header(gpu=device.name, seed=kernels_gpu.SEED)
-        files.write_csv(output / "kernels_gpu.csv", header, rows)
-        files.write_json(output / "kernels_gpu.json", header, rows)
-        pictures.draw(output / "kernels_gpu.json")
-    if as_json:
-        print(json.dumps(rows))
-    else:
-        print_kernel_times(rows)
+    sizes = product(head_dims, lengths or kernels_gpu.LENGTHS)
+    shapes = [Shape(batch, heads, length, head_dim) for head_dim, length in sizes]
+    with progress_bar("Timing", 2 * len(shapes)) as advance:
+        rows = kernels_gpu.run(device, shapes, kernels_gpu.peers(), advance)
+    header = machine.header(gpu=device.name, seed=SEED)
+    deliver(KernelResults(header, rows), output, "kernels_gpu.json", as_json, print_kernel_times)
 
 
-def print_kernel_times(rows: list[dict]) -> None:
-    """A table for people, one rival at one length a line."""
-    table = new_table(("pass", "shape", "rival"), ("ms", "ratio", "of the floor", "peak MiB"))
-    for row in rows:
-        shape = "×".join(str(row[name]) for name in ("batch", "heads", "length", "head_dim"))
-        share, peak = row["share_of_floor"], row["peak_bytes"]
+def print_kernel_times(content: "KernelResults") -> None:
+    """A table for people, one peer at one shape a line."""
+    table = new_table(("pass", "shape", "peer"), ("ms", "ratio", "of the floor", "peak MiB"))
+    for row in content.results:
+        times, ratio = (None if each is None else each.median for each in (row.milliseconds, row.ratio))
         table.add_row(
-            row["pass"],
-            shape,
-            row["rival"],
-            row["note"] or number(row["ms"], 3),
-            number(row["ratio"]),
-            "" if share is None else f"{share:.0%}",
-            "" if peak is None else f"{peak / 2**20:.0f}",
+            row.pass_name,
+            str(row.shape),
+            row.peer,
+            row.note or number(times, 3),
+            number(ratio),
+            "" if row.share_of_floor is None else f"{row.share_of_floor:.0%}",
+            "" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.0f}",
         )
     print_table(table)
 
@@ -167,8 +146,9 @@ def cpu(
     the rounds. Takes six to eight minutes with AVX-512, up to twenty without.
     """
     from ..benchmarks import cpu as comparison
-    from ..benchmarks import pictures
+    from ..benchmarks.timing import SEED
     from ..support import files, machine
+    from ..support.benchmark_results import CpuResults
 
     levels = comparison.levels(quick)
     unknown = set(level or ()) - {each.name for each in levels}
@@ -180,32 +160,17 @@ def cpu(
     files.prepare_output(output)
     chosen = [each for each in levels if not level or each.name in level]
     numbers = threads or [1, 2]
-    with progress_bar("Timing", len(numbers) * sum(len(each.problems) for each in chosen)) as advance:
-        timings, refusals = comparison.run(chosen, numbers, advance)
-    rows = [timing.as_dict() for timing in timings]
-    for rival, why in refusals.items():
-        print(f"note: {rival} is left out: {why}", file=sys.stderr)
-    if output is not None:
-        left_out = "; ".join(f"{rival}: {why}" for rival, why in refusals.items())
-        header = machine.header(seed=comparison.SEED, **{"left out": left_out or "nothing"})
-        files.write_csv(output / "cpu.csv", header, rows)
-        files.write_json(output / "cpu.json", header, rows)
-        pictures.draw(output / "cpu.json")
-    if as_json:
-        print(json.dumps(rows))
-    else:
-        print_cpu_times(rows)
+    with progress_bar("Timing", len(numbers) * sum(len(each.shapes) for each in chosen)) as advance:
+        rows, refusals = comparison.run(chosen, numbers, advance)
+    header = machine.header(seed=SEED, **left_out(refusals))
+    deliver(CpuResults(header, rows), output, "cpu.json", as_json, print_cpu_times)
 
 
-def print_cpu_times(rows: list[dict]) -> None:
-    """A table for people, one rival at one shape a line; ratios with their 10 % and 90 % quantiles."""
-    table = new_table(("level", "threads", "shape", "rival"), ("ms", "to softmax fp32", "to its peer"))
-    for row in rows:
-        shape = "×".join(str(row[name]) for name in ("batch", "heads", "length", "head_dim"))
-        ratio, peer = (
-            "" if row[name] is None else f"{row[name]:.2f} ({row[f'{name}_p10']:.2f}–{row[f'{name}_p90']:.2f})"
-            for name in ("ratio", "peer_ratio")
-        )
-        threads, milliseconds = str(row["threads"]), number(row["ms"], 3)
-        table.add_row(row["level"], threads, f"{row['problem']} {shape}", row["rival"], milliseconds, ratio, peer)
+def print_cpu_times(content: "CpuResults") -> None:
+    """A table for people, one peer at one shape a line; ratios with their 10 % and 90 % quantiles."""
+    table = new_table(("level", "threads", "shape", "peer"), ("ms", "to softmax fp32", "to its softmax"))
+    for row in content.results:
+        shape, milliseconds = f"{row.problem} {row.shape}", number(row.milliseconds.median, 3)
+        ratios = (str(row.ratio), str(row.softmax_ratio or ""))
+        table.add_row(row.level, str(row.threads), shape, row.peer, milliseconds, *ratios)
     print_table(table)

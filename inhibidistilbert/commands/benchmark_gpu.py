@@ -1,12 +1,14 @@
 """`inhibidistilbert benchmark gpu`: everything that a GPU can show, in one run of less than eight minutes."""
 
-import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..support.errors import UserError
-from .output import JsonOption, OutputOption, new_table, number, print_table, progress_bar
+from .output import JsonOption, OutputOption, deliver, new_table, number, print_table, progress_bar, save
+
+if TYPE_CHECKING:
+    from ..benchmarks.gpu.findings import GpuResults
 
 
 def gpu(
@@ -25,7 +27,7 @@ def gpu(
     """
     import torch
 
-    from ..benchmarks import contenders
+    from ..benchmarks import timing
     from ..benchmarks.gpu import report, run
     from ..support import files, machine
 
@@ -39,39 +41,33 @@ def gpu(
     chosen = [each for each in run.PARTS if not part or each.name in part]
     device = torch.cuda.get_device_name()
     runtime = {"cuda": torch.version.cuda} if torch.version.hip is None else {"rocm": torch.version.hip}
-    header = machine.header(gpu=device, seed=contenders.SEED, **runtime)
-    outcomes = []
+    header = machine.header(gpu=device, seed=timing.SEED, **runtime)
+    file = None if output is None else output / f"{report.file_stem(device)}.json"
+    outcomes: list[run.Outcome] = []
     with progress_bar("Measuring", len(chosen)) as advance:
         for outcome in run.run(chosen):
             outcomes.append(outcome)
-            if output is not None:  # after every part: nothing is lost when the run is cut off
-                written = report.write(output, device, header, outcomes)
+            if file is not None:  # after every part: nothing is lost when the run is cut off
+                save(report.results(header, outcomes), file)
             advance()
-    if as_json:
-        print(json.dumps(report.rows(outcomes)))
-    else:
-        print_parts([outcome.as_dict() for outcome in outcomes])
-        print_verdicts(report.verdicts(outcomes))
-        if output is not None:
-            print(f"{device}: every figure is in {written} and the files beside it.")
+    results = report.results(header, outcomes)
+    deliver(results, None, "", as_json, print_run)
+    if file is not None and not as_json:
+        print(f"{device}: every figure is in {file.with_suffix('.csv')} and the files beside it.")
     if any(outcome.failed for outcome in outcomes):
         raise typer.Exit(1)
 
 
-def print_parts(rows: list[dict]) -> None:
-    """A table for people, a part a line."""
+def print_run(results: "GpuResults") -> None:
+    """Tables for people: a part a line, then a goal a line."""
     table = new_table(("part", "state"), ("seconds",))
     table.add_column("what is wrong or missing", max_width=90)
-    for row in rows:
-        table.add_row(row["part"], row["state"], number(row["seconds"], 0), row["note"])
+    for row in results.parts:
+        table.add_row(row.part, row.state, number(row.seconds, 0), row.note)
     print_table(table)
-
-
-def print_verdicts(rows: list[dict]) -> None:
-    """A table for people, a goal a line."""
     table = new_table(("goal",), ("bound", "measured", "met"))
     words = {True: "yes", False: "no", None: ""}
-    for row in rows:
-        measured = "not measured" if row["value"] is None else number(row["value"])
-        table.add_row(row["goal"], row["bound"], measured, words[row["met"]])
+    for goal in results.goals:
+        measured = "not measured" if goal.value is None else number(goal.value)
+        table.add_row(goal.goal, goal.bound, measured, words[goal.met])
     print_table(table)

@@ -3,14 +3,18 @@
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..support.errors import UserError
 from ..support.text_rows import NotUtf8, read_lines
-from .output import JsonOption, OutputOption, check_positive, new_table, print_table, progress_bar
+from .output import JsonOption, OutputOption, check_positive, left_out, new_table, print_table, progress_bar, save
+
+if TYPE_CHECKING:
+    from ..support.benchmark_results import ModelRow, RatioRow
 
 
 def model(
@@ -52,34 +56,36 @@ def model(
 ) -> None:
     """Measure throughput, latency, peak memory and energy of a checkpoint beside its peers of the same size.
 
-    The protocol of the InhibiDistilbert paper, with longer texts too. The contenders take turns; what counts are the ratios,
+    The protocol of the InhibiDistilbert paper, with longer texts too. The peers take turns; what counts are the ratios,
     medians over the rounds. Energy is read where there is a meter (pip install "inhibidistilbert[energy]") and is left out
     otherwise. With --output: model_cpu.csv (ratios), .json (everything), .png and .md, or model_gpu.….
     """
-    for name, values in (("--batch", batch), ("--length", length), ("--threads", threads)):
+    counts = {"--samples": [samples], "--repetitions": [repetitions]}
+    for name, values in {"--batch": batch, "--length": length, "--threads": threads, **counts}.items():
         for value in values or ():
             check_positive(name, value)
-    check_positive("--samples", samples)
-    check_positive("--repetitions", repetitions)
     if seconds is not None and not seconds > 0:
         raise UserError(f"--seconds must be above 0; got {seconds}.")
 
     import torch
 
-    from ..benchmarks import contenders, energy
+    from ..benchmarks import energy
     from ..benchmarks import model as comparison
+    from ..benchmarks.peers import DTYPES, Checkpoint, ModelPeer
+    from ..benchmarks.timing import SEED
     from ..prediction import find_device
     from ..support import files, machine
+    from ..support.benchmark_results import ModelResults
 
     for name in dtype or ():
-        if name not in contenders.DTYPES:
-            raise UserError(f"--dtype must be one of {', '.join(contenders.DTYPES)}; got {name!r}.")
+        if name not in DTYPES:
+            raise UserError(f"--dtype must be one of {', '.join(DTYPES)}; got {name!r}.")
     where = find_device(device)
-    peers = list(dict.fromkeys(contenders.Peer.parse(text) for text in against or comparison.DEFAULT_PEERS))
-    subject = contenders.Subject.load(checkpoint)
+    peers = list(dict.fromkeys(ModelPeer.parse(text) for text in against or comparison.DEFAULT_PEERS))
+    measured = Checkpoint.load(checkpoint)
     protocol = comparison.Protocol(
         batches=batch or comparison.BATCHES,
-        lengths=length or [x for x in comparison.LENGTHS if x <= subject.config.max_position_embeddings],
+        lengths=length or [x for x in comparison.LENGTHS if x <= measured.config.max_position_embeddings],
         threads=threads or [torch.get_num_threads()],
         dtypes=dtype or ["float32"],
         samples=samples,
@@ -87,11 +93,11 @@ def model(
         seconds=math.inf if seconds is None else seconds,
         max_tokens=math.inf if max_tokens is None else max_tokens,
     )
-    comparison.check(subject, protocol)
+    comparison.check(measured, protocol)
     make_inputs: comparison.MakeInputs = comparison.random_inputs
     inputs = "random tokens, every text of exactly the length"
     if text_file is not None:
-        make_inputs = comparison.text_inputs(subject.tokenizer(), read_texts(text_file))
+        make_inputs = comparison.text_inputs(measured.tokenizer(), read_texts(text_file))
         inputs = f"the texts of {text_file.name}, cut at the length, padded to the longest of a batch"
     files.prepare_output(output)
     meter, source = None, ""
@@ -104,32 +110,30 @@ def model(
 
     with progress_bar("Measuring", len(protocol.settings)) as advance:
         measurements, refusals = comparison.run(
-            subject, peers, protocol, where, meter=meter, make_inputs=make_inputs, progress=advance
+            measured, peers, protocol, where, meter=meter, make_inputs=make_inputs, progress=advance
         )
-    for contender, reason in refusals.items():
-        print(f"note: {contender} is left out: {reason}.", file=sys.stderr)
-    comparisons = comparison.compare(measurements)
-    rows = [measurement.as_dict() for measurement in measurements]
+    accelerator = torch.cuda.get_device_name(where) if where.type == "cuda" else str(where)
+    header = machine.header(
+        **({} if where.type == "cpu" else {"gpu": accelerator}),
+        seed=SEED,
+        weights=measured.weights,
+        inputs=inputs,
+        samples=f"{samples} a measurement, {repetitions} measurements"
+        + ("" if seconds is None else f", {seconds:g} s a comparison at most but a batch a measurement"),
+        energy=source,
+        **left_out(refusals),
+    )
+    rows, ratios = [measurement.row() for measurement in measurements], comparison.compare(measurements)
+    results = ModelResults(header, rows, ratios)
     if output is not None:
-        gpu = (
-            {} if where.type == "cpu" else {"gpu": torch.cuda.get_device_name(where) if where.type == "cuda" else str(where)}
-        )
-        header = machine.header(
-            **gpu,
-            seed=contenders.SEED,
-            weights=subject.weights,
-            inputs=inputs,
-            samples=f"{samples} a measurement, {repetitions} measurements"
-            + ("" if seconds is None else f", {seconds:g} s a comparison at most but a batch a measurement"),
-            energy=source,
-            **{"left out": "; ".join(f"{name}: {why}" for name, why in refusals.items()) or "nothing"},
-        )
-        write(output / f"model_{'cpu' if where.type == 'cpu' else 'gpu'}", header, measurements, comparisons)
+        file = output / f"model_{'cpu' if where.type == 'cpu' else 'gpu'}.json"
+        files.write_text(file.with_suffix(".md"), comparison.markdown(ratios))
+        save(results, file)
     if as_json:
-        print(json.dumps({"results": rows, "ratios": [each.as_dict() for each in comparisons]}))
+        print(json.dumps(results.tables()))
     else:
-        print_measurements(rows)
-        print_comparisons(comparisons)
+        print_models(rows)
+        print_ratios(ratios)
 
 
 def read_texts(file: Path) -> list[str]:
@@ -144,54 +148,25 @@ def read_texts(file: Path) -> list[str]:
     return texts
 
 
-def write(stem: Path, header: dict, measurements: list, comparisons: list) -> None:
-    """The ratios as a plain table, everything with the header as JSON, pictures, and a table for a README."""
-    from ..benchmarks import model as comparison
-    from ..support import files
-
-    rows = [each.as_row() for each in comparisons]
-    columns = {name: None for row in rows for name in row}
-    # The header is in the JSON file beside it, so that any reader takes the table as it is.
-    if rows:
-        files.write_csv(stem.with_suffix(".csv"), {}, [columns | row for row in rows])
-    files.write_json(
-        stem.with_suffix(".json"),
-        header,
-        [each.as_dict() for each in measurements],
-        ratios=[each.as_dict() for each in comparisons],
-    )
-    files.write_text(stem.with_suffix(".md"), comparison.markdown(comparisons))
-    from ..benchmarks import pictures  # when the tables are safe: it needs matplotlib
-
-    pictures.draw(stem.with_suffix(".json"))
-
-
-def print_measurements(rows: list[dict]) -> None:
-    """A table for people, one contender at one setting a line."""
-    metered = any("joules_per_sample" in row for row in rows)
+def print_models(rows: "Sequence[ModelRow]") -> None:
+    """A table for people, one peer at one setting a line."""
+    metered = any(row.joules is not None for row in rows)
     titles = ("texts/s", "p50 ms", "p95 ms", "peak MiB", *(["J/text"] if metered else []))
     table = new_table(("model", "dtype"), ("threads", "batch", "length", *titles))
     for row in rows:
-        peak, joules = row["peak_bytes"], row.get("joules_per_sample")
-        cells = [f"{row['samples_per_second']:.1f}", f"{row['latency_p50_ms']:.2f}", f"{row['latency_p95_ms']:.2f}"]
-        cells.append("" if peak is None else f"{peak / 2**20:.0f}")
-        cells += [] if not metered else ["" if joules is None else f"{joules:.4g}"]
-        place = (str(row[name]) for name in ("threads", "batch", "length"))
-        table.add_row(row["model"], row["dtype"], *place, *cells)
+        cells = [f"{row.throughput.median:.1f}", f"{row.p50:.2f}", f"{row.p95:.2f}"]
+        cells.append("" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.0f}")
+        cells += [] if not metered else ["" if row.joules is None else f"{row.joules:.4g}"]
+        table.add_row(row.peer, *map(str, row.setting.as_dict().values()), *cells)
     print_table(table)
 
 
-def print_comparisons(comparisons: list) -> None:
+def print_ratios(rows: "Sequence[RatioRow]") -> None:
     """A table for people: ratios model / peer with their 10 % and 90 % quantiles."""
-    from ..benchmarks.model import shown
+    from ..benchmarks.model import ratio_cells
 
-    metered = any(each.energy for each in comparisons)
-    titles = ("throughput", "latency", "memory", *(["energy"] if metered else []))
-    table = new_table(("model", "peer", "dtype"), ("threads", "batch", "length", *titles))
-    for each in comparisons:
-        row = each.as_row()
-        cells = [shown(each.throughput), shown(each.latency), "" if each.memory is None else f"{each.memory:.2f}"]
-        cells += [shown(each.energy)] if metered else []
-        place = (str(row[name]) for name in ("threads", "batch", "length"))
-        table.add_row(each.model, each.peer, row["dtype"], *place, *cells)
+    titles, *lines = ratio_cells(rows)
+    table = new_table(titles[:3], titles[3:])
+    for line in lines:
+        table.add_row(*line)
     print_table(table)

@@ -1,10 +1,11 @@
 """What commands print: tables, numbers, progress; and the options for it."""
 
+import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -13,6 +14,9 @@ from rich.progress import Progress, track
 from rich.table import Table
 
 from ..support.errors import UserError
+
+if TYPE_CHECKING:
+    from ..support.results import Results
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as one JSON list.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, …; auto takes the accelerator when there is one.")]
@@ -54,6 +58,31 @@ def print_table(table: Table) -> None:
     if not sys.stdout.isatty():
         console = Console(width=console.measure(table, options=console.options.update(max_width=500)).maximum)
     console.print(table)
+
+
+def left_out(refusals: Mapping[str, str]) -> dict[str, str]:
+    """Say who could not take part, and why; the same for the header of the results."""
+    for peer, why in refusals.items():
+        print(f"note: {peer} is left out: {why}", file=sys.stderr)
+    return {"left out": "; ".join(f"{peer}: {why}" for peer, why in refusals.items()) or "nothing"}
+
+
+def save(results: "Results", file: Path) -> None:
+    """Write the JSON file with the CSV file beside it, and draw their pictures."""
+    results.write(file)
+    from ..benchmarks import pictures  # when the tables are safe: it needs matplotlib
+
+    pictures.draw(file)
+
+
+def deliver(results: "Results", folder: Path | None, name: str, as_json: bool, show: Callable[[Any], None]) -> None:
+    """Save the results where there is a folder, then print their rows: as JSON, or by `show`."""
+    if folder is not None:
+        save(results, folder / name)
+    if as_json:
+        print(json.dumps(results.tables()["results"]))
+    else:
+        show(results)
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -43,14 +43,14 @@ def read_curves(file: Path) -> list[dict[str, Any]]:
 
 
 def draw_curves(records: Sequence[dict[str, Any]], file: Path) -> None:
-    from ..benchmarks import plots
+    from ..support import plots
 
     plots.save(curves_figure(records), file)
 
 
 def curves_figure(records: Sequence[dict[str, Any]]) -> "Figure":
     """Panels of each stage: its losses and their terms, and the scores of evaluations where there are any."""
-    from ..benchmarks import plots
+    from ..support import plots
 
     points: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for record in records:

@@ -6,10 +6,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..support.models import published_sizes, size_config
-
-__all__ = ["principal_axes", "project_embeddings", "published_sizes", "size_config", "word_embeddings"]
-
 
 def word_embeddings(model: PreTrainedModel) -> nn.Embedding:
     return cast(nn.Embedding, model.get_input_embeddings())

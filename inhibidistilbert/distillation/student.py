@@ -19,7 +19,8 @@ from ..support.errors import UserError, reason
 from ..support.files import replacing_folder
 from ..support.foreign import load_pretrained, read_config
 from ..support.quiet import quiet_transformers
-from .sizes import project_embeddings, published_sizes, size_config, word_embeddings
+from ..support.sizes import published_sizes, size_config
+from .sizes import project_embeddings, word_embeddings
 
 _ARGUMENT = "--student (student.source)"
 _CONFIGS: dict[str, type[PreTrainedConfig]] = {"inhibitor": InhibiDistilBertConfig, "softmax": DistilBertConfig}

@@ -14,10 +14,10 @@ from ..support.distillation_log import FILE as LOG
 from ..support.distillation_log import DistillationLog
 from ..support.errors import UserError, reason
 from ..support.files import write_text
+from ..support.sizes import published_sizes
 from .curves import FILE as CURVES
 from .curves import draw_curves, read_curves
 from .recipe import Recipe, build_recipe
-from .sizes import published_sizes
 
 _FILES = ("text_files", "train_files", "transfer_files", "eval_file", "test_files")
 

@@ -6,21 +6,23 @@
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..support.benchmark_results import CpuResults, KernelResults, ModelResults
 from ..support.distillation_log import FILE as DISTILLATION
 from ..support.distillation_log import DistillationLog
 from ..support.eval_results import EVAL_RESULTS, Control, EvalResults
 from ..support.files import form_of, read_json
+from ..support.results import Results
 from .metadata import hub_id_problem, metric_problem
 
-BENCHMARKS = {"cpu.json": "model", "kernels_gpu.json": None}
+CPU, KERNELS = "cpu.json", "kernels_gpu.json"
 COSTS = ("model_cpu.json", "model_gpu.json")
-RESULT_FILES = (DISTILLATION, EVAL_RESULTS, *BENCHMARKS, *COSTS)
+RESULT_FILES = (DISTILLATION, EVAL_RESULTS, CPU, KERNELS, *COSTS)
 T = TypeVar("T")
+R = TypeVar("R", bound=Results)
 
 
 @dataclass(frozen=True)
@@ -50,39 +52,11 @@ class Measurement:
     std: float | None = None
 
 
-@dataclass(frozen=True)
-class Timing:
-    """One row of a benchmark: milliseconds, and the ratio to softmax attention in the same run."""
-
-    what: str
-    shape: str
-    milliseconds: float
-    ratio: float | None
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    machine: str
-    date: str
-    timings: tuple[Timing, ...]
-
-
 def _value(metric: str, value: Any) -> float:
     """Raises `ValueError` where `value` cannot be one of the metric."""
     if problem := metric_problem(metric, value):
         raise ValueError(problem)
     return float(value)
-
-
-def _number(name: str, value: Any) -> float:
-    """Raises `TypeError` unless it is a number."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    return value
-
-
-def _optional(name: str, value: Any) -> float | None:
-    return None if value is None else _number(name, value)
 
 
 def _count(name: str, value: Any) -> int:
@@ -165,73 +139,29 @@ def _tests(content: dict[str, Any]) -> Iterator[Measurement]:
             )
 
 
-def read_benchmarks(folder: Path) -> list[Benchmark]:
-    """The benchmarks in the folder.
+def read_benchmarks(folder: Path) -> list[CpuResults | KernelResults]:
+    """The benchmarks in the folder, of them what a card shows: models from `benchmark cpu`, kernels that have a time.
 
     Raises:
         UserError: a file of results that is not of its form.
     """
-    return _read(folder, {name: partial(_benchmark, level=level) for name, level in BENCHMARKS.items()})
+    found: list[CpuResults | KernelResults] = []
+    for cpu in _read_results(folder, CPU, CpuResults):
+        found.append(replace(cpu, results=[row for row in cpu.results if row.level == "model"]))
+    for kernels in _read_results(folder, KERNELS, KernelResults):
+        found.append(replace(kernels, results=[row for row in kernels.results if row.milliseconds is not None]))
+    return found
 
 
-def _benchmark(content: dict[str, Any], level: str | None) -> Iterator[Benchmark]:
-    """What a card shows: models alone from `benchmark cpu`; from the kernels on a GPU every row that has a time."""
-    machine = content["machine"]
-    timings = tuple(
-        Timing(
-            what=" ".join(str(row[name]) for name in ("rival", "pass") if row.get(name)),
-            shape="×".join(str(row[name]) for name in ("batch", "heads", "length", "head_dim")),
-            milliseconds=_number("ms", row["ms"]),
-            ratio=_optional("ratio", row.get("ratio")),
-        )
-        for row in content["results"]
-        if row.get("level") == level and row["ms"] is not None
-    )
-    yield Benchmark(machine.get("gpu") or machine["cpu"], machine["date"], timings)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a model costs at one batch size and length; `joules` a text, None where there was no meter."""
-
-    model: str
-    dtype: str
-    batch: int
-    length: int
-    samples_per_second: float
-    latency_ms: float
-    joules: float | None
-
-
-@dataclass(frozen=True)
-class Costs:
-    machine: str
-    date: str
-    energy: str
-    rows: tuple[Cost, ...]
-
-
-def read_costs(folder: Path) -> list[Costs]:
+def read_costs(folder: Path) -> list[ModelResults]:
     """The comparisons with softmax models in the folder.
 
     Raises:
         UserError: a file of results that is not of its form.
     """
-    return _read(folder, dict.fromkeys(COSTS, _costs))
+    return [results for name in COSTS for results in _read_results(folder, name, ModelResults)]
 
 
-def _costs(content: dict[str, Any]) -> Iterator[Costs]:
-    machine = content["machine"]
-    rows = tuple(
-        Cost(
-            row["model"],
-            row["dtype"],
-            row["batch"],
-            row["length"],
-            _number("samples_per_second", row["samples_per_second"]),
-            _number("latency_p50_ms", row["latency_p50_ms"]),
-            _optional("joules_per_sample", row.get("joules_per_sample")),
-        )
-        for row in content["results"]
-    )
-    yield Costs(machine.get("gpu") or machine["cpu"], machine["date"], machine["energy"], rows)
+def _read_results(folder: Path, name: str, kind: type[R]) -> Iterator[R]:
+    if (folder / name).is_file():
+        yield kind.read(folder / name)

@@ -1,8 +1,7 @@
-"""Loads configurations, models and tokenizers as data, each with its checks and one clear error; and the published sizes."""
+"""Loads configurations, models and tokenizers as data, each with its checks and one clear error."""
 
 import os
 from collections.abc import Callable, Mapping
-from importlib.resources import as_file, files
 from typing import Any, NamedTuple
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -127,15 +126,3 @@ def check_model_type(config: Mapping[str, Any], where: str, remedy: str = "") ->
     expected, found = InhibiDistilBertConfig.model_type, config.get("model_type")
     if found != expected:
         raise UserError(f"{where} must hold model_type {expected!r}, got {found!r}{remedy}.")
-
-
-def published_sizes() -> list[str]:
-    """Names of the configurations in `hub_configs`."""
-    root = files("inhibidistilbert") / "hub_configs"
-    return sorted(entry.name for entry in root.iterdir() if (entry / "config.json").is_file())
-
-
-def size_config(name: str) -> InhibiDistilBertConfig:
-    """The configuration of a published size."""
-    with as_file(files("inhibidistilbert") / "hub_configs" / name) as folder:
-        return InhibiDistilBertConfig.from_pretrained(folder)

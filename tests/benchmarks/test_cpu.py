@@ -1,4 +1,4 @@
-"""`benchmark cpu` at toy sizes: that every rival runs, who is compared with whom, and what is said of who cannot."""
+"""`benchmark cpu` at toy sizes: that every peer runs, who is compared with whom, and what is said of who cannot."""
 
 import csv
 import json
@@ -9,18 +9,20 @@ import torch
 
 from inhibidistilbert import cli
 from inhibidistilbert.benchmarks import cpu
-from inhibidistilbert.benchmarks.cpu import BASELINE, Level, Problem, Refused, levels, run
-from inhibidistilbert.benchmarks.timing import Budget
+from inhibidistilbert.benchmarks.cpu import Level, levels, run
+from inhibidistilbert.benchmarks.operators import BASELINE, TRAINING, Operator
+from inhibidistilbert.benchmarks.timing import Budget, Refused
+from inhibidistilbert.support.benchmark_results import Shape
 
-TOY = Problem("toy", 2, 16, heads=2, head_dim=16)
+TOY = Shape(2, 2, 16, 16)
 
 
-def refuse(problem):
+def refuse(shape):
     raise Refused("it does not want to")
 
 
-def level(**rivals) -> Level:
-    return Level("operator", [TOY], {BASELINE: lambda problem: int} | rivals, Budget(0, least=2))
+def level(**peers) -> Level:
+    return Level("operator", {"toy": TOY}, {BASELINE: lambda shape: int} | peers, Budget(0, least=2))
 
 
 def clocked(*seconds: float):
@@ -30,7 +32,7 @@ def clocked(*seconds: float):
 
 def test_shapes_are_those_the_project_reports():
     operator, training, fallback, layer, model = levels()
-    shapes = [(x.name, x.batch, x.heads, x.length, x.head_dim) for x in operator.problems]
+    shapes = [(name, x.batch, x.heads, x.length, x.head_dim) for name, x in operator.shapes.items()]
     assert shapes == [
         ("A", 1, 12, 128, 64),
         ("B", 8, 12, 128, 64),
@@ -38,69 +40,65 @@ def test_shapes_are_those_the_project_reports():
         ("D", 8, 12, 512, 64),
         ("E", 32, 12, 64, 32),
     ]
-    assert training.problems == operator.problems
-    assert list(fallback.problems) == list(operator.problems[:3])  # at D it takes seconds a call
-    assert list(layer.problems) == list(model.problems) == list(operator.problems[:4])
+    assert training.shapes == operator.shapes
+    assert fallback.shapes == {name: operator.shapes[name] for name in "ABC"}  # at D it takes seconds a call
+    assert layer.shapes == model.shapes == {name: operator.shapes[name] for name in "ABCD"}
 
 
 def test_ratios_are_to_softmax_in_float32_and_to_the_peer():
-    rivals = {"softmax bf16": lambda problem: int, "inhibitor bf16": lambda problem: int}
+    peers = {"softmax bf16": lambda shape: int, "inhibitor bf16": lambda shape: int}
     measure = clocked(*(1.0, 4.0, 2.0), *(4.0, 8.0, 2.0))  # the second round runs backwards
-    timings, refusals = run([level(**rivals)], [1], measure=measure)
+    rows, refusals = run([level(**peers)], [1], measure=measure)
     assert refusals == {}
-    found = {timing.rival: (timing.ratio.median, timing.peer, timing.peer_ratio) for timing in timings}
+    found = {row.peer: (row.ratio.median, row.softmax, row.softmax_ratio) for row in rows}
     assert found[BASELINE] == (1.0, None, None)
     assert found["softmax bf16"] == (4.0, None, None)
-    ratio, peer, peer_ratio = found["inhibitor bf16"]
-    assert (ratio, peer, peer_ratio.median) == (2.0, "softmax bf16", 0.5)
+    ratio, softmax, softmax_ratio = found["inhibitor bf16"]
+    assert (ratio, softmax, softmax_ratio.median) == (2.0, "softmax bf16", 0.5)
 
 
 def test_a_refusal_is_told_once_and_the_others_go_on():
-    def bad(problem):
+    def bad(shape):
         def work():
             raise ValueError("not with these tensors")
 
         return work
 
-    timings, refusals = run([level(**{"softmax int8": refuse, "inhibitor fp32": bad})], [1, 2])
-    assert {timing.rival for timing in timings} == {BASELINE}
-    assert [timing.threads for timing in timings] == [1, 2]
+    rows, refusals = run([level(**{"softmax int8": refuse, "inhibitor fp32": bad})], [1, 2])
+    assert {row.peer for row in rows} == {BASELINE}
+    assert [row.threads for row in rows] == [1, 2]
     assert refusals == {
         "softmax int8 (operator)": "it does not want to",
         "inhibitor fp32 (operator)": "not with these tensors",
     }
 
 
-def test_a_peer_that_refuses_leaves_the_ratio_to_it_empty():
-    timings, _ = run([level(**{"softmax int8": refuse, "inhibitor int8": lambda problem: int})], [1])
-    row = next(timing.as_dict() for timing in timings if timing.rival == "inhibitor int8")
+def test_a_softmax_that_refuses_leaves_the_ratio_to_it_empty():
+    rows, _ = run([level(**{"softmax int8": refuse, "inhibitor int8": lambda shape: int})], [1])
+    row = next(row.as_dict() for row in rows if row.peer == "inhibitor int8")
     assert (row["peer"], row["peer_ratio"]) == (None, None)
     assert row["ratio"] > 0
 
 
 def test_threads_are_set_for_the_work_and_put_back():
     before, seen = torch.get_num_threads(), []
-    run([level(spy=lambda problem: lambda: seen.append(torch.get_num_threads()))], [before + 1])
+    run([level(spy=lambda shape: lambda: seen.append(torch.get_num_threads()))], [before + 1])
     assert set(seen) == {before + 1}
     assert torch.get_num_threads() == before
 
 
 def test_a_training_step_differentiates_query_key_and_value():
-    gradients = cpu._training_step(torch.nn.functional.scaled_dot_product_attention)(TOY)()
+    gradients = Operator(torch.nn.functional.scaled_dot_product_attention).work(TOY, TRAINING)()
     assert [gradient.shape for gradient in gradients] == [(2, 2, 16, 16)] * 3
     assert all(gradient.abs().sum() > 0 for gradient in gradients)
 
 
 @torch.no_grad()
 def test_int8_inhibitor_attention_is_not_the_float_one():
-    works = [cpu._layer("inhibitor", "int8"), cpu._layer("inhibitor", "fp32")]
-    try:
-        quantized, exact = (work(TOY)() for work in works)
-    except Refused as refusal:
-        pytest.skip(str(refusal))
+    quantized, exact = (cpu._layer("inhibitor", precision, TOY)() for precision in ("int8", "fp32"))
     encoder = cpu._encoder("inhibitor", "int8", 1, 32, 2)
     encoder.config.quantized = False
-    only_linear = cpu._layer("inhibitor", "int8")(TOY)()
+    only_linear = cpu._layer("inhibitor", "int8", TOY)()
     cpu._encoder.cache_clear()
     assert not torch.equal(quantized, only_linear)
     assert (quantized - exact).norm() < 0.1 * exact.norm()
@@ -108,17 +106,14 @@ def test_int8_inhibitor_attention_is_not_the_float_one():
 
 @pytest.mark.parametrize("family", ["softmax", "inhibitor"])
 def test_every_linear_layer_of_an_int8_encoder_is_int8(family):
-    try:
-        encoder = cpu._encoder(family, "int8", layers=1, dim=32, heads=2)
-    except Refused as refusal:
-        pytest.skip(str(refusal))
+    encoder = cpu._encoder(family, "int8", layers=1, dim=32, heads=2)
     linear = [module for name, module in encoder.named_modules() if name.endswith(("_lin", "lin1", "lin2"))]
     assert len(linear) == 6
     assert {type(module) for module in linear} == {torch.ao.nn.quantized.dynamic.Linear}
 
 
-def test_rivals_get_the_same_data():
-    first, second = cpu._heads(TOY, torch.float32), cpu._heads(TOY, torch.bfloat16)
+def test_peers_get_the_same_data():
+    first, second = (Operator(lambda *x: x, dtype).work(TOY)() for dtype in (torch.float32, torch.bfloat16))
     assert all(torch.equal(x.bfloat16(), y) for x, y in zip(first, second, strict=True))
     assert first[0].stride() == (16 * 2 * 16, 16, 2 * 16, 1)  # (batch, length, heads, head size) in memory
 

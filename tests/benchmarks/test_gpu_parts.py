@@ -15,15 +15,16 @@ import torch
 from torch import nn
 
 from inhibidistilbert.benchmarks import energy, kernels_gpu
-from inhibidistilbert.benchmarks.contenders import SUBJECT, Subject
 from inhibidistilbert.benchmarks.gpu import correctness, kernels, matrix_rate, models, training
 from inhibidistilbert.benchmarks.gpu.execution import EAGER, MODES
 from inhibidistilbert.benchmarks.gpu.findings import Deadline, Finding
 from inhibidistilbert.benchmarks.gpu.matrix_source import THREADS, Instruction
 from inhibidistilbert.benchmarks.gpu.models import FULL, PEER, SENTENCES, Place, texts
-from inhibidistilbert.benchmarks.kernels_gpu import BASELINE, FORWARD, Problem, Rival
 from inhibidistilbert.benchmarks.model import Protocol
+from inhibidistilbert.benchmarks.operators import BASELINE, FORWARD, TRAINING, Operator
+from inhibidistilbert.benchmarks.peers import INHIBITOR, Checkpoint
 from inhibidistilbert.benchmarks.timing import Budget
+from inhibidistilbert.support.benchmark_results import Shape
 from inhibidistilbert.testing.reference import COMPILED_BACKENDS
 
 CPU = torch.device("cpu")
@@ -93,16 +94,20 @@ def softmax(query, key, value):
 
 
 def test_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "PROBLEMS", (Problem(1, 1, 4, 16), Problem(1, 1, 8, 16)))
-    floors = {FORWARD: 4.0, kernels_gpu.TRAINING: 17.0}
+    monkeypatch.setattr(kernels, "SHAPES", (Shape(1, 1, 4, 16), Shape(1, 1, 8, 16)))
+    floors = {FORWARD: 4.0, TRAINING: 17.0}
 
     def hungry(query, key, value):
         if query.shape[2] == 8:
             raise torch.OutOfMemoryError
         return softmax(query, key, value)
 
-    rivals = {BASELINE: Rival(softmax), kernels.INHIBITOR: Rival(softmax, floor=floors), kernels.COMPOSED: Rival(hungry)}
-    found = list(kernels.measure(ENOUGH, FakeDevice(), rivals))
+    peers = {
+        BASELINE: Operator(softmax),
+        kernels.INHIBITOR: Operator(softmax, floor=floors),
+        kernels.COMPOSED: Operator(hungry),
+    }
+    found = list(kernels.measure(ENOUGH, FakeDevice(), peers))
     at_first = [finding for finding in found if finding.setting == "1×1×4×16, forward"]
     assert figures(at_first, "time") == {BASELINE: 500.0, kernels.INHIBITOR: 500.0, kernels.COMPOSED: 500.0}
     assert figures(at_first, "times faster than cdist") == {kernels.INHIBITOR: 1.0}
@@ -112,12 +117,12 @@ def test_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_kernels_without_time() -> None:
-    found = list(kernels.measure(NOTHING, FakeDevice(), {BASELINE: Rival(softmax)}))
-    assert [finding.setting for finding in found] == [kernels.setting(problem) for problem in kernels.PROBLEMS]
+    found = list(kernels.measure(NOTHING, FakeDevice(), {BASELINE: Operator(softmax)}))
+    assert [finding.setting for finding in found] == [str(shape) for shape in kernels.SHAPES]
 
 
-def test_the_rivals_are_those_of_the_benchmark() -> None:
-    assert {kernels.INHIBITOR, kernels.COMPOSED, kernels._COMPILED, BASELINE} <= set(kernels_gpu.rivals())
+def test_the_peers_are_those_of_the_benchmark() -> None:
+    assert {kernels.INHIBITOR, kernels.COMPOSED, kernels._COMPILED, BASELINE} <= set(kernels_gpu.peers())
 
 
 # One-bit matrix instructions
@@ -212,7 +217,7 @@ def test_instructions_a_gpu_does_not_have(few_rounds) -> None:
 
 # Models
 
-TINY = replace(Subject.load("tiny"), source="tiny")
+TINY = replace(Checkpoint.load("tiny"), source="tiny")
 TINY.config.n_layers, TINY.config.vocab_size = 1, 100
 
 
@@ -243,7 +248,7 @@ def test_models_in_two_modes_of_which_one_fails(pretend_meter, few_texts, monkey
     assert found[0].note == "a meter"
     for place in places:
         here = [finding for finding in found if finding.setting == str(place)]
-        names = {f"{name}, {EAGER}" for name in (SUBJECT, PEER)}
+        names = {f"{name}, {EAGER}" for name in (INHIBITOR, PEER)}
         assert set(figures(here, "throughput")) == set(figures(here, "latency")) == names
         assert figures(here, "energy") == dict.fromkeys(names, 2 / place.batch)
         speeds = figures(here, "throughput")
@@ -302,8 +307,8 @@ def test_training_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     found = list(training.measure(ENOUGH, CPU, TINY, lengths=[16], tokens=32))
     assert {finding.setting for finding in found} == {"bfloat16, 2×16 tokens"}
     assert not any(finding.failed for finding in found)
-    assert figures(found, "training step").keys() == figures(found, "peak memory").keys() == {SUBJECT, PEER}
-    assert figures(found, f"step / {PEER}").keys() == {SUBJECT}
+    assert figures(found, "training step").keys() == figures(found, "peak memory").keys() == {INHIBITOR, PEER}
+    assert figures(found, f"step / {PEER}").keys() == {INHIBITOR}
 
 
 def test_training_without_memory_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,7 +321,7 @@ def test_training_without_memory_for_one(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(training, "_BUDGET", Budget(0, least=2))
     monkeypatch.setattr(training, "PRECISIONS", ("float32",))
     found = list(training.measure(ENOUGH, CPU, TINY, lengths=[16], tokens=16))
-    assert found[0] == Finding.skipped(SUBJECT, "float32, 1×16 tokens", "out of memory")
+    assert found[0] == Finding.skipped(INHIBITOR, "float32, 1×16 tokens", "out of memory")
     assert figures(found, "training step").keys() == {PEER}
 
 

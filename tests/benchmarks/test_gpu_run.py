@@ -10,14 +10,15 @@ import torch
 
 from inhibidistilbert import cli
 from inhibidistilbert.benchmarks import pictures
-from inhibidistilbert.benchmarks.contenders import SUBJECT
 from inhibidistilbert.benchmarks.gpu import goals, kernels, matrix_rate, models, report
 from inhibidistilbert.benchmarks.gpu import run as gpu_run
 from inhibidistilbert.benchmarks.gpu.findings import Finding
 from inhibidistilbert.benchmarks.gpu.models import FULL, PEER, SENTENCES, Place
 from inhibidistilbert.benchmarks.gpu.run import PARTS, TOTAL_SECONDS, Outcome, Part, run, run_part
 from inhibidistilbert.benchmarks.index import read_entry
-from inhibidistilbert.benchmarks.kernels_gpu import FORWARD, Problem
+from inhibidistilbert.benchmarks.operators import FORWARD
+from inhibidistilbert.benchmarks.peers import INHIBITOR
+from inhibidistilbert.support.benchmark_results import Shape
 
 BREAKS = """
 from inhibidistilbert.benchmarks.gpu.findings import Finding
@@ -77,8 +78,8 @@ def model_findings(throughput: dict[int, float], energy: float) -> list[Finding]
         for name, mode, speed, joules in (
             (PEER, "eager", 10, 9.0),
             (PEER, "CUDA graph", 100, 2.0),
-            (SUBJECT, "eager", 100 * ratio, 2 * energy),
-            (SUBJECT, "CUDA graph", 1, 9.0),
+            (INHIBITOR, "eager", 100 * ratio, 2 * energy),
+            (INHIBITOR, "CUDA graph", 1, 9.0),
         ):
             found.append(Finding(f"{name}, {mode}", place, "throughput", speed, "texts/s"))
             found.append(Finding(f"{name}, {mode}", place, "energy", joules, "J/text"))
@@ -86,8 +87,8 @@ def model_findings(throughput: dict[int, float], energy: float) -> list[Finding]
 
 
 def kernel_findings() -> list[Finding]:
-    first = kernels.PROBLEMS[0]
-    twice = Problem(first.batch, first.heads, 2 * first.length, first.head_dim)
+    first = kernels.SHAPES[0]
+    twice = Shape(first.batch, first.heads, 2 * first.length, first.head_dim)
     where = kernels.setting(first, FORWARD)
     return [
         Finding(kernels.INHIBITOR, where, "share of the floor", 0.8),
@@ -113,7 +114,7 @@ OUTCOMES = [
 
 
 def test_verdicts() -> None:
-    verdicts = {row["goal"]: (row["value"], row["met"]) for row in report.verdicts(OUTCOMES)}
+    verdicts = {row.goal: (row.value, row.met) for row in report.results({}, OUTCOMES).goals}
     assert list(verdicts.values()) == [
         (1, False),  # checks
         (0.8, True),
@@ -130,11 +131,11 @@ def test_verdicts() -> None:
 
 def test_a_batch_without_a_figure_is_no_verdict_on_the_worst() -> None:
     row = goals.GOALS[4].judge({"models": model_findings({1: 1.2, 8: 0.97, 16: 0.96}, energy=1.0)})
-    assert (row["value"], row["met"]) == (None, None)
+    assert (row.value, row.met) == (None, None)
 
 
 def test_nothing_measured_meets_no_goal() -> None:
-    assert {row["met"] for row in report.verdicts([])} == {None}
+    assert {row.met for row in report.results({}, []).goals} == {None}
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_file_names(device: str, stem: str) -> None:
 
 def test_the_picture_shows_what_there_is() -> None:
     header = {"gpu": "Some GPU"}
-    figure = pictures.gpu({"machine": header, "results": report.rows(OUTCOMES)})
+    figure = pictures.gpu(report.results(header, OUTCOMES))
     kernel, model = figure.axes
     assert [axes.get_title() for axes in (kernel, model)] == [
         f"attention alone, {FORWARD}",
@@ -155,7 +156,7 @@ def test_the_picture_shows_what_there_is() -> None:
     drawn = {each.get_label(): list(each.lines[0].get_ydata()) for axes in figure.axes for each in axes.containers}
     assert drawn["inhibitor, float32"] == [4.0]
     assert drawn["DistilBERT, SDPA, CUDA graph"] == [100, 100, 100, 100]
-    assert pictures.gpu({"machine": header, "results": []}) is None
+    assert pictures.gpu(report.results(header, [])) is None
 
 
 # The command

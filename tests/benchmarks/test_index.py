@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from inhibidistilbert.benchmarks.index import INDEX, index, read_entry
+from inhibidistilbert.benchmarks.pictures import kind_of
 from inhibidistilbert.support import machine
 from inhibidistilbert.support.errors import UserError
 from inhibidistilbert.support.files import write_csv, write_json
@@ -73,3 +74,18 @@ def test_every_committed_table_is_in_the_index():
     index(RESULTS)
     listed = (RESULTS / INDEX).read_text()
     assert [table.name for table in tables if f"[{table.name}]" not in listed] == []
+
+
+def test_every_committed_table_is_read_by_the_class_that_writes_it(tmp_path):
+    tables = {path.name: path for path in RESULTS.iterdir() if path.suffix in (".csv", ".json")}
+    others = {name for name in tables if name.startswith("distillation_study.")}  # tests/studies reads those
+    for name in sorted(tables.keys() - others):
+        if name.endswith(".json"):
+            kind_of(tables[name]).file.read(tables[name]).write(tmp_path / name)
+    written = {path.name: path for path in tmp_path.iterdir()}
+    assert written.keys() == tables.keys() - others
+    for name, path in written.items():
+        if name.endswith(".csv"):
+            assert path.read_bytes() == tables[name].read_bytes()
+        else:
+            assert json.loads(path.read_text()) == json.loads(tables[name].read_text())

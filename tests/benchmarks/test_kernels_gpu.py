@@ -10,11 +10,15 @@ import torch
 
 from inhibidistilbert import cli, inhibitor_attention
 from inhibidistilbert.benchmarks import kernels_gpu
-from inhibidistilbert.benchmarks.kernels_gpu import BASELINE, FORWARD, TRAINING, Problem, Rival, composed_attention, run
-from inhibidistilbert.benchmarks.timing import Budget, Quantiles
+from inhibidistilbert.benchmarks.composed import composed_attention
+from inhibidistilbert.benchmarks.kernels_gpu import run
+from inhibidistilbert.benchmarks.operators import BASELINE, FORWARD, TRAINING, Operator
+from inhibidistilbert.benchmarks.timing import Budget
 from inhibidistilbert.kernels.triton.launch import triton_refusal
+from inhibidistilbert.support.benchmark_results import Shape
+from inhibidistilbert.support.results import Quantiles
 
-PROBLEM = Problem(batch=1, heads=2, length=4, head_dim=16)
+SHAPE = Shape(batch=1, heads=2, length=4, head_dim=16)
 TWICE = Budget(0, least=2)
 
 
@@ -48,12 +52,12 @@ def test_composed_attention_is_the_operator():
     torch.testing.assert_close(composed_attention(query, key, value), expected)
 
 
-def test_every_rival_but_the_compiled_ones_runs_forward_and_backward():
-    chosen = {name: rival for name, rival in kernels_gpu.rivals().items() if "torch.compile" not in name}
+def test_every_peer_but_the_compiled_ones_runs_forward_and_backward():
+    chosen = {name: peer for name, peer in kernels_gpu.peers().items() if "torch.compile" not in name}
     if triton_refusal(torch.zeros(1, 1, 1, 1)) is not None:
-        chosen = {name: rival for name, rival in chosen.items() if rival.floor is None}
-    timings = run(FakeDevice(), [PROBLEM], chosen, budget=Budget(0, least=1))
-    measured = {(timing.rival, timing.pass_name) for timing in timings if timing.milliseconds}
+        chosen = {name: peer for name, peer in chosen.items() if peer.floor is None}
+    rows = run(FakeDevice(), [SHAPE], chosen, budget=Budget(0, least=1))
+    measured = {(row.peer, row.pass_name) for row in rows if row.milliseconds}
     expected = {(name, FORWARD) for name in chosen} | {(name, TRAINING) for name in chosen if chosen[name].differentiable}
     assert measured == expected
     assert ("distances fp32, torch.cdist", TRAINING) not in measured
@@ -61,9 +65,9 @@ def test_every_rival_but_the_compiled_ones_runs_forward_and_backward():
 
 def test_times_ratios_and_share_of_the_floor():
     floors = {FORWARD: 4.0, TRAINING: 17.0}
-    chosen = {BASELINE: Rival(softmax), "inhibitor": Rival(softmax, floor=floors)}
+    chosen = {BASELINE: Operator(softmax), "inhibitor": Operator(softmax, floor=floors)}
     # Round 1: softmax 1 s, inhibitor 2 s; round 2 the other way about: inhibitor 4 s, softmax 2 s.
-    forward, ours, *_ = run(FakeDevice(1.0, 2.0, 4.0, 2.0), [PROBLEM], chosen, budget=TWICE)
+    forward, ours, *_ = run(FakeDevice(1.0, 2.0, 4.0, 2.0), [SHAPE], chosen, budget=TWICE)
     assert forward.milliseconds == Quantiles.of([1000.0, 2000.0])
     assert forward.share_of_floor is None
     assert ours.milliseconds is not None
@@ -80,20 +84,20 @@ def test_inputs_take_turns():
         seen.add(query.data_ptr())
         return softmax(query, key, value)
 
-    run(FakeDevice(), [PROBLEM], {BASELINE: Rival(attend, differentiable=False)}, budget=Budget(0, least=5))
+    run(FakeDevice(), [SHAPE], {BASELINE: Operator(attend, differentiable=False)}, budget=Budget(0, least=5))
     assert len(seen) == 4
 
 
 @pytest.mark.parametrize("hungry", [BASELINE, "inhibitor"])
-def test_a_rival_too_large_for_the_memory_is_noted(hungry):
+def test_a_peer_too_large_for_the_memory_is_noted(hungry):
     def fail(query, key, value):
         raise torch.OutOfMemoryError
 
-    chosen = {name: Rival(fail if name == hungry else softmax) for name in (BASELINE, "inhibitor")}
-    timings = run(FakeDevice(), [PROBLEM], chosen, budget=TWICE)
-    notes = {timing.rival: timing.as_dict()["note"] for timing in timings if timing.pass_name == FORWARD}
+    chosen = {name: Operator(fail if name == hungry else softmax) for name in (BASELINE, "inhibitor")}
+    rows = run(FakeDevice(), [SHAPE], chosen, budget=TWICE)
+    notes = {row.peer: row.as_dict()["note"] for row in rows if row.pass_name == FORWARD}
     assert notes == {name: "out of memory" if name == hungry else "" for name in chosen}
-    other = next(timing for timing in timings if timing.rival != hungry)
+    other = next(row for row in rows if row.peer != hungry)
     assert (other.ratio is None) == (hungry == BASELINE)
 
 
@@ -102,7 +106,7 @@ def test_other_errors_are_not_swallowed():
         raise RuntimeError("wrong")
 
     with pytest.raises(RuntimeError, match="wrong"):
-        run(FakeDevice(), [PROBLEM], {BASELINE: Rival(fail)}, budget=TWICE)
+        run(FakeDevice(), [SHAPE], {BASELINE: Operator(fail)}, budget=TWICE)
 
 
 @pytest.mark.parametrize(
@@ -150,9 +154,9 @@ def test_bad_arguments(command, arguments, message):
 
 @pytest.fixture
 def pretend(monkeypatch):
-    chosen = {BASELINE: Rival(softmax), "inhibitor": Rival(softmax, floor={FORWARD: 4.0, TRAINING: 17.0})}
+    chosen = {BASELINE: Operator(softmax), "inhibitor": Operator(softmax, floor={FORWARD: 4.0, TRAINING: 17.0})}
     monkeypatch.setattr(kernels_gpu, "find_gpu", lambda: FakeDevice())
-    monkeypatch.setattr(kernels_gpu, "rivals", lambda: chosen)
+    monkeypatch.setattr(kernels_gpu, "peers", lambda: chosen)
 
 
 def test_files_and_json(command, pretend, tmp_path):
@@ -160,10 +164,10 @@ def test_files_and_json(command, pretend, tmp_path):
     rows = json.loads(out)
     assert code == 0
     assert [(row["length"], row["pass"], row["rival"]) for row in rows] == [
-        (length, pass_name, rival)
+        (length, pass_name, peer)
         for length in (4, 8)
         for pass_name in (FORWARD, TRAINING)
-        for rival in (BASELINE, "inhibitor")
+        for peer in (BASELINE, "inhibitor")
     ]
     assert {path.name for path in tmp_path.iterdir()} == {"kernels_gpu.csv", "kernels_gpu.json", "kernels_gpu.png"}
     assert json.loads((tmp_path / "kernels_gpu.json").read_text())["machine"]["gpu"] == "a device"

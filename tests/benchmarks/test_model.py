@@ -14,11 +14,11 @@ from transformers import DistilBertForSequenceClassification
 
 from inhibidistilbert import InhibiDistilBertForSequenceClassification, cli, quantize
 from inhibidistilbert.benchmarks import energy, model
-from inhibidistilbert.benchmarks.contenders import Peer, Subject, build, weight_bytes
-from inhibidistilbert.benchmarks.cpu import Refused
 from inhibidistilbert.benchmarks.model import Protocol, compare, run
-from inhibidistilbert.benchmarks.timing import interleave
+from inhibidistilbert.benchmarks.peers import Checkpoint, ModelPeer, build, weight_bytes
+from inhibidistilbert.benchmarks.timing import Refused, interleave
 from inhibidistilbert.commands.benchmark_model import read_texts
+from inhibidistilbert.support.benchmark_results import Setting, Tokens
 from inhibidistilbert.support.errors import UserError
 from inhibidistilbert.support.memory import peak_memory
 from tests.helpers.tiny_sentiment import write_tiny_checkpoint
@@ -34,25 +34,25 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def subject(folder) -> Subject:
-    return Subject.load(str(folder))
+def checkpoint(folder) -> Checkpoint:
+    return Checkpoint.load(str(folder))
 
 
-def contender(subject: Subject, name: str, dtype: str = "float32"):
-    return build(subject, Peer(name), dtype, CPU)
+def peer(checkpoint: Checkpoint, name: str, dtype: str = "float32"):
+    return build(checkpoint, ModelPeer(name), dtype, CPU)
 
 
 # Who takes part.
 
 
-def test_the_subject_has_the_weights_of_its_folder(subject, folder):
+def test_the_checkpoint_has_the_weights_of_its_folder(checkpoint, folder):
     expected = InhibiDistilBertForSequenceClassification.from_pretrained(folder)
-    found = contender(subject, "inhibitor")
+    found = peer(checkpoint, "inhibitor")
     torch.testing.assert_close(found(IDS).logits, expected(IDS).logits)
 
 
-def test_the_authors_formulation_is_the_same_model_by_other_operations(subject, monkeypatch):
-    found, expected = contender(subject, "authors_cdist"), contender(subject, "inhibitor")
+def test_the_authors_formulation_is_the_same_model_by_other_operations(checkpoint, monkeypatch):
+    found, expected = peer(checkpoint, "authors_cdist"), peer(checkpoint, "inhibitor")
     torch.testing.assert_close(found(IDS).logits, expected(IDS).logits, rtol=1e-3, atol=1e-4)
     calls = []
     distances = torch.cdist
@@ -60,53 +60,56 @@ def test_the_authors_formulation_is_the_same_model_by_other_operations(subject, 
     expected(IDS)
     assert not calls
     found(IDS)
-    assert len(calls) == 3 * subject.config.n_layers
+    assert len(calls) == 3 * checkpoint.config.n_layers
 
 
 @pytest.mark.parametrize("name", ["softmax_sdpa", "softmax_eager"])
-def test_a_softmax_peer_is_distilbert_of_the_same_size(subject, name):
-    found = contender(subject, name)
+def test_a_softmax_peer_is_distilbert_of_the_same_size(checkpoint, name):
+    found = peer(checkpoint, name)
     assert type(found) is DistilBertForSequenceClassification
     assert found.config._attn_implementation == name.removeprefix("softmax_")
-    scalars = 3 * subject.config.n_layers
-    assert found.num_parameters() == contender(subject, "inhibitor").num_parameters() - scalars
+    scalars = 3 * checkpoint.config.n_layers
+    assert found.num_parameters() == peer(checkpoint, "inhibitor").num_parameters() - scalars
 
 
-def test_half_precision_and_int8_forms(subject):
-    assert contender(subject, "softmax_sdpa", "bfloat16").dtype == torch.bfloat16
-    exact, int8 = contender(subject, "inhibitor"), contender(subject, "inhibitor", "int8")
+def test_half_precision_and_int8_forms(checkpoint):
+    assert peer(checkpoint, "softmax_sdpa", "bfloat16").dtype == torch.bfloat16
+    exact, int8 = peer(checkpoint, "inhibitor"), peer(checkpoint, "inhibitor", "int8")
     assert int8.config.quantized
     assert int8.config.int8_weights
     linear = torch.ao.nn.quantized.dynamic.Linear
-    layer = contender(subject, "softmax_sdpa", "int8").distilbert.transformer.layer[0]
+    layer = peer(checkpoint, "softmax_sdpa", "int8").distilbert.transformer.layer[0]
     assert type(layer.attention.q_lin) is type(layer.ffn.lin1) is linear
     assert weight_bytes(int8) < weight_bytes(exact)
     # Packed weights are counted: a byte each, and their biases in float32.
-    softmax = contender(subject, "softmax_sdpa", "int8")
+    softmax = peer(checkpoint, "softmax_sdpa", "int8")
     packed = [module for module in softmax.modules() if isinstance(module, linear)]
     saved = sum(3 * module.in_features * module.out_features for module in packed)
-    assert weight_bytes(softmax) == weight_bytes(contender(subject, "softmax_sdpa")) - saved
+    assert weight_bytes(softmax) == weight_bytes(peer(checkpoint, "softmax_sdpa")) - saved
 
 
-def test_a_folder_as_a_peer(subject, tmp_path):
+def test_a_folder_as_a_peer(checkpoint, tmp_path):
     torch.manual_seed(1)
-    contender(subject, "softmax_sdpa").save_pretrained(tmp_path / "peer")
-    assert type(build(subject, Peer.parse(str(tmp_path / "peer")), "float32", CPU)) is DistilBertForSequenceClassification
+    peer(checkpoint, "softmax_sdpa").save_pretrained(tmp_path / "peer")
+    assert (
+        type(build(checkpoint, ModelPeer.parse(str(tmp_path / "peer")), "float32", CPU))
+        is DistilBertForSequenceClassification
+    )
 
 
 def test_an_int8_checkpoint_takes_part_in_int8_alone(tmp_path, folder):
     quantize(InhibiDistilBertForSequenceClassification.from_pretrained(folder)).save_pretrained(tmp_path)
-    subject = Subject.load(str(tmp_path))
-    assert contender(subject, "inhibitor", "int8").config.int8_weights
+    checkpoint = Checkpoint.load(str(tmp_path))
+    assert peer(checkpoint, "inhibitor", "int8").config.int8_weights
     with pytest.raises(Refused, match="int8 weights"):
-        contender(subject, "inhibitor")
+        peer(checkpoint, "inhibitor")
     with pytest.raises(UserError, match="--dtype float32: the checkpoint has int8 weights"):
-        run(subject, [], protocol(), CPU)
+        run(checkpoint, [], protocol(), CPU)
 
 
-def test_int8_forms_are_for_processors(subject):
+def test_int8_forms_are_for_processors(checkpoint):
     with pytest.raises(Refused, match="processors"):
-        build(subject, Peer("softmax_sdpa"), "int8", torch.device("cuda"))
+        build(checkpoint, ModelPeer("softmax_sdpa"), "int8", torch.device("cuda"))
 
 
 # The figures.
@@ -118,11 +121,11 @@ class Steps:
     def __init__(self, monkeypatch, seconds):
         self.now = 0.0
 
-        def batch(contestant) -> int:
-            self.now += seconds(contestant.name)
-            return len(next(contestant.inputs)["input_ids"])
+        def batch(running) -> int:
+            self.now += seconds(running.name)
+            return len(next(running.inputs)["input_ids"])
 
-        monkeypatch.setattr(model._Contestant, "batch", batch)
+        monkeypatch.setattr(model._Running, "__call__", batch)
 
     def __call__(self) -> float:
         return self.now
@@ -146,14 +149,14 @@ def protocol(**changes) -> Protocol:
     return Protocol(**{"batches": [2], "lengths": [8], "samples": 6, "repetitions": 3} | changes)
 
 
-SOFTMAX = [Peer("softmax_sdpa")]
+SOFTMAX = [ModelPeer("softmax_sdpa")]
 
 
-def test_throughput_and_latency(subject, monkeypatch):
+def test_throughput_and_latency(checkpoint, monkeypatch):
     clock = Steps(monkeypatch, {"inhibitor": 0.5, "softmax_sdpa": 0.25}.get)
-    measurements, refusals = run(subject, SOFTMAX, protocol(), CPU, clock=clock)
+    measurements, refusals = run(checkpoint, SOFTMAX, protocol(), CPU, clock=clock)
     assert refusals == {}
-    row = measurements[0].as_dict()
+    row = measurements[0].row().as_dict()
     # Three measurements of six texts, two in a batch.
     assert (row["rounds"], row["samples"]) == (9, 18)
     assert row["samples_per_second"] == 4.0
@@ -164,46 +167,46 @@ def test_throughput_and_latency(subject, monkeypatch):
     assert not any("joules" in name or "energy" in name for name in row | ratio.as_dict())
 
 
-def test_latency_quantiles(subject, monkeypatch):
+def test_latency_quantiles(checkpoint, monkeypatch):
     turns = iter([0.0, 0.0, 0.0, *range(1, 101)])
     clock = Steps(monkeypatch, lambda name: float(next(turns)))
-    measurements, _ = run(subject, [], protocol(batches=[1], samples=100, repetitions=1), CPU, clock=clock)
-    row = measurements[0].as_dict()
+    measurements, _ = run(checkpoint, [], protocol(batches=[1], samples=100, repetitions=1), CPU, clock=clock)
+    row = measurements[0].row().as_dict()
     assert row["latency_p50_ms"] == pytest.approx(50_500)
     assert row["latency_p95_ms"] == pytest.approx(95_050)
 
 
-def test_energy_by_an_injected_meter(subject, monkeypatch):
+def test_energy_by_an_injected_meter(checkpoint, monkeypatch):
     # Half a second and more in a window: 4 batches of the faster one, for both.
     clock = Steps(monkeypatch, {"inhibitor": 0.25, "softmax_sdpa": 0.125}.get)
     meter = FakeMeter(joules=40.0)
-    measurements, _ = run(subject, SOFTMAX, protocol(samples=20), CPU, clock=clock, meter=meter)
+    measurements, _ = run(checkpoint, SOFTMAX, protocol(samples=20), CPU, clock=clock, meter=meter)
     assert {window.samples for x in measurements for window in x.windows} == {2 * 4}
     assert meter.calls == sum(len(x.windows) for x in measurements) == 2 * 8
-    assert [x.as_dict()["joules_per_sample"] for x in measurements] == [5.0, 5.0]
+    assert [x.row().as_dict()["joules_per_sample"] for x in measurements] == [5.0, 5.0]
     (ratio,) = compare(measurements)
-    assert ratio.as_row()["energy_ratio"] == 1.0
+    assert ratio.as_dict()["energy_ratio"] == 1.0
     assert ratio.throughput.median == 0.5
 
 
 def test_energy_ratio_is_the_median_of_the_rounds():
-    setting = model.Setting("float32", 1, 8, 2)
+    setting = Setting("float32", 1, Tokens(2, 8))
 
     def measured(name, joules):
         return model.Measurement(setting, name, [model.Window(2, [1.0], j) for j in joules], 100, 20)
 
     mine, other = measured("inhibitor", [2.0, 6.0, None, 30.0]), measured("softmax_sdpa", [2.0, 3.0, 1.0, 3.0])
-    assert model.Comparison.of(mine, other).energy.median == 2.0
-    assert mine.as_dict()["joules_per_sample"] == 3.0
+    assert mine.beside(other).energy.median == 2.0
+    assert mine.row().as_dict()["joules_per_sample"] == 3.0
     assert mine.peak_bytes == 120
 
 
-def test_a_counter_that_does_not_move_is_no_figure(subject, monkeypatch):
+def test_a_counter_that_does_not_move_is_no_figure(checkpoint, monkeypatch):
     clock = Steps(monkeypatch, lambda name: 0.1)
-    measurements, _ = run(subject, SOFTMAX, protocol(), CPU, clock=clock, meter=FakeMeter(joules=0.0))
+    measurements, _ = run(checkpoint, SOFTMAX, protocol(), CPU, clock=clock, meter=FakeMeter(joules=0.0))
     assert all(window.joules is None for x in measurements for window in x.windows)
-    assert "joules_per_sample" not in measurements[0].as_dict()
-    assert "energy_ratio" not in compare(measurements)[0].as_row()
+    assert "joules_per_sample" not in measurements[0].row().as_dict()
+    assert "energy_ratio" not in compare(measurements)[0].as_dict()
 
 
 @pytest.mark.parametrize(
@@ -230,12 +233,12 @@ def test_without_zeus_there_is_no_meter(monkeypatch):
         energy.find_meter(CPU)
 
 
-def test_a_repeated_benchmark_agrees_within_its_interval(subject, monkeypatch):
+def test_a_repeated_benchmark_agrees_within_its_interval(checkpoint, monkeypatch):
     noise = random.Random(0)
     clock = Steps(monkeypatch, lambda name: (1.3 if name == "inhibitor" else 1.0) * noise.lognormvariate(0, 0.1))
 
     def ratio():
-        measurements, _ = run(subject, SOFTMAX, protocol(samples=20), CPU, clock=clock)
+        measurements, _ = run(checkpoint, SOFTMAX, protocol(samples=20), CPU, clock=clock)
         return compare(measurements)[0].throughput
 
     runs = [ratio() for _ in range(5)]
@@ -244,9 +247,9 @@ def test_a_repeated_benchmark_agrees_within_its_interval(subject, monkeypatch):
     assert all(0.97 * one.median > one.low > 0.7 * one.median for one in runs)
 
 
-def test_a_repeated_benchmark_on_this_machine_agrees_within_its_interval(subject):
+def test_a_repeated_benchmark_on_this_machine_agrees_within_its_interval(checkpoint):
     def ratio():
-        measurements, _ = run(subject, [Peer("authors_cdist")], protocol(batches=[1], samples=60), CPU)
+        measurements, _ = run(checkpoint, [ModelPeer("authors_cdist")], protocol(batches=[1], samples=60), CPU)
         return compare(measurements)[0].throughput
 
     one, other = ratio(), ratio()
@@ -254,31 +257,31 @@ def test_a_repeated_benchmark_on_this_machine_agrees_within_its_interval(subject
     assert other.low <= one.high
 
 
-def test_a_comparison_ends_after_its_time(subject, monkeypatch):
+def test_a_comparison_ends_after_its_time(checkpoint, monkeypatch):
     times = iter(range(0, 1000, 4))
     monkeypatch.setattr(model, "interleave", lambda *a, **k: interleave(*a, **k, clock=lambda: next(times)))
-    measurements, _ = run(subject, [], protocol(samples=1000, seconds=40), CPU)
+    measurements, _ = run(checkpoint, [], protocol(samples=1000, seconds=40), CPU)
     # Three for the repetitions, then one every 4 s, at the last check 36 s have passed.
-    assert measurements[0].as_dict()["rounds"] == 3 + 9
-    measurements, _ = run(subject, [], protocol(samples=1000, seconds=1), CPU)
-    assert measurements[0].as_dict()["rounds"] == 3
+    assert measurements[0].row().as_dict()["rounds"] == 3 + 9
+    measurements, _ = run(checkpoint, [], protocol(samples=1000, seconds=1), CPU)
+    assert measurements[0].row().as_dict()["rounds"] == 3
 
 
 def test_batches_of_many_tokens_are_left_out():
     settings = Protocol(batches=[1, 8], lengths=[128, 512], max_tokens=1024).settings
-    assert [(x.length, x.batch) for x in settings] == [(128, 1), (128, 8), (512, 1)]
+    assert [(x.tokens.length, x.tokens.batch) for x in settings] == [(128, 1), (128, 8), (512, 1)]
 
 
-def test_who_runs_out_of_memory_is_left_out(subject, monkeypatch):
-    batch = model._Contestant.batch
+def test_who_runs_out_of_memory_is_left_out(checkpoint, monkeypatch):
+    batch = model._Running.__call__
 
-    def failing(contestant):
-        if contestant.name == "softmax_sdpa":
+    def failing(running):
+        if running.name == "softmax_sdpa":
             raise torch.OutOfMemoryError
-        return batch(contestant)
+        return batch(running)
 
-    monkeypatch.setattr(model._Contestant, "batch", failing)
-    measurements, refusals = run(subject, SOFTMAX, protocol(), CPU)
+    monkeypatch.setattr(model._Running, "__call__", failing)
+    measurements, refusals = run(checkpoint, SOFTMAX, protocol(), CPU)
     assert [x.name for x in measurements] == ["inhibitor"]
     assert refusals == {"softmax_sdpa (float32, batch 2, length 8)": "OutOfMemoryError"}
 
@@ -297,16 +300,16 @@ def test_peak_memory_is_what_a_call_holds_at_most():
     assert found / 2**20 == pytest.approx(48, abs=4)
 
 
-def test_real_texts_are_cut_and_padded(subject):
-    make = model.text_inputs(subject.tokenizer(), ["a good film", "the plot was not very good but the film was funny"])
-    first = make(subject, model.Setting("float32", 1, 8, 2), CPU)[0]
+def test_real_texts_are_cut_and_padded(checkpoint):
+    make = model.text_inputs(checkpoint.tokenizer(), ["a good film", "the plot was not very good but the film was funny"])
+    first = make(checkpoint, Setting("float32", 1, Tokens(2, 8)), CPU)[0]
     assert first["input_ids"].shape == (2, 8)
     assert first["attention_mask"].sum(1).tolist() == [5, 8]
 
 
-def test_every_contender_gets_the_same_tokens(subject):
-    setting = model.Setting("float32", 1, 8, 2)
-    one, other = (model.random_inputs(subject, setting, CPU) for _ in range(2))
+def test_every_peer_gets_the_same_tokens(checkpoint):
+    setting = Setting("float32", 1, Tokens(2, 8))
+    one, other = (model.random_inputs(checkpoint, setting, CPU) for _ in range(2))
     assert all(torch.equal(x["input_ids"], y["input_ids"]) for x, y in zip(one, other, strict=True))
     assert not torch.equal(one[0]["input_ids"], one[1]["input_ids"])
 
@@ -429,8 +432,8 @@ def test_a_text_file_that_holds_no_texts(command, folder, tmp_path, content, par
     assert part in err
 
 
-def test_another_kind_of_model_is_a_peer_only(command, folder, tmp_path, subject):
-    contender(subject, "softmax_sdpa").save_pretrained(tmp_path)
+def test_another_kind_of_model_is_a_peer_only(command, folder, tmp_path, checkpoint):
+    peer(checkpoint, "softmax_sdpa").save_pretrained(tmp_path)
     code, _, err = command(tmp_path, *SMALL)
     assert code == 2
     assert "must hold model_type 'inhibidistilbert', got 'distilbert'; give it with --against." in err

@@ -1,8 +1,8 @@
 """Pictures can be read at half their size, tell models apart in the same way, and are drawn from the tables alone."""
 
 import csv
-import json
 import shutil
+from dataclasses import replace
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -13,60 +13,77 @@ from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
 
-from inhibidistilbert.benchmarks import contenders, cpu, kernels_gpu, pictures, plots
+from inhibidistilbert.benchmarks import cpu, kernels_gpu, peers, pictures
 from inhibidistilbert.benchmarks.gpu import models
 from inhibidistilbert.benchmarks.gpu.execution import MODES
+from inhibidistilbert.benchmarks.gpu.findings import Finding, GpuResults
 from inhibidistilbert.benchmarks.index import INDEX, renew
+from inhibidistilbert.benchmarks.operators import FORWARD, TRAINING
 from inhibidistilbert.distillation.curves import curves_figure
+from inhibidistilbert.support import plots
+from inhibidistilbert.support.benchmark_results import CpuResults, KernelResults, KernelRow, ModelResults, Shape, Tokens
 from inhibidistilbert.support.errors import UserError
+from inhibidistilbert.support.results import Quantiles
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 GPU = {"gpu": "a device"}
+MACHINE = '{"machine": {"cpu": "a processor", "date": "2026-01-31"}, "results": %s}'
 
 
-def committed(name: str) -> dict:
-    return json.loads((RESULTS / name).read_text())
+def operators() -> CpuResults:
+    return CpuResults.read(RESULTS / "cpu.json")
+
+
+def comparison() -> ModelResults:
+    return ModelResults.read(RESULTS / "model_cpu.json")
 
 
 @cache
-def rivals() -> tuple[str, ...]:
-    return tuple(kernels_gpu.rivals())
+def names_of_peers() -> tuple[str, ...]:
+    return tuple(kernels_gpu.peers())
 
 
-def kernels_table() -> dict:
+def kernels_table() -> KernelResults:
     rows = [
-        {"pass": name, "head_dim": head_dim, "length": length, "rival": rival, "ratio": 1.5}
-        | dict(zip(("ms", "ms_p10", "ms_p90"), (length**2 * scale * 1e-6 for scale in (2, 1, 3)), strict=True))
-        for name in (kernels_gpu.FORWARD, kernels_gpu.TRAINING)
-        for head_dim in (64,)
+        KernelRow(
+            name,
+            Shape(8, 12, length, 64),
+            peer,
+            milliseconds=Quantiles(*(length**2 * scale * 1e-6 for scale in (1, 2, 3))),
+            ratio=Quantiles(1.5, 1.5, 1.5),
+        )
+        for name in (FORWARD, TRAINING)
         for length in kernels_gpu.LENGTHS
-        for rival in rivals()
+        for peer in names_of_peers()
     ]
-    return {"machine": GPU, "results": rows}
+    return KernelResults(GPU, rows)
 
 
-def gpu_table() -> dict:
+def gpu_table() -> GpuResults:
     kernels = [
-        ("kernels", rival, f"{shape}×64, {name}", "ms")
+        ("kernels", peer, f"{shape}×64, {name}", "ms")
         for shape in ("1×12×128", "32×12×128", "8×12×512", "8×12×1024", "8×12×2048", "8×12×4096")
-        for name in (kernels_gpu.FORWARD, kernels_gpu.TRAINING)
-        for rival in rivals()
+        for name in (FORWARD, TRAINING)
+        for peer in names_of_peers()
     ]
     served = [
         ("models", f"{name}, {mode}", str(place), "texts/s")
         for place in models.PLACES
         for mode in MODES
-        for name in (contenders.SUBJECT, models.PEER)
+        for name in (peers.INHIBITOR, models.PEER)
     ]
-    figures = {"value": 2.0, "low": 0.3, "high": 700.0}
-    rows = [dict(zip(("part", "case", "setting", "unit"), row, strict=True)) | figures for row in (*kernels, *served)]
-    return {"machine": GPU, "results": rows}
+    rows = [
+        Finding(case, setting, "figure", 2.0, unit, 0.3, 700.0, part=part)
+        for part, case, setting, unit in (*kernels, *served)
+    ]
+    return GpuResults(GPU, rows, [], [])
 
 
-def energy_table() -> dict:
-    table = committed("model_cpu.json")
-    rows = [row | {"joules_per_sample": 1 / row["samples_per_second"]} for row in table["results"]]
-    return table | {"results": rows, "ratios": [row | {"energy_ratio": 0.9} for row in table["ratios"]]}
+def energy_table() -> ModelResults:
+    table = comparison()
+    rows = [replace(row, joules=1 / row.throughput.median) for row in table.results]
+    ratios = [replace(row, energy=Quantiles(0.9, 0.9, 0.9)) for row in table.ratios]
+    return replace(table, results=rows, ratios=ratios)
 
 
 def curves_records() -> list[dict]:
@@ -77,22 +94,15 @@ def curves_records() -> list[dict]:
     return [*losses, {"stage": "task", "step": 200000, **scores}, {"stage": "task", "step": 200000, "train_runtime": 9.0}]
 
 
-def models_figure(table: dict, *columns: str) -> Figure:
-    figure = pictures.models(table, *columns)
-    assert figure is not None
-    return figure
-
-
-THROUGHPUT = ("samples_per_second", "throughput_ratio", "texts a second")
 FIGURES = {
-    "summary": lambda: pictures.summary(committed("cpu.json"), committed("model_cpu.json")),
-    "cpu": lambda: pictures.operators_cpu(committed("cpu.json")),
-    "model": lambda: models_figure(committed("model_cpu.json"), *THROUGHPUT),
+    "summary": lambda: pictures.summary(operators(), comparison()),
+    "cpu": lambda: pictures.operators_cpu(operators()),
+    "model": lambda: pictures.throughput(comparison()),
     "kernels": lambda: pictures.operators_gpu(kernels_table()),
     "gpu": lambda: pictures.gpu(gpu_table()),
 }
 WITHOUT_QUANTILES = {
-    "energy": lambda: models_figure(energy_table(), "joules_per_sample", "energy_ratio", "joules a text"),
+    "energy": lambda: pictures.energy(energy_table()),
     "curves": lambda: curves_figure(curves_records()),
 }
 everything = pytest.mark.parametrize("name", [*FIGURES, *WITHOUT_QUANTILES])
@@ -155,10 +165,10 @@ def test_quantiles_are_drawn(name: str):
 
 
 def test_names_of_the_benchmarks_are_told_apart():
-    operators = [name for name in (*cpu.OPERATORS, *rivals()) if "not centred" not in name]
-    ways = [f"{name}, {mode}" for name in (contenders.SUBJECT, models.PEER) for mode in MODES]
+    attention = [name for name in (*cpu.OPERATORS, *names_of_peers()) if "not centred" not in name]
+    ways = [f"{name}, {mode}" for name in (peers.INHIBITOR, models.PEER) for mode in MODES]
     known = {label for label, _ in (*plots.MODELS.values(), *plots.OPERATORS.values())}
-    for names in (operators, contenders.NAMED, ways):
+    for names in (attention, peers.NAMED, ways):
         looks = plots.styles(names)
         assert all(any(look.label.startswith(label) for label in known) for look in looks.values())
         assert len({look.label for look in looks.values()}) == len(looks)
@@ -174,18 +184,19 @@ def test_what_was_not_measured_is_a_gap():
 
 
 def test_numbers_of_threads_are_told_apart():
-    table = committed("model_cpu.json")
-    table["results"] += [row | {"threads": 1} for row in table["results"]]
-    figure = models_figure(table, *THROUGHPUT)
+    table = comparison()
+    alone = [replace(row, setting=replace(row.setting, threads=1)) for row in table.results]
+    figure = pictures.throughput(replace(table, results=[*table.results, *alone]))
+    assert figure is not None
     titles = [axes.get_title() for axes in figure.axes]
     assert len(set(titles)) == len(titles) == 8
     assert "1 and 2 threads" in figure.legends[0].get_title().get_text()
 
 
 def test_tables_without_a_shape_in_common_have_no_summary():
-    operators, comparison = committed("cpu.json"), committed("model_cpu.json")
-    ratios = [row | {"length": 77} for row in comparison["ratios"]]
-    assert pictures.summary(operators, comparison | {"ratios": ratios}) is None
+    table = comparison()
+    ratios = [replace(row, setting=replace(row.setting, tokens=Tokens(8, 77))) for row in table.ratios]
+    assert pictures.summary(operators(), replace(table, ratios=ratios)) is None
 
 
 def test_curves_without_a_loss():
@@ -216,9 +227,19 @@ def test_everything_is_drawn_again_from_the_tables(tmp_path: Path):
     assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size < 100_000 for path in drawn.values())
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"machine": {}, "results": [{"level": "operator"}]}', '{"results": []}'])
-def test_a_table_that_is_not_one_is_refused(tmp_path: Path, text: str):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"cpu\.json' cannot be read as JSON"),
+        ("[]", r"cpu\.json' must hold a JSON object, got list"),
+        ('{"results": []}', r"cpu\.json', machine: it must be an object of texts, got None"),
+        ('{"machine": {}, "results": []}', r"cpu\.json', machine: it does not tell date, cpu or gpu"),
+        (MACHINE % '[{"level": "operator"}]', r"cpu\.json', row 1 of results: column 'problem' must hold text, got no such"),
+        (MACHINE % "[]", r"cpu\.json' does not hold what cpu\.png is drawn from"),
+    ],
+)
+def test_a_table_that_is_not_one_is_refused(tmp_path: Path, text: str, message: str):
     (tmp_path / "cpu.json").write_text(text)
-    with pytest.raises(UserError, match=r"cpu\.json' (cannot be read|does not hold what cpu\.png is drawn from)"):
+    with pytest.raises(UserError, match=message):
         pictures.redraw(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["cpu.json"]

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import pytest
 
 from inhibidistilbert import cli
 from inhibidistilbert.benchmarks import static
-from inhibidistilbert.benchmarks.static import TARGETS, Case, Figures, count, default_cases
+from inhibidistilbert.benchmarks.static import TARGETS, Case, Figures, Variant, count, default_cases
 
 pytest.importorskip("triton")
 
@@ -31,7 +31,7 @@ CASES = [*FULL, *HALF, *OTHERS, ODD]
 
 
 def variant(x: Case | Figures) -> tuple:
-    return x.target, x.head_dim, x.dtype, x.signed, x.centered, x.causal
+    return tuple((x.variant if isinstance(x, Figures) else Variant.from_dict(asdict(x))).as_dict().values())
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,8 @@ def test_instructions_a_triple(counted):
 
 def test_instructions_a_triple_of_the_prepass(counted):
     forward = [x for x in counted if variant(x) in map(variant, FULL) and x.pass_name == "forward"]
-    assert all((x.prepass_instructions_per_triple is not None) == x.centered for x in forward)
-    costs = {variant(x): x.prepass_instructions_per_triple for x in forward if x.centered}
+    assert all((x.prepass_instructions_per_triple is not None) == x.variant.centered for x in forward)
+    costs = {variant(x): x.prepass_instructions_per_triple for x in forward if x.variant.centered}
     assert len(costs) == 4
     assert not {key: cost for key, cost in costs.items() if cost > PREPASS_LIMIT}
 
@@ -65,13 +65,13 @@ def test_instructions_a_triple_of_the_prepass(counted):
 def test_no_count_is_below_what_the_arithmetic_takes(counted):
     # Subtract, add, clamp, add; two channels at once in the half kernel. Less were a count of something else.
     least = {"_forward_kernel": 4.0, "_forward_half_kernel": 2.0, "_backward_query_kernel": 6.0, "_backward_key_kernel": 7.0}
-    sm_90 = [x for x in counted if x.target == "sm_90"]  # sm_100 adds two float32 numbers in one instruction
+    sm_90 = [x for x in counted if x.variant.target == "sm_90"]  # sm_100 adds two float32 numbers in one instruction
     assert not {(x.kernel, *variant(x)) for x in sm_90 if x.instructions_per_triple < least[x.kernel]}
 
 
 def test_fp32_loops_spill_nothing_on_any_target(counted):
-    fp32 = [x for x in counted if x.dtype == "fp32"]
-    assert {x.target for x in fp32} == set(TARGETS)
+    fp32 = [x for x in counted if x.variant.dtype == "fp32"]
+    assert {x.variant.target for x in fp32} == set(TARGETS)
     assert not {(x.kernel, *variant(x)): x.spills for x in fp32 if x.spills}
 
 
@@ -139,9 +139,7 @@ def test_json_output_and_kept_files(run, tmp_path: Path):
 
 
 def test_table_for_people(run, monkeypatch):
-    figures = Figures(
-        *("_forward_kernel", "forward", "gfx942", 32, "fp32", True, True, False), 246, 0, 31, 16384, 5.656, 2.688, 1
-    )
+    figures = Figures("_forward_kernel", "forward", Variant("gfx942", 32), 246, 0, 31, 16384, 5.656, 2.688, 1)
     monkeypatch.setattr(static, "count", lambda *_: [figures])
     code, out, _ = run()
     assert code == 0

@@ -1,8 +1,9 @@
-"""Rivals in turns, and what is made of their times."""
+"""Peers in turns, and what is made of their times."""
 
 import pytest
 
-from inhibidistilbert.benchmarks.timing import Budget, Quantiles, interleave, ratios
+from inhibidistilbert.benchmarks.timing import Budget, interleave, ratios
+from inhibidistilbert.support.results import Quantiles
 
 
 def calls(name: str, log: list[str]):
@@ -11,8 +12,8 @@ def calls(name: str, log: list[str]):
 
 def test_order_alternates():
     log: list[str] = []
-    rivals = {name: calls(name, log) for name in "ABC"}
-    seconds = interleave(rivals, Budget(0, least=3))
+    works = {name: calls(name, log) for name in "ABC"}
+    seconds = interleave(works, Budget(0, least=3))
     assert "".join(log) == "ABC" + "CBA" + "ABC"
     assert all(len(each) == 3 and min(each) > 0 for each in seconds.values())
 
@@ -27,7 +28,7 @@ def test_rounds_end_with_the_most():
     assert len(interleave({"A": int}, Budget(60, most=4), clock=lambda: 0.0)["A"]) == 4
 
 
-def test_the_measure_takes_the_rival_itself():
+def test_the_measure_takes_the_work_itself():
     seen = []
 
     def measure(function):

@@ -14,10 +14,11 @@ from transformers import (
 )
 
 from inhibidistilbert import InhibiDistilBertForSequenceClassification
-from inhibidistilbert.distillation.sizes import project_embeddings, published_sizes, size_config
+from inhibidistilbert.distillation.sizes import project_embeddings
 from inhibidistilbert.distillation.student import Student, save_student
 from inhibidistilbert.distillation.student import build_student as build
 from inhibidistilbert.support.errors import UserError
+from inhibidistilbert.support.sizes import published_sizes, size_config
 from tests.helpers.toy_task import POSITIONS, SIZES, VOCABULARY, tiny_student, write_bert
 
 NAMES = {"id2label": {0: "BAD", 1: "SO_SO", 2: "GOOD"}, "label2id": {"BAD": 0, "SO_SO": 1, "GOOD": 2}}

@@ -16,8 +16,20 @@ from inhibidistilbert.publishing.checks import untraced_numbers
 from inhibidistilbert.publishing.markup import one_line
 from inhibidistilbert.publishing.measurements import read_benchmarks
 from inhibidistilbert.publishing.tasks import usage
+from inhibidistilbert.support.benchmark_results import (
+    CpuResults,
+    CpuRow,
+    KernelResults,
+    KernelRow,
+    ModelResults,
+    ModelRow,
+    Setting,
+    Shape,
+    Tokens,
+)
 from inhibidistilbert.support.distillation_log import DistillationLog
 from inhibidistilbert.support.errors import UserError
+from inhibidistilbert.support.results import Quantiles
 from tests.helpers.publishable import assembled, edit_json, replace_in
 
 SECTIONS = (
@@ -30,14 +42,12 @@ SECTIONS = (
     "Terms",
     "Cite",
 )
-SHAPE = {"rival": "inhibitor", "batch": 1, "heads": 12, "length": 128, "head_dim": 64}
-BENCHMARK = {
-    "machine": {"cpu": "Some Processor", "date": "2026-01-31T00:00:00+00:00"},
-    "results": [
-        {**SHAPE, "level": "model", "ms": 31.25, "ratio": 0.875},
-        {**SHAPE, "level": "layer", "ms": 1.5, "ratio": 0.5},
-    ],
-}
+MACHINE = {"cpu": "Some Processor", "date": "2026-01-31T08:00:00+00:00"}
+SHAPE = Shape(1, 12, 128, 64)
+
+
+def quantiles(value: float) -> Quantiles:
+    return Quantiles(value, value, value)
 
 
 @pytest.fixture
@@ -262,20 +272,34 @@ class TestNumbers:
         assert list(untraced_numbers(candidate, f"{card.text}\n\nIt gets {number} here.")) == []
 
     def test_benchmark(self, checkpoint, tmp_path):
-        (checkpoint / "cpu.json").write_text(json.dumps(BENCHMARK))
+        rows = [
+            CpuRow(level, "A", SHAPE, 1, "inhibitor", 3, quantiles(milliseconds), quantiles(ratio), None, None)
+            for level, milliseconds, ratio in (("model", 31.25, 0.875), ("layer", 1.5, 0.5))
+        ]
+        CpuResults(MACHINE, rows).write(checkpoint / "cpu.json")
         candidate = assembled(checkpoint, tmp_path / "x")
         text = (candidate.folder / "README.md").read_text()
         assert "On Some Processor" in text
         assert "| inhibitor | 1×12×128×64 | 31.250 | 0.88 |" in text
-        assert len(read_benchmarks(checkpoint)[0].timings) == 1
+        assert len(read_benchmarks(checkpoint)[0].results) == 1
         assert list(untraced_numbers(candidate, ModelCard(text).text)) == []
 
-    @pytest.mark.parametrize(("joules", "shown"), [({"joules_per_sample": 0.0125}, "0.0125"), ({}, "not measured")])
+    def test_kernels_on_a_gpu(self, checkpoint, tmp_path):
+        rows = [
+            KernelRow("forward", SHAPE, "inhibitor fp32", 3, quantiles(1.5)),
+            KernelRow("forward", SHAPE, "softmax fp32", note="out of memory"),
+        ]
+        KernelResults({"gpu": "Some GPU", **MACHINE}, rows).write(checkpoint / "kernels_gpu.json")
+        text = (assembled(checkpoint, tmp_path / "x").folder / "README.md").read_text()
+        assert "On Some GPU" in text
+        assert "| inhibitor fp32 forward | 1×12×128×64 | 1.500 | not measured |" in text
+        assert "softmax fp32 forward" not in text
+
+    @pytest.mark.parametrize(("joules", "shown"), [(0.0125, "0.0125"), (None, "not measured")])
     def test_cost_beside_peers(self, joules, shown, checkpoint, tmp_path):
-        row = {"model": "inhibitor", "dtype": "float32", "threads": 2, "batch": 8, "length": 128}
-        row |= {"samples_per_second": 31.25, "latency_p50_ms": 256.5}
-        machine = {"cpu": "Some Processor", "date": "2026-01-31T08:00:00+00:00", "energy": "Zeus, RAPL"}
-        (checkpoint / "model_cpu.json").write_text(json.dumps({"machine": machine, "results": [row | joules], "ratios": []}))
+        setting = Setting("float32", 2, Tokens(8, 128))
+        row = ModelRow("inhibitor", setting, 3, 24, quantiles(31.25), 256.5, 300.0, 1000, None, joules)
+        ModelResults({**MACHINE, "energy": "Zeus, RAPL"}, [row], []).write(checkpoint / "model_cpu.json")
         candidate = assembled(checkpoint, tmp_path / "x")
         text = (candidate.folder / "README.md").read_text()
         assert f"| inhibitor | float32 | 8×128 | 31.2 | 256.50 | {shown} |" in text
@@ -283,6 +307,11 @@ class TestNumbers:
         assert "Energy: not measured" not in text
         assert "Speed: not measured" not in text
         assert list(untraced_numbers(candidate, ModelCard(text).text)) == []
+
+    def test_a_file_of_another_form_is_refused(self, checkpoint, tmp_path):
+        (checkpoint / "cpu.json").write_text(json.dumps({"machine": MACHINE, "results": [{"level": 1}]}))
+        with pytest.raises(UserError, match=r"cpu\.json', row 1 of results: column 'level' must hold text, got 1"):
+            assembled(checkpoint, tmp_path / "x")
 
     def test_deviation_over_trainings_and_a_local_file(self, checkpoint, tmp_path):
         edit_json(checkpoint / "eval_results.json", lambda c: c["results"][0].update(std=0.0125, published=False))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from inhibidistilbert import InhibiDistilBertForSequenceClassification
-from inhibidistilbert.benchmarks import contenders
+from inhibidistilbert.benchmarks import peers
 from inhibidistilbert.conversion import student_from
 from inhibidistilbert.distillation.student import Student, build_student
 from inhibidistilbert.distillation.teacher import load_teacher, load_tokenizer
@@ -103,7 +103,7 @@ LOADERS = {
     "evaluate": lambda folder: load_checkpoint(str(folder), None, False, SINGLE_LABEL),
     "teacher": lambda folder: load_teacher(str(folder), "ForSequenceClassification", False, "--teacher"),
     "student": lambda folder: build_student(Student(source=str(folder)), "ForSequenceClassification", None, None),
-    "benchmark": lambda folder: contenders.Subject.load(str(folder)).build("eager"),
+    "benchmark": lambda folder: peers.Checkpoint.load(str(folder)).build("eager"),
     "publish": lambda folder: own_outputs(folder, "InhibiDistilBertForSequenceClassification"),
 }
 TOKENIZER_LOADERS = {
@@ -140,13 +140,13 @@ def test_what_chooses_a_tokenizer_is_refused(choice, own, hub):
 def test_models_of_transformers_too(choice, bert, own, hub):
     file, fields, words = CHOICES[choice]
     edit(bert / file, **fields)
-    subject = contenders.Subject.load(str(own))
+    checkpoint = peers.Checkpoint.load(str(own))
     for load in (
         LOADERS["evaluate"],
         LOADERS["teacher"],
         LOADERS["student"],
         student_from,
-        lambda folder: contenders.build(subject, contenders.Peer(str(folder)), "float32", subject.build("eager").device),
+        lambda folder: peers.build(checkpoint, peers.ModelPeer(str(folder)), "float32", checkpoint.build("eager").device),
     ):
         with pytest.raises(UserError, match=words):
             load(bert)
@@ -267,7 +267,8 @@ def test_with_trust_everything_is_left_to_transformers(own):
 # Calls of transformers' own loaders, by file: of what this project wrote or pinned itself, or in a clean process.
 OWN_FILES = {
     "support/foreign.py": 2,
-    "support/models.py": 1,
+    "support/models.py": 0,
+    "support/sizes.py": 1,
     "distillation/run.py": 1,
     "publishing/stranger.py": 3,
     "studies/distillation/review_data.py": 2,

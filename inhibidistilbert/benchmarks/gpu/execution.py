@@ -46,7 +46,7 @@ class Graphed(nn.Module):
 
 def compiled(model: nn.Module) -> nn.Module:
     """A copy whose layers are compiled: one layer's code serves all of them, and every shape but a batch of one."""
-    # Contenders, masks and batches of one are variants of one function; beyond its limit torch would run it as it stands.
+    # Peers, masks and batches of one are variants of one function; beyond its limit torch would run it as it stands.
     torch._dynamo.config.recompile_limit = 64
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     model = copy.deepcopy(model)

@@ -7,12 +7,13 @@ softmax's products cost where the two instructions run at the same rate, and les
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..timing import Budget, Quantiles, interleave, ratios
+from ...support.results import Quantiles
+from ..timing import Budget, interleave, ratios
 from .findings import Deadline, Finding
 from .matrix_source import THREADS, Instruction
 
@@ -27,20 +28,6 @@ _BUDGET = Budget(seconds=2, least=5, most=50)
 Kernel = Callable[[Tensor, Tensor, int], object]
 
 
-class Device(Protocol):
-    """A GPU, or what stands in for it."""
-
-    torch_device: torch.device
-    capability: tuple[int, int]
-    processors: int
-
-    def compile(self, instruction: Instruction, blocks: int) -> Kernel:
-        """A function of operands, sums and rounds that launches the instruction's kernel."""
-
-    def measure(self, work: Callable[[], object]) -> float:
-        """Seconds of one call."""
-
-
 class CudaDevice:
     """The current CUDA device."""
 
@@ -50,6 +37,7 @@ class CudaDevice:
         self.capability, self.processors = (properties.major, properties.minor), properties.multi_processor_count
 
     def compile(self, instruction: Instruction, blocks: int) -> Kernel:
+        """A function of operands, sums and rounds that launches the instruction's kernel."""
         # The sources include nothing, but torch wants to know a folder of headers and refuses without one.
         os.environ.setdefault("CUDA_HOME", os.devnull)
         target = "".join(map(str, self.capability)) + ("a" if instruction.name == "wgmma" else "")
@@ -57,6 +45,7 @@ class CudaDevice:
         return lambda operands, sums, rounds: kernel((blocks, 1, 1), (THREADS, 1, 1), [operands, sums, rounds])
 
     def measure(self, work: Callable[[], object]) -> float:
+        """Seconds of one call."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         work()
@@ -65,7 +54,7 @@ class CudaDevice:
         return start.elapsed_time(end) / 1000
 
 
-def measure(deadline: Deadline, device: Device | None = None) -> Iterator[Finding]:
+def measure(deadline: Deadline, device: CudaDevice | None = None) -> Iterator[Finding]:
     """Operations a second of both kinds, and the ratio of the rates of their instructions, for `mma` and `wgmma`."""
     if device is None:
         if torch.version.hip is not None:
@@ -86,7 +75,7 @@ def measure(deadline: Deadline, device: Device | None = None) -> Iterator[Findin
                 yield Finding.failure(name, "", error)
 
 
-def _compare(device: Device, name: str) -> Iterator[Finding]:
+def _compare(device: CudaDevice, name: str) -> Iterator[Finding]:
     instructions = {ONE_BIT: Instruction(name, bits=1), BFLOAT16: Instruction(name, bits=16)}
     blocks = device.processors * _BLOCKS_A_PROCESSOR[name]
     kernels = {kind: device.compile(instruction, blocks) for kind, instruction in instructions.items()}
@@ -104,7 +93,7 @@ def _compare(device: Device, name: str) -> Iterator[Finding]:
     yield Finding.of(name, "", RELATIVE, ratios(seconds[BFLOAT16], seconds[ONE_BIT]))
 
 
-def _operands(device: Device, instruction: Instruction, ones: bool) -> Tensor:
+def _operands(device: CudaDevice, instruction: Instruction, ones: bool) -> Tensor:
     """32-bit words: elements that are all 1, or random ones, which take more power than zeros do."""
     words = instruction.operand_words
     if instruction.bits == 16:
@@ -115,12 +104,12 @@ def _operands(device: Device, instruction: Instruction, ones: bool) -> Tensor:
     return torch.randint(-(2**31), 2**31, (words,), device=device.torch_device).to(torch.int32)
 
 
-def _sums(device: Device, instruction: Instruction, blocks: int) -> Tensor:
+def _sums(device: CudaDevice, instruction: Instruction, blocks: int) -> Tensor:
     dtype = torch.int32 if instruction.bits == 1 else torch.float32
     return torch.zeros(blocks * THREADS, dtype=dtype, device=device.torch_device)
 
 
-def _check_sums(device: Device, instruction: Instruction, kernel: Kernel, blocks: int) -> None:
+def _check_sums(device: CudaDevice, instruction: Instruction, kernel: Kernel, blocks: int) -> None:
     """That the instructions did what they are named for: or their time says nothing."""
     rounds, sums = 5, _sums(device, instruction, blocks)
     kernel(_operands(device, instruction, ones=True), sums, rounds)
@@ -129,12 +118,12 @@ def _check_sums(device: Device, instruction: Instruction, kernel: Kernel, blocks
         raise RuntimeError(f"{wrong.numel()} sums are wrong: {wrong[0].item()} instead of {instruction.total(rounds)}")
 
 
-def _work(device: Device, instruction: Instruction, kernel: Kernel, blocks: int) -> Callable[[int], object]:
+def _work(device: CudaDevice, instruction: Instruction, kernel: Kernel, blocks: int) -> Callable[[int], object]:
     operands, sums = _operands(device, instruction, ones=False), _sums(device, instruction, blocks)
     return lambda rounds: kernel(operands, sums, rounds)
 
 
-def _rounds(device: Device, work: Mapping[str, Callable[[int], object]]) -> int:
+def _rounds(device: CudaDevice, work: Mapping[str, Callable[[int], object]]) -> int:
     """As many as the faster kernel needs for a launch long enough to measure."""
     rounds = 256
     while min(device.measure(partial(each, rounds)) for each in work.values()) < _LAUNCH_SECONDS:

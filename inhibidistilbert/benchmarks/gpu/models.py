@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ...support.benchmark_results import Setting, Tokens
 from .. import energy
 from .. import model as protocol_of
-from ..contenders import SEED, SUBJECT, Peer, Subject, build
-from ..model import Batch, Comparison, Measurement, Protocol, Setting
+from ..model import Batch, Protocol
+from ..peers import INHIBITOR, Checkpoint, ModelPeer, build
+from ..timing import SEED
 from .execution import EAGER, MODES
 from .findings import Deadline, Finding
 
@@ -29,6 +31,13 @@ SENTENCE_LENGTHS = (9, 13, 15, 18, 20, 22, 24, 26, 28, 29, 31, 34, 36, 39, 43, 5
 _PADDED_TO = 8
 _FULL_BATCHES = 4
 
+_FIGURES = (
+    ("throughput", "throughput", "texts/s"),
+    ("latency", "p50", "ms"),
+    ("energy", "joules", "J/text"),
+    ("peak memory", "peak_bytes", "B"),
+)
+_RATIOS = tuple((f"{name} ratio", name, "") for name in ("throughput", "energy", "memory"))
 _PROTOCOL = Protocol(samples=1000, repetitions=3, seconds=1.5)
 # What a mode of one place takes, and with torch.compile where it has to compile.
 _SECONDS, _COMPILING_SECONDS = 6, 25
@@ -59,7 +68,7 @@ PLACES = (
 
 
 def texts(place: Place, vocabulary: int, device: torch.device) -> list[Batch]:
-    """Batches of random tokens, a mask where there is padding; the same for all contenders.
+    """Batches of random tokens, a mask where there is padding; the same for all peers.
 
     A batch of one needs no padding: a sentence of each length, in random order. Else the lengths are drawn.
     """
@@ -87,13 +96,13 @@ def _batch(lengths: list[int], vocabulary: int, generator: torch.Generator, devi
 def measure(
     deadline: Deadline,
     device: torch.device | None = None,
-    subject: Subject | None = None,
+    checkpoint: Checkpoint | None = None,
     places: Sequence[Place] = PLACES,
     protocol: Protocol = _PROTOCOL,
 ) -> Iterator[Finding]:
     """Throughput, latency, energy and their ratios at every place, in every mode."""
     device = torch.device("cuda", torch.cuda.current_device()) if device is None else device
-    subject = Subject.load("base") if subject is None else subject
+    checkpoint = Checkpoint.load("base") if checkpoint is None else checkpoint
     meter: energy.Meter | None = None
     try:
         meter = energy.find_meter(device)
@@ -105,29 +114,31 @@ def measure(
         models.clear()
         broken = set()
         for place in (place for place in places if place.dtype == dtype):
-            inputs = texts(place, subject.config.vocab_size, device)
+            inputs = texts(place, checkpoint.config.vocab_size, device)
             for mode in place.modes:
                 seconds = _COMPILING_SECONDS if "compile" in mode else _SECONDS
                 if mode in broken or not deadline.leaves(seconds):
                     yield Finding.skipped(mode, str(place), "it failed before" if mode in broken else deadline.reason)
                     continue
                 try:
-                    _prepare(models, mode, subject, dtype, device)
+                    _prepare(models, mode, checkpoint, dtype, device)
                     yield from _compare(models[mode], models[EAGER], inputs, place, mode, device, meter, protocol)
                 except Exception as error:  # the other modes may well work
                     broken.add(mode)
                     yield Finding.failure(mode, str(place), error)
 
 
-def _prepare(models: dict[str, dict[str, nn.Module]], mode: str, subject: Subject, dtype: str, device: torch.device) -> None:
-    """Add both contenders in that mode, by name; those of every mode have the same weights."""
+def _prepare(
+    models: dict[str, dict[str, nn.Module]], mode: str, checkpoint: Checkpoint, dtype: str, device: torch.device
+) -> None:
+    """Add both peers in that mode, by name; those of every mode have the same weights."""
     if mode in models:
         return
     if mode == EAGER:
-        models[mode] = {name: build(subject, Peer(name), dtype, device) for name in (SUBJECT, PEER)}
+        models[mode] = {name: build(checkpoint, ModelPeer(name), dtype, device) for name in (INHIBITOR, PEER)}
         return
     origin, wrap = MODES[mode]
-    _prepare(models, origin, subject, dtype, device)
+    _prepare(models, origin, checkpoint, dtype, device)
     models[mode] = {name: wrap(model) for name, model in models[origin].items()}
 
 
@@ -146,13 +157,15 @@ def _compare(
         for batch in inputs:  # every shape: nothing is compiled or captured while time runs
             _assert_same(model(**batch).last_hidden_state, eager[name](**batch).last_hidden_state, batch, name)
     refusals: dict[str, str] = {}
-    where = Setting(place.dtype, torch.get_num_threads(), LENGTH, place.batch)
+    where = Setting(place.dtype, torch.get_num_threads(), Tokens(place.batch, LENGTH))
     measured = protocol_of.measure(models, inputs, where, protocol, device, meter, time.perf_counter, refusals)
     by_name = {each.name: each for each in measured}
-    found = [finding for each in by_name.values() for finding in _figures(each, place, mode)]
+    found: list[Finding] = []
+    for name, each in by_name.items():
+        found += Finding.of_row(f"{name}, {mode}", str(place), each.row(), _FIGURES)
     found += [Finding.skipped(f"{PEER}, {mode}", str(place), reason) for reason in refusals.values()]
     if PEER in by_name:
-        found += _ratios(Comparison.of(by_name[SUBJECT], by_name[PEER]), place, mode)
+        found += Finding.of_row(mode, str(place), by_name[INHIBITOR].beside(by_name[PEER]), _RATIOS)
     return found
 
 
@@ -165,25 +178,3 @@ def _assert_same(got: Tensor, want: Tensor, batch: Batch, name: str) -> None:
     difference = ((got - want).norm() / want.norm()).item()
     if not difference < _MOST_DIFFERENCE:
         raise RuntimeError(f"{name} gives another result than in eager mode: relative difference {difference:.3g}")
-
-
-def _figures(measurement: Measurement, place: Place, mode: str) -> Iterator[Finding]:
-    case, row = f"{measurement.name}, {mode}", measurement.as_dict()
-
-    def finding(metric: str, column: str, unit: str) -> Finding:
-        ends = (row.get(f"{column}_p10"), row.get(f"{column}_p90"))
-        return Finding(case, str(place), metric, row[column], unit, *ends)
-
-    yield finding("throughput", "samples_per_second", "texts/s")
-    yield finding("latency", "latency_p50_ms", "ms")
-    if "joules_per_sample" in row:
-        yield finding("energy", "joules_per_sample", "J/text")
-    yield finding("peak memory", "peak_bytes", "B")
-
-
-def _ratios(comparison: Comparison, place: Place, mode: str) -> Iterator[Finding]:
-    yield Finding.of(mode, str(place), "throughput ratio", comparison.throughput)
-    if comparison.energy is not None:
-        yield Finding.of(mode, str(place), "energy ratio", comparison.energy)
-    if comparison.memory is not None:
-        yield Finding(mode, str(place), "memory ratio", comparison.memory)

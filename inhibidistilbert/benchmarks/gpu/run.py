@@ -1,6 +1,7 @@
 """Runs the parts one after the other, each in a process of its own: what breaks one leaves the others alone."""
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -11,9 +12,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from .findings import Deadline, Finding
+from .findings import Deadline, Finding, PartState
 
 # The whole run with the start of its processes takes less than eight minutes.
 TOTAL_SECONDS = 460
@@ -70,9 +70,8 @@ class Outcome:
             words.append(f"{missing} without a figure")
         return "; ".join(words)
 
-    def as_dict(self) -> dict[str, Any]:
-        state = "failed" if self.failed else "done"
-        return {"part": self.part.name, "state": state, "seconds": round(self.seconds, 1), "note": self.summary}
+    def state(self) -> PartState:
+        return PartState(self.part.name, "failed" if self.failed else "done", round(self.seconds, 1), self.summary)
 
 
 def run(parts: Sequence[Part], total: float = TOTAL_SECONDS) -> Iterator[Outcome]:
@@ -92,7 +91,7 @@ def run_part(part: Part, seconds: float, limit: float) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         file, log = Path(folder, "findings"), Path(folder, "log")
         with log.open("wb") as output:
-            command = [sys.executable, "-m", f"{__package__}.worker", part.module, str(seconds), str(file)]
+            command = [sys.executable, "-m", f"{__package__}.run", part.module, str(seconds), str(file)]
             # With a session of its own, so that its children end with it.
             process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
             trouble = _wait(process, limit)
@@ -117,3 +116,15 @@ def _wait(process: subprocess.Popen, limit: float) -> str:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def main(module: str, seconds: str, file: str) -> None:
+    """Run one part, in a process of its own: every finding is in the file, a JSON object a line, as soon as there is one."""
+    deadline = Deadline(float(seconds))
+    with Path(file).open("w", encoding="utf-8") as lines:
+        for finding in importlib.import_module(module).measure(deadline):
+            print(json.dumps(finding.as_dict()), file=lines, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

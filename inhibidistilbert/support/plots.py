@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
 from PIL import Image
 
-from ..support.files import replacing
+from .files import replacing
 
 # Okabe and Ito's colours, which the colour-blind tell apart.
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -72,7 +72,7 @@ Point = tuple[float, float | None, float | None]
 
 @dataclass(frozen=True)
 class Panel:
-    """One diagram: `series` holds for each contender a point for each place of `places`, None where there is none."""
+    """One diagram: `series` holds for each peer a point for each place of `places`, None where there is none."""
 
     title: str
     places: Sequence[str]
@@ -83,7 +83,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Style:
-    """How a contender is drawn, and what it is called."""
+    """How a peer is drawn, and what it is called."""
 
     label: str
     color: str

@@ -1,38 +1,31 @@
 """The models that are measured beside each other: a checkpoint, and its peers of the same size."""
 
 import copy
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    DistilBertConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import DistilBertConfig, PreTrainedConfig, PreTrainedModel
 
 from ..modeling import modeling_inhibidistilbert
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from ..quantization import quantize
-from ..support.errors import UserError, reason
-from ..support.foreign import load_pretrained
-from ..support.models import published_sizes, size_config
+from ..support.errors import UserError
+from ..support.models import any_weight, has_tokenizer, load_config, load_model, load_tokenizer
 from ..support.quiet import quiet_transformers
+from ..support.sizes import published_sizes, size_config
 from .composed import AUTHORS
-from .cpu import Refused, with_int8_linears
+from .timing import SEED, Refused
 
-SEED = 0
-SUBJECT = "inhibitor"
+INHIBITOR = "inhibitor"
 # Peers by the attention implementation of transformers that they are.
 SOFTMAX = {"softmax_sdpa": "sdpa", "softmax_eager": "eager"}
-NAMED = (*SOFTMAX, AUTHORS, SUBJECT)
+NAMED = (*SOFTMAX, AUTHORS, INHIBITOR)
 INT8 = "int8"
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -43,8 +36,8 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is measured against its peers.
+class Checkpoint:
+    """A model that is measured beside its peers.
 
     Attributes:
         source: a folder, or a size of `hub_configs`, whose weights are random.
@@ -55,17 +48,17 @@ class Subject:
     source: str
     config: InhibiDistilBertConfig
     architecture: str
-    weights: str = field(default="random")
+    weights: str = "random"
 
     @classmethod
-    def load(cls, source: str) -> "Subject":
+    def load(cls, source: str) -> "Checkpoint":
         """Raises `UserError`: neither a folder of an InhibiDistilBERT checkpoint nor a published size."""
-        if source in published_sizes():
+        sizes = published_sizes()
+        if source in sizes:
             return cls(source, size_config(source), "InhibiDistilBertModel")
         if not (Path(source) / "config.json").is_file():
-            names = ", ".join(published_sizes())
-            raise UserError(f"CHECKPOINT {source!r} is neither a folder with a config.json nor one of {names}.")
-        config = _read_config(source, "CHECKPOINT")
+            raise UserError(f"CHECKPOINT {source!r} is neither a folder with a config.json nor one of {', '.join(sizes)}.")
+        config = load_config(source, f"CHECKPOINT {source!r}")
         if config.model_type != InhibiDistilBertConfig.model_type:
             raise UserError(
                 f"CHECKPOINT {source!r} must hold model_type {InhibiDistilBertConfig.model_type!r}, got "
@@ -76,12 +69,11 @@ class Subject:
             raise UserError(f"CHECKPOINT {source!r} has the architecture {architecture!r}, which is not known here.")
         return cls(source, config, architecture, weights=source)
 
-    def tokenizer(self) -> PreTrainedTokenizerBase:
+    def tokenizer(self) -> Any:
         """Raises `UserError` where there is none."""
-        try:
-            return load_pretrained(AutoTokenizer, self.source)
-        except Exception as error:  # the tokenizers library raises bare exceptions
-            raise UserError(f"CHECKPOINT {self.source!r} has no tokenizer, which --text-file needs.") from error
+        if not has_tokenizer(self.source):
+            raise UserError(f"CHECKPOINT {self.source!r} has no tokenizer, which --text-file needs.")
+        return load_tokenizer(self.source, f"CHECKPOINT {self.source!r}")
 
     def build(self, attention: str) -> nn.Module:
         """The model itself, its weights random where the source has none."""
@@ -89,7 +81,8 @@ class Subject:
         if self.weights == "random":
             # A copy: the attention implementation is written into it.
             return model_class._from_config(copy.deepcopy(self.config), attn_implementation=attention)
-        return _from_pretrained(model_class, self.source, "CHECKPOINT", attn_implementation=attention)
+        where, options = f"CHECKPOINT {self.source!r}", {"dtype": torch.float32, "attn_implementation": attention}
+        return load_model(model_class, self.source, where, may_lack=any_weight, **options).model
 
     def softmax(self, attention: str) -> nn.Module:
         """transformers' DistilBERT of the same size and with the same head, its weights random."""
@@ -101,14 +94,14 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Peer:
+class ModelPeer:
     """A name of `NAMED` or a folder, and the dtype if it is not that of the run: `softmax_sdpa@float32`."""
 
     name: str
     dtype: str | None = None
 
     @classmethod
-    def parse(cls, text: str) -> "Peer":
+    def parse(cls, text: str) -> "ModelPeer":
         """Raises `UserError`: no such peer, or no such dtype."""
         name, at, dtype = text.rpartition("@")
         peer = cls(name, dtype) if at and dtype in DTYPES else cls(text)
@@ -117,51 +110,52 @@ class Peer:
                 f"--against must be {', '.join(NAMED)} or a folder with a config.json, with @ and one of "
                 f"{', '.join(DTYPES)} behind it for another dtype; got {text!r}."
             )
-        if peer == cls(SUBJECT):
-            raise UserError(f"--against {SUBJECT} needs a dtype, such as {SUBJECT}@float32: it is what is measured.")
+        if peer == cls(INHIBITOR):
+            raise UserError(f"--against {INHIBITOR} needs a dtype, such as {INHIBITOR}@float32: it is what is measured.")
         return peer
 
     def __str__(self) -> str:
         return self.name if self.dtype is None else f"{self.name}@{self.dtype}"
 
 
-def build(subject: Subject, peer: Peer, dtype: str, device: torch.device) -> nn.Module:
-    """A contender for inference in `dtype` (the peer's own if it has one) on `device`; the same weights every time.
+def build(checkpoint: Checkpoint, peer: ModelPeer, dtype: str, device: torch.device) -> nn.Module:
+    """A peer for inference in `dtype` (its own if it has one) on `device`; the same weights every time.
 
-    Raises `cpu.Refused` where there is none in this precision.
+    Raises `timing.Refused` where there is none in this precision.
     """
     dtype = peer.dtype or dtype
     if dtype == INT8 and device.type != "cpu":
         raise Refused("the int8 forms are for processors")
-    if subject.config.int8_weights and dtype != INT8 and peer.name in (SUBJECT, AUTHORS):
+    if checkpoint.config.int8_weights and dtype != INT8 and peer.name in (INHIBITOR, AUTHORS):
         raise Refused("the checkpoint has int8 weights: give --dtype int8")
     torch.manual_seed(SEED)
     with quiet_transformers():
-        if peer.name == SUBJECT:
-            model: Any = subject.build("inhibitor")
-            if dtype == INT8 and not subject.config.int8_weights:
+        if peer.name == INHIBITOR:
+            model: Any = checkpoint.build("inhibitor")
+            if dtype == INT8 and not checkpoint.config.int8_weights:
                 model = quantize(model)
         else:
-            model = _build_peer(subject, peer.name)
+            model = _build_peer(checkpoint, peer.name)
             if dtype == INT8:
                 model = with_int8_linears(model)
     return model.eval().requires_grad_(False).to(device, DTYPES[dtype])
 
 
-def _build_peer(subject: Subject, name: str) -> nn.Module:
+def _build_peer(checkpoint: Checkpoint, name: str) -> nn.Module:
     if name in SOFTMAX:
-        return subject.softmax(SOFTMAX[name])
+        return checkpoint.softmax(SOFTMAX[name])
     if name == AUTHORS:
-        if subject.config.int8_weights:
+        if checkpoint.config.int8_weights:
             raise Refused("the checkpoint has int8 weights, for which this formulation has no layers")
-        return subject.build(AUTHORS)
-    config = _read_config(name, "--against")
+        return checkpoint.build(AUTHORS)
+    where = f"--against {name!r}"
+    config = load_config(name, where)
     architecture = (config.architectures or [""])[0]
     modules = (transformers, modeling_inhibidistilbert)
     model_class = next(filter(None, (_class_of(module, architecture, config) for module in modules)), None)
     if model_class is None:
         raise UserError(f"--against {name!r} has the architecture {architecture!r}, which is not known here.")
-    return _from_pretrained(model_class, name, "--against")
+    return load_model(model_class, name, where, may_lack=any_weight, dtype=torch.float32).model
 
 
 def _class_of(module: Any, name: Any, config: PreTrainedConfig) -> Any:
@@ -172,18 +166,12 @@ def _class_of(module: Any, name: Any, config: PreTrainedConfig) -> Any:
     return None
 
 
-def _read_config(source: str, argument: str) -> Any:
-    try:
-        return load_pretrained(AutoConfig, source)
-    except Exception as error:  # the libraries raise nothing more special for damaged files
-        raise UserError(f"{argument} {source!r} does not load: {reason(error)}") from error
-
-
-def _from_pretrained(model_class: Any, source: str, argument: str, **options: Any) -> nn.Module:
-    try:
-        return load_pretrained(model_class, source, dtype=torch.float32, **options)
-    except Exception as error:  # the libraries raise nothing more special for damaged files
-        raise UserError(f"{argument} {source!r} does not load: {reason(error)}") from error
+def with_int8_linears(model: nn.Module) -> nn.Module:
+    """The model with Linear layers that quantise their input on the fly and hold int8 weights."""
+    with warnings.catch_warnings():
+        # torch announces that torchao will take these over.
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
 
 
 def weight_bytes(model: nn.Module) -> int:
