@@ -81,7 +81,8 @@ class Checkpoint:
         if self.weights == "random":
             # A copy: the attention implementation is written into it.
             return model_class._from_config(copy.deepcopy(self.config), attn_implementation=attention)
-        where, options = f"CHECKPOINT {self.source!r}", {"dtype": torch.float32, "attn_implementation": attention}
+        where = f"CHECKPOINT {self.source!r}"
+        options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": attention}
         return load_model(model_class, self.source, where, may_lack=any_weight, **options).model
 
     def softmax(self, attention: str) -> nn.Module:
