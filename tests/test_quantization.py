@@ -151,7 +151,7 @@ def test_without_a_compiler(monkeypatch):
     int8 = quantize(tiny_model(TASK))
     compiled = outputs(int8)
     for module in (int8_attention, int8_linear):
-        monkeypatch.setattr(module, "problem", lambda *_: "there is none")
+        monkeypatch.setattr(module, "_problem", lambda *_: "there is none")
     assert torch.equal(outputs(int8), compiled)
 
 

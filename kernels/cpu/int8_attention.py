@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..custom_op import like_heads, op_namespace
-from ..llvm.jit import Machine, entry, host_machine
+from ..llvm.jit import Machine, entry, host_machine, refusal
 from ..memory import check_memory, untraced
 from ..quantized import LARGEST_KEYS
 from .code.int8 import int8_ir, tile_rows, workspace_layout
-from .launch import Plan, Strides, float_bits, pack, problem, reaches_of, run, strides_of
+from .launch import Plan, Strides, float_bits, pack, reaches_of, run, strides_of
 
 LARGEST_HEAD = 256
 # Below so many (query, key, channel) triples the threads would wait for each other longer than they compute.
@@ -26,6 +26,7 @@ _PACKING = 40
 
 # Tests set another machine than the one at hand.
 machine: Callable[[], Machine] = host_machine
+_problem = torch.compiler.assume_constant_result(lambda size: refusal(machine, ("int8", int8_ir, size)))
 
 
 def int8_refusal(query: Tensor) -> str | None:
@@ -34,7 +35,7 @@ def int8_refusal(query: Tensor) -> str | None:
         return f"the tensors are on {query.device}"
     if query.shape[-1] > LARGEST_HEAD:
         return f"its int8 form takes heads of at most {LARGEST_HEAD} channels, and these have {query.shape[-1]}"
-    return problem(machine, ("int8", int8_ir, query.shape[-1]))
+    return _problem(query.shape[-1])
 
 
 @cache

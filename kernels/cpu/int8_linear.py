@@ -13,12 +13,12 @@ from torch.autograd import forward_ad
 from torch.nn.functional import linear, pad
 
 from ..custom_op import op_namespace
-from ..llvm.jit import Machine, entry, host_machine
+from ..llvm.jit import Machine, entry, host_machine, refusal
 from ..memory import check_memory, has_tangent, untraced
 from ..notice import say_slow
 from ..quantized import SMALLEST
 from .code.int8_linear import LARGEST, block_rows, int8_linear_ir, panel, workspace_size
-from .launch import Plan, pack, problem, run
+from .launch import Plan, pack, run
 
 # Inputs whose products a sum of 32 bits holds.
 LARGEST_DEPTH = (2**31 - 1) // LARGEST**2
@@ -29,6 +29,7 @@ _NAMES = ("x", "weight", "weight_scale", "bias")
 
 # Tests set another machine than the one at hand.
 machine: Callable[[], Machine] = host_machine
+_problem = torch.compiler.assume_constant_result(lambda: refusal(machine, ("int8_linear", int8_linear_ir)))
 
 
 def plain_int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
@@ -128,4 +129,4 @@ def _refusal(x: Tensor, weight: Tensor) -> str | None:
         return "there is one for CPUs alone"
     if weight.shape[1] > LARGEST_DEPTH:
         return f"it takes up to {LARGEST_DEPTH} inputs, and these are {weight.shape[1]}"
-    return problem(machine, ("int8_linear", int8_linear_ir))
+    return _problem()

@@ -247,6 +247,7 @@ def test_a_repeated_benchmark_agrees_within_its_interval(checkpoint, monkeypatch
     assert all(0.97 * one.median > one.low > 0.7 * one.median for one in runs)
 
 
+@pytest.mark.slow  # the same on a clock that the test sets stays
 def test_a_repeated_benchmark_on_this_machine_agrees_within_its_interval(checkpoint):
     def ratio():
         measurements, _ = run(checkpoint, [ModelPeer("authors_cdist")], protocol(batches=[1], samples=60), CPU)

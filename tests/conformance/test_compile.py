@@ -15,6 +15,10 @@ LENGTHS = (9, 13, 7, 20, 24)
 ONE_LAYER = {"n_layers": 1}
 
 implementations = pytest.mark.parametrize("implementation", ["inhibitor", "eager"])
+# The eager form is compiled in the training steps; `make test-full` compiles it here too.
+implementations_of_the_rest = pytest.mark.parametrize(
+    "implementation", ["inhibitor", pytest.param("eager", marks=pytest.mark.slow)]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +119,7 @@ def test_autocast():
 
 
 @torch.no_grad()
-@implementations
+@implementations_of_the_rest
 def test_a_4d_mask(implementation):
     model = tiny_model(attn_implementation=implementation, **ONE_LAYER, length_normalization="sqrt")
     fast, counter = compiled(model)
@@ -126,7 +130,7 @@ def test_a_4d_mask(implementation):
 
 
 @torch.no_grad()
-@implementations
+@implementations_of_the_rest
 @pytest.mark.parametrize("wanted", [pytest.param("hidden_states", marks=pytest.mark.slow), "attentions"])
 def test_inner_outputs_after_one_eager_call(implementation, wanted):
     """The first call that asks for them installs transformers' hooks, under a lock that no model can compile."""

@@ -139,6 +139,7 @@ def test_two_processes_train_what_one_does(toy, tmp_path):
     assert "2 processes" in done.stdout
 
 
+@pytest.mark.slow  # two processes of one host, and hosts that share no folder, stay
 def test_two_hosts_train_what_one_process_does(toy, tmp_path):
     """Each has a first process of its own: only one of them may write."""
     teacher = write_distilbert(tmp_path / "teacher", initializer_range=0.3)

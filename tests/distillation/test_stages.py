@@ -65,7 +65,7 @@ def test_all_stages_learn(whole):
         assert losses[stage][-1] < losses[stage][0], stage
 
 
-@pytest.mark.parametrize(("with_base", "loads"), [(False, 6), (True, 8)])
+@pytest.mark.parametrize(("with_base", "loads"), [(False, 6), pytest.param(True, 8, marks=pytest.mark.slow)])
 def test_weights_are_loaded_as_often_as_stages_need_them(toy, teacher, tmp_path, monkeypatch, with_base, loads):
     """The teacher with and without its head, and a student for each stage and for the tests; twice for a task vector."""
     loaded, from_pretrained = [], PreTrainedModel.from_pretrained.__func__

@@ -137,7 +137,7 @@ def test_no_inputs_so_many_that_a_sum_wraps() -> None:
 def test_memory_is_not_value(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lazy views, zeros without memory, storages freed or cut, another default device, and who looks on."""
     if form == "plain":
-        monkeypatch.setattr(int8, "problem", lambda *_: "as if")
+        monkeypatch.setattr(int8, "_problem", lambda *_: "as if")
     x, parameters = rows(3, 64), layer(64, 32)
     want = exactly(x, *parameters)
     arguments = [x, *parameters]
@@ -160,7 +160,7 @@ def test_memory_is_not_value(form: str, monkeypatch: pytest.MonkeyPatch) -> None
 @FORMS
 def test_what_it_cannot_take(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if form == "plain":
-        monkeypatch.setattr(int8, "problem", lambda *_: "as if")
+        monkeypatch.setattr(int8, "_problem", lambda *_: "as if")
     x, (weight, scale, bias) = rows(3, 64), layer(64, 32)
     for arguments, words in (
         ((x, weight.float(), scale, bias), r"weight must be \(outputs, inputs\) int8, got torch.float32"),

@@ -74,7 +74,7 @@ def test_int8_weights_say_so_where_nothing_is_compiled(
     x, weight, scale = torch.randn(2, 8), torch.ones(4, 8, dtype=torch.int8), torch.ones(4)
     int8_linear.int8_linear(x, weight, scale, scale)
     assert not caplog.records
-    monkeypatch.setattr(int8_linear, "problem", lambda *_: "there is no compiler")
+    monkeypatch.setattr(int8_linear, "_problem", lambda *_: "there is no compiler")
     int8_linear.int8_linear(x, weight, scale, scale)
     assert [record.message.partition(",")[0] for record in caplog.records] == [
         "The product with int8 weights runs in plain torch on the device 'cpu'"

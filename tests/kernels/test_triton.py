@@ -101,16 +101,18 @@ def test_all_options(signed: bool, centered: bool, causal: bool, padding: str | 
 # Tiles: a faster program, the same result
 
 
-TILED = {
-    "signed": Case(B=1, H=1, M=9, N=11, D=20, padding="holes", dropout=True),
-    "unsigned": Case(B=1, H=1, M=9, N=11, D=20, signed=False, causal=True),
-}
+TILED = [
+    pytest.param(Case(B=1, H=1, M=9, N=11, D=20, padding="holes", dropout=True), id="signed"),
+    pytest.param(Case(B=1, H=1, M=9, N=11, D=20, signed=False, causal=True), id="unsigned", marks=pytest.mark.slow),
+]
 # For the head size 20, which is padded to 32 = C · T.
 TILES = [Tile(1, 32, 1, 1, 1), Tile(4, 8, 2, 2, 4), Tile(2, 16, 4, 16, 2), Tile(1, 2, 1, 2, 16)]
 
 
 @pytest.mark.parametrize("tile", TILES, ids=lambda tile: "-".join(f"{name}{n}" for name, n in tile._asdict().items()))
-@pytest.mark.parametrize("case", TILED.values(), ids=TILED.keys())
+@pytest.mark.parametrize(
+    "case", [TILED["signed"], pytest.param(TILED["unsigned"], marks=pytest.mark.slow)], ids=TILED.keys()
+)
 def test_values_do_not_depend_on_the_tile(case: Case, tile: Tile, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, want = judged(case)
     usual = run_triton(inputs)

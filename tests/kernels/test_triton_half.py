@@ -24,15 +24,26 @@ from inhibidistilbert.testing.reference import SPOILT, Case, Inputs, draw, judge
 pytestmark = pytest.mark.skipif(launch.triton is None, reason="triton is not installed")
 
 FREE = {"off_kinks": False}
+# `HALF_CASES` has both; here the unsigned form is left to `make test-full`.
+either_sign = pytest.mark.parametrize(
+    "signed", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["signed", "unsigned"]
+)
 
 
-@pytest.mark.parametrize("dtype", HALF_DTYPES, ids=["fp16", "bf16"])
-@pytest.mark.parametrize("case", HALF_CASES, ids=str)
+# Each type takes half of the cases; `make test-full` takes all.
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        pytest.param(case, dtype, id=f"{case}-{name}", marks=() if (number + which) % 2 == 0 else pytest.mark.slow)
+        for number, case in enumerate(HALF_CASES)
+        for which, (name, dtype) in enumerate(zip(("fp16", "bf16"), HALF_DTYPES, strict=True))
+    ],
+)
 def test_half_precision_is_near_float64(case: Case, dtype: torch.dtype) -> None:
     assert_half_is_near(*judged(replace(case, dtype=dtype)))
 
 
-@pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
+@either_sign
 def test_what_is_inhibited_altogether_is_zero(signed: bool) -> None:
     inputs = draw(Case(N=33, dtype=torch.float16, alpha=1e4, signed=signed, **FREE))
     assert not run_half(inputs)[0].any()
@@ -45,7 +56,7 @@ def scaled(case: Case, **factors: float) -> Inputs:
     return inputs
 
 
-@pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
+@either_sign
 @pytest.mark.parametrize(
     ("dtype", "factors"),
     [

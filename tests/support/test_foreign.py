@@ -267,7 +267,6 @@ def test_with_trust_everything_is_left_to_transformers(own):
 # Calls of transformers' own loaders, by file: of what this project wrote or pinned itself, or in a clean process.
 OWN_FILES = {
     "support/foreign.py": 2,
-    "support/models.py": 0,
     "support/sizes.py": 1,
     "distillation/run.py": 1,
     "publishing/stranger.py": 3,

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from .inhibitor_blocked import torch_backward, torch_forward
 from .inhibitor_custom_op import op_namespace, register_backend
-from .inhibitor_llvm_jit import Machine, entry, host_machine
+from .inhibitor_llvm_jit import Machine, entry, host_machine, refusal
 from .inhibitor_cpu_code_backward import backward_ir
 from .inhibitor_cpu_code_fields import panel_width, workspace_layout
 from .inhibitor_cpu_code_forward import forward_ir
-from .inhibitor_cpu_launch import Plan, Strides, float_bits, pack, problem, reaches_of, run, strides_of
+from .inhibitor_cpu_launch import Plan, Strides, float_bits, pack, reaches_of, run, strides_of
 
 LARGEST_HEAD = 512
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -26,13 +26,15 @@ _PASSES = {"forward": forward_ir, "backward": backward_ir}
 # Below so many (query, key, channel) triples the threads would wait for each other longer than they compute.
 _WORTH_A_THREAD = 1 << 17
 
-# Where the word `flawed` begins in the second part of the block: behind two counters and the workspace.
+# Where `flawed` begins in the second part of the block: behind two counters and the workspace.
 _FLAWED = 3 * 8
 # How many of its tensors a pass reads.
 _READ_BY = {"forward": 3, "backward": 4}
 
 # Tests set another machine than the one at hand.
 machine: Callable[[], Machine] = host_machine
+# torch.compile takes the answer, and does not look into how it is found.
+_problem = torch.compiler.assume_constant_result(lambda: refusal(machine, *_PASSES.items()))
 
 
 def cpu_refusal(query: Tensor) -> str | None:
@@ -43,7 +45,7 @@ def cpu_refusal(query: Tensor) -> str | None:
         return f"it computes in float32, and the tensors are {query.dtype}"
     if query.shape[-1] > LARGEST_HEAD:
         return f"it takes heads of at most {LARGEST_HEAD} channels, and these have {query.shape[-1]}"
-    return problem(machine, *_PASSES.items())
+    return _problem()
 
 
 @lru_cache(maxsize=4096)
@@ -104,13 +106,8 @@ def _run(
 
 
 def _forward(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean) -> None:
-    tensors, masks, scalars, flags = (
-        (query, key, value, output),
-        (padding, dropout),
-        (alpha, beta, gamma),
-        (centered, signed, causal),
-    )
-    if _run("forward", tensors, masks, scalars, flags, mean):
+    masks, scalars, flags = (padding, dropout), (alpha, beta, gamma), (centered, signed, causal)
+    if _run("forward", (query, key, value, output), masks, scalars, flags, mean):
         output.copy_(torch_forward(query, key, value, *masks, *scalars, *flags))
 
 

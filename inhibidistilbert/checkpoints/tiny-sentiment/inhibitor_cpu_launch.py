@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .inhibitor_llvm_jit import refusal
 from .inhibitor_llvm_threads import run_on_threads
 from .inhibitor_memory import addresses, reach
 
@@ -18,8 +17,6 @@ _READ = (
     *("alpha", "beta", "gamma", "key_padding_mask", "key_dropout_mask", "query", "key", "value"),
     "the gradient of the output",
 )
-# Why functions cannot be compiled; torch.compile takes the answer, and does not look into how it is found.
-problem = torch.compiler.assume_constant_result(refusal)
 Strides = tuple[tuple[tuple[int, ...], ...], ...]
 
 
