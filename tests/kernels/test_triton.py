@@ -110,9 +110,7 @@ TILES = [Tile(1, 32, 1, 1, 1), Tile(4, 8, 2, 2, 4), Tile(2, 16, 4, 16, 2), Tile(
 
 
 @pytest.mark.parametrize("tile", TILES, ids=lambda tile: "-".join(f"{name}{n}" for name, n in tile._asdict().items()))
-@pytest.mark.parametrize(
-    "case", [TILED["signed"], pytest.param(TILED["unsigned"], marks=pytest.mark.slow)], ids=TILED.keys()
-)
+@pytest.mark.parametrize("case", TILED)
 def test_values_do_not_depend_on_the_tile(case: Case, tile: Tile, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, want = judged(case)
     usual = run_triton(inputs)
