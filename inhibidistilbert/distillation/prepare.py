@@ -3,13 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import transformers
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import has_file
 
-from ..support.errors import UserError, reason
-from ..support.foreign import load_pretrained
+from ..support.errors import UserError
 from ..support.heads import class_names
+from ..support.models import has_tokenizer, load_config
 from .arguments import training_arguments
 from .data import EVAL, TEST, TEXTS, TRAIN, TRANSFER
 from .inputs import Inputs
@@ -48,10 +46,7 @@ def _task(recipe: Recipe, trust_remote_code: bool) -> TaskKind:
 
 def _config(source: str, trust_remote_code: bool) -> Any:
     """A teacher's configuration."""
-    try:
-        return load_pretrained(transformers.AutoConfig, source, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise UserError(f"--teacher: {source!r} does not load: {reason(error)}") from error
+    return load_config(source, f"--teacher: {source!r}", trust_remote_code)
 
 
 def _tokenizer(recipe: Recipe, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -60,7 +55,7 @@ def _tokenizer(recipe: Recipe, trust_remote_code: bool) -> PreTrainedTokenizerBa
         if stage.needs_teacher and recipe.teacher_of(stage) is None:
             raise UserError(f"--teacher: stage {stage.name} needs one (or {stage.name}.teacher in the recipe).")
     named, student = recipe.models(), recipe.student.source
-    if is_folder(student) and any(has_file(student, name) for name in ("tokenizer.json", "vocab.txt")):
+    if is_folder(student) and has_tokenizer(student):
         named["--student"] = student
     if not named:
         raise UserError("--teacher: give a teacher, or a student.source folder with a tokenizer.")

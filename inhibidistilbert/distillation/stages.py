@@ -114,7 +114,7 @@ class Stage:
 
     def check(self) -> None:
         """Raises a UserError for a value out of its range."""
-        if self.max_steps is None and not hasattr(self, "epochs"):
+        if self.max_steps is None and not self.labelled:
             raise UserError(f"{self.name}.max_steps: give the number of steps; the texts are a stream without an end.")
         if self.max_length < SHORTEST:
             raise UserError(f"{self.name}.max_length must be at least {SHORTEST} tokens, got {self.max_length}.")
