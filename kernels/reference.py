@@ -4,8 +4,12 @@ Source: Brännvall, "The Inhibitor" (arXiv 2310.02041), with the centring and th
 Zhang and Brännvall, "InhibiDistilbert" (arXiv 2503.15983).
 """
 
+import math
+
+import torch
 from torch import Tensor
 
+from .forms import NOTHING_PASSES, Form
 from .masks import KeyMasks
 
 
@@ -16,15 +20,16 @@ def naive_inhibitor_attention(
     alpha: Tensor,
     beta: Tensor,
     gamma: Tensor,
+    delta: Tensor | None,
     masks: KeyMasks,
-    centered: bool,
-    signed: bool,
+    form: Form,
     return_scores: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Inhibitor attention with every intermediate in memory: O(B·H·M·N·d).
 
-    query `(B, H, M, d)`; key, value `(B, H, N, d)`; alpha, beta, gamma `(1, 1 or H, 1, 1)`; all of one floating dtype,
-    in which everything is computed. Returns the output `(B, H, M, d)` and, with `return_scores`, Z `(B, H, M, N)`.
+    query `(B, H, M, d)`; key, value `(B, H, N, d)`; alpha, beta, gamma `(R, 1 or H, 1, 1)` for R radii; delta
+    `(1, 1 or H, 1, 1)`, None where the sum is not divided by what passes; all of one floating dtype, in which everything is
+    computed. Returns the output `(B, H, M, d)` and, with `return_scores`, Z `(B, H, M, N)` of the first radius.
 
     NaN and infinity pass through the formulas wherever a query sees them (if it sees no key, beta · 0 is left), and
     autograd's rules hold for their gradients: relu passes a gradient on at NaN, and sign(nan) is 0. What a query does not
@@ -37,20 +42,46 @@ def naive_inhibitor_attention(
     difference = query[..., :, None, :] - key[..., None, :, :]
     if visible is not None:
         difference = difference.masked_fill(~visible[..., None], 0)
-    distance, scale = difference.abs().sum(-1), gamma * query.shape[-1] ** -0.5
-    scores = scale * distance
-    if centered:
+    distance = difference.abs().sum(-1)
+    if form.center == "mean":
         count = max(1, key.shape[-2]) if visible is None else visible.sum(-1, keepdim=True).clamp(min=1)
-        scores = scores - scale * (distance.sum(-1, keepdim=True) / count)
-    z = (scores + alpha).relu()
-    if visible is not None:
-        z = z.masked_fill(~visible, 0)
+    elif form.center == "least":
+        # The gradient goes to one key, the first of the nearest.
+        seen = distance if visible is None else distance.masked_fill(~visible, math.inf)
+        least = seen.min(-1, keepdim=True).values if key.shape[-2] else distance.new_zeros(*distance.shape[:-1], 1)
+        least = least if visible is None else least.masked_fill(~visible.any(-1, keepdim=True), 0)
 
-    value, shift = value[..., None, :, :], z[..., None]
-    # relu(v⁺ - Z) - relu(v⁻ - Z): at most one of the two is not 0.
-    excess = (value.abs() if signed else value) - shift
+    outputs, openings, scores = [], [], []
+    for alpha_r, beta_r, gamma_r in zip(alpha, beta, gamma, strict=True):
+        scale = gamma_r * query.shape[-1] ** -0.5
+        score = scale * distance
+        if form.center == "mean":
+            score = score - scale * (distance.sum(-1, keepdim=True) / count)
+        elif form.center == "least":
+            score = scale * (distance - least)
+        z = form.shift(score + alpha_r)
+        if visible is not None:
+            z = z.masked_fill(~visible, 0)
+        scores.append(z)
+        outputs.append(beta_r * _passed(value[..., None, :, :], z[..., None], aggregated, form).sum(-2))
+        if delta is not None:
+            opening = form.opening(z, delta)
+            openings.append((opening if visible is None else opening.masked_fill(~visible, 0)).sum(-1, keepdim=True))
+    output = sum(outputs[1:], outputs[0])
+    if delta is not None:
+        output = output / (sum(openings) + NOTHING_PASSES)
+    return output, scores[0] if return_scores else None
+
+
+def _passed(value: Tensor, shift: Tensor, aggregated: Tensor | None, form: Form) -> Tensor:
+    """What of each value `(B, H, 1, N, d)` passes under the shift `(B, H, M, N, 1)`: `(B, H, M, N, d)`."""
+    size = value.abs() / 2 if form.gate else value.abs() if form.signed else value
+    excess = size - shift
     if aggregated is not None:
         excess = excess.masked_fill(~aggregated[..., None], 0)
-    inhibited = value.sign() * excess.relu() if signed else excess.relu()
-    output = beta * inhibited.sum(-2)
-    return output, z if return_scores else None
+    if not form.gate:
+        # Signed, relu(v⁺ - Z) - relu(v⁻ - Z): at most one of the two is not 0.
+        return value.sign() * excess.relu() if form.signed else excess.relu()
+    # relu(v/2 - Z) - relu(-v/2 - Z), in the three parts it is made of: nothing, half a value minus Z, the value itself.
+    opening = (value / 2 - value.sign() * shift).masked_fill(excess <= 0, 0)
+    return torch.where(excess > value.abs(), value, opening)

@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from ..kernels.attention import BACKENDS, attend
 from ..kernels.checks import check_tensors
+from ..kernels.forms import Form
 
 logger = logging.get_logger(__name__)
 
@@ -33,9 +34,9 @@ def split_mask(attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | N
 def length_divisor(normalization: str, attention_mask: Tensor | None, keys: int) -> Tensor | float | None:
     """What `length_normalization` divides each query's output by: a number, or a tensor that broadcasts to `(B, M, H, d)`.
 
-    `"mean"`: its visible keys, at least 1; `"sqrt"`: the root of that; `"none"`: None.
+    `"mean"`: its visible keys, at least 1; `"sqrt"`: the root of that; otherwise None.
     """
-    if normalization == "none":
+    if normalization not in ("mean", "sqrt"):
         return None
     count: Tensor | int = keys
     padding, attention = split_mask(attention_mask)
@@ -64,10 +65,12 @@ def _attention_forward(
         # Drawn here, outside the kernels: checkpointing recomputes it from the same random state.
         kept = torch.rand(key.shape[0], key.shape[2], device=key.device) >= dropout
     check_tensors(query, key, value)  # projections may have been replaced; masks and scalars are the model's own
-    config, masks, scalars = module.config, (padding, kept, attention), (module.alpha, module.beta, module.gamma)
+    config, masks = module.config, (padding, kept, attention)
+    scalars = module.alpha, module.beta, module.gamma, module.delta
+    form = Form.of(config.inhibition, config.center, config.centered, config.signed)
     quantized = config.quantized and not return_scores  # the scores are those of the exact form
-    flags = (config.centered, config.signed, False)  # not causal
-    output, scores = attend(query, key, value, *masks, *scalars, *flags, quantized, return_scores, backend)
+    causal = False
+    output, scores = attend(query, key, value, *masks, *scalars, form, causal, quantized, return_scores, backend)
     return output.transpose(1, 2), scores
 
 

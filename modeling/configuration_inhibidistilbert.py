@@ -14,11 +14,13 @@ from huggingface_hub.errors import StrictDataclassError  # noqa: E402
 from transformers.activations import ACT2FN  # noqa: E402
 from transformers.configuration_utils import PreTrainedConfig  # noqa: E402
 
+from ..kernels.forms import CENTERS, INHIBITIONS  # noqa: E402
+
 if TYPE_CHECKING:
     # Never run, but read: by the text of all that is imported here transformers tells two folders of one name apart.
     from .modeling_inhibidistilbert import InhibiDistilBertModel  # noqa: F401
 
-LENGTH_NORMALIZATIONS = ("none", "sqrt", "mean")
+LENGTH_NORMALIZATIONS = ("none", "sqrt", "mean", "passed")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 _DTYPES = ("float64", "float32", "bfloat16", "float16")
 
@@ -30,14 +32,19 @@ class InhibiDistilBertConfig(PreTrainedConfig):
     Fields that DistilBERT has too keep its names, meaning and defaults. Those of inhibitor attention:
 
     Args:
-        centered: subtract each query's mean score over the visible keys.
+        centered: subtract one of each query's scores, or their mean, over the visible keys.
+        center: which one: their `"mean"`, as published, or the score of the nearest key (`"least"`).
         signed: let negative values pass inhibition as well.
-        alpha_init: initial shift of the scores.
-        beta_init: initial scale of the attention output.
-        gamma_init: initial scale of the scores.
-        scalars_per_head: alpha, beta and gamma of shape `(n_heads,)` in every layer instead of `(1,)`.
+        inhibition: `"threshold"`, as published, or `"gate"`, which keeps small values whole.
+        radii: how many thresholds or gates take the same scores, each with an alpha, a beta and a gamma of its own.
+        alpha_init: initial shift of the scores; a number, or a list of one for each radius.
+        beta_init: initial scale of the attention output, likewise.
+        gamma_init: initial scale of the scores, likewise.
+        delta_init: initial slope of what `length_normalization="passed"` divides by.
+        scalars_per_head: scalars of shape `(n_heads,)` in every layer instead of `(1,)`; `(radii, …)` of several radii.
         length_normalization: divides the sum over the visible keys by 1 (`"none"`, as published), by the square root of
-            their number (`"sqrt"`) or by their number (`"mean"`: new students).
+            their number (`"sqrt"`), by their number (`"mean"`: new students) or by how much passes (`"passed"`), which
+            has one more scalar, delta.
         quantized: compute attention on int8 grids, for inference only; calls that return scores compute it exactly.
         int8_weights: the linear layers of the encoder have int8 weights, for inference only. `inhibidistilbert.quantize`
             makes such a model.
@@ -74,9 +81,13 @@ class InhibiDistilBertConfig(PreTrainedConfig):
 
     centered: bool = True
     signed: bool = True
-    alpha_init: float | int = 0.5
-    beta_init: float | int = 1.0
-    gamma_init: float | int = 1.0
+    center: str = "mean"
+    inhibition: str = "threshold"
+    radii: int = 1
+    alpha_init: float | int | list[float | int] = 0.5
+    beta_init: float | int | list[float | int] = 1.0
+    gamma_init: float | int | list[float | int] = 1.0
+    delta_init: float | int = 1.0
     scalars_per_head: bool = False
     length_normalization: str = "none"
     quantized: bool = False
@@ -124,7 +135,7 @@ class InhibiDistilBertConfig(PreTrainedConfig):
         Raises:
             ValueError: a field out of its range, or one that contradicts another.
         """
-        for name in ("vocab_size", "max_position_embeddings", "n_layers", "n_heads", "dim", "hidden_dim"):
+        for name in ("vocab_size", "max_position_embeddings", "n_layers", "n_heads", "dim", "hidden_dim", "radii"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.dim % self.n_heads:
@@ -138,9 +149,7 @@ class InhibiDistilBertConfig(PreTrainedConfig):
         _check_choice("activation", self.activation, ACT2FN)
         if self.problem_type is not None:
             _check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
-        for name in ("alpha_init", "beta_init", "gamma_init"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} must be finite, got {getattr(self, name)}.")
+        _check_form(self)
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             ids = getattr(self, name)
             for token in ids if isinstance(ids, list) else [ids]:
@@ -148,6 +157,31 @@ class InhibiDistilBertConfig(PreTrainedConfig):
                     raise ValueError(f"{name} must be a token of the vocabulary, 0 to {self.vocab_size - 1}, got {ids}.")
         _check_labels(self.id2label, self.label2id or {})
         _check_general_fields(self)
+
+
+def _check_form(config: InhibiDistilBertConfig) -> None:
+    """The fields of the inhibition."""
+    _check_choice("center", config.center, CENTERS)
+    _check_choice("inhibition", config.inhibition, INHIBITIONS)
+    if config.inhibition == "gate" and not config.signed:
+        raise ValueError("signed must be true for inhibition='gate', which lets negative values pass as well.")
+    for name in ("alpha_init", "beta_init", "gamma_init", "delta_init"):
+        value = getattr(config, name)
+        if not all(math.isfinite(x) for x in (value if isinstance(value, list) else [value])):
+            raise ValueError(f"{name} must be finite, got {value}.")
+        if isinstance(value, list) and len(value) != config.radii:
+            raise ValueError(f"{name} must be a number, or one for each of {config.radii} radii, got {value}.")
+    if config.quantized and not published(config):
+        raise ValueError(
+            "quantized must be false for what is not published: inhibition='gate', center='least', several radii or "
+            "length_normalization='passed'."
+        )
+
+
+def published(config: InhibiDistilBertConfig) -> bool:
+    """Whether its inhibition is one of the forms that the authors published."""
+    beyond = config.inhibition == "gate" or config.center == "least" or config.radii > 1
+    return not beyond and config.length_normalization != "passed"
 
 
 def _check_general_fields(config: PreTrainedConfig) -> None:

@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from ..modeling.modeling_inhibidistilbert import SCALARS
+from ..modeling.modeling_inhibidistilbert import SCALARS as ALL_SCALARS
 from ..support.errors import UserError
 
 CLASS_PREFIX = "iDistilBert"
@@ -20,6 +20,7 @@ CLASS_PREFIX = "iDistilBert"
 # Their code knows other metrics and functions as well; these are the inhibitor's.
 _INHIBITOR = {"distance_metric": "manhattan_distance", "activation_function": "relu"}
 # Their name of a configuration field: the name it has here.
+SCALARS = ALL_SCALARS[:3]  # those of the paper
 _SWITCHES = {"signed_inhibitor": "signed", "center": "centered"}
 
 _PADDING_COUNTS = (

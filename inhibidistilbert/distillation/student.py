@@ -202,7 +202,7 @@ def _copy(student: Student, kind: Any, source: str, fields: dict[str, Any], devi
         model: PreTrainedModel = kind(config)
     weights = copied.state_dict()
     if student.attention == "softmax":
-        weights = {name: weight for name, weight in weights.items() if name.rpartition(".")[2] not in SCALARS}
+        weights = {name: weight for name, weight in weights.items() if not _is_scalar(name)}
     prefix, own = "distilbert.", model.state_dict()
     if isinstance(model, student_class(student.attention, "Model")):
         weights = {name.removeprefix(prefix): weight for name, weight in weights.items()}
@@ -215,6 +215,11 @@ def _copy(student: Student, kind: Any, source: str, fields: dict[str, Any], devi
     if encoder:
         raise UserError(f"{_ARGUMENT}: {source!r} does not fit student.config: {encoder[0]} has another shape.")
     return model
+
+
+def _is_scalar(name: str) -> bool:
+    """Of the inhibition: one dimension, or two where there are several radii."""
+    return name.rpartition(".")[2] in SCALARS
 
 
 def _renew(model: PreTrainedModel, projections: list[Any]) -> None:
@@ -241,7 +246,7 @@ def save_student(
     The configuration keeps the dtype to compute in, so a half-precision file still loads as float32.
     """
     state = {
-        name: tensor.to(dtype) if tensor.is_floating_point() and tensor.ndim > 1 else tensor
+        name: tensor.to(dtype) if tensor.is_floating_point() and tensor.ndim > 1 and not _is_scalar(name) else tensor
         for name, tensor in (model.state_dict() if weights is None else weights).items()
     }
     with replacing_folder(folder) as new:

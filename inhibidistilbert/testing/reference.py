@@ -25,7 +25,7 @@ COMPILED_BACKENDS = tuple(name for name, each in TABLE.items() if each.refusal i
 BACKENDS = PLAIN_BACKENDS + COMPILED_BACKENDS
 
 FORWARD_TOLERANCE = 1e-5
-GRADIENT_TOLERANCES = {"query": 1e-5, "key": 1e-5, "value": 1e-5, "alpha": 3e-4, "beta": 3e-4, "gamma": 3e-4}
+GRADIENT_TOLERANCES = {"query": 1e-5, "key": 1e-5, "value": 1e-5, "alpha": 3e-4, "beta": 3e-4, "gamma": 3e-4, "delta": 3e-4}
 
 _KINK_MARGIN = 1e-4
 _DTYPE_NAMES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -35,7 +35,8 @@ _DTYPE_NAMES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "b
 class Case:
     """One drawing of inputs. Shapes: queries `(B, H, M, D)`, keys and values `(B, H, N, D)`.
 
-    `attn_mask` is the mask's shape; `scalars` the shape of alpha, beta and gamma; `offset` is added to queries and keys;
+    `attn_mask` is the mask's shape; `scalars` the shape of alpha, beta and gamma, its last number that of delta; `offset` is
+    added to queries and keys;
     with `ties` the first query of each head is the first key; without `off_kinks` the inputs are whatever comes.
     """
 
@@ -54,6 +55,9 @@ class Case:
     alpha: float = 0.5
     beta: float = 1.3
     gamma: float = 0.8
+    delta: float | None = None
+    center: str = "mean"
+    inhibition: str = "threshold"
     scalars: tuple[int, ...] = (1,)
     offset: float = 0.0
     ties: bool = False
@@ -68,7 +72,13 @@ class Case:
             words.append(self.padding)
         if self.attn_mask is not None:
             words.append("mask" + "x".join(map(str, self.attn_mask)))
-        for name, usual in (("alpha", 0.5), ("beta", 1.3), ("gamma", 0.8), ("offset", 0.0)):
+        if self.center != "mean":
+            words.append(self.center)
+        if self.inhibition != "threshold":
+            words.append(self.inhibition)
+        if len(self.scalars) == 2:
+            words.append(f"radii{self.scalars[0]}")
+        for name, usual in (("alpha", 0.5), ("beta", 1.3), ("gamma", 0.8), ("delta", None), ("offset", 0.0)):
             if getattr(self, name) != usual:
                 words.append(f"{name}{getattr(self, name):g}")
         return "-".join(words)
@@ -131,7 +141,7 @@ def assert_agrees(got: Result, want: Result) -> None:
     if got.scores is not None:
         assert want.scores is not None
         errors["scores"] = relative_rms(got.scores, want.scores)
-    errors |= {name: relative_rms(got.gradients[name], want.gradients[name]) for name in GRADIENT_TOLERANCES}
+    errors |= {name: relative_rms(got.gradients[name], want.gradients[name]) for name in want.gradients}
     wrong = {name: error for name, error in errors.items() if not error < GRADIENT_TOLERANCES.get(name, FORWARD_TOLERANCE)}
     assert not wrong, f"relative RMS error beyond the tolerance: {wrong}"
 
@@ -166,65 +176,110 @@ def _sign(x: float) -> int:
     return (x > 0) - (x < 0)
 
 
-class _Head:
-    """One head of one sequence: nested lists in, nested lists out."""
+def _passed(v: float, z: float, signed: bool, gate: bool) -> tuple[float, float, float]:
+    """What of v passes under z, and the derivatives of that by v and by z."""
+    sign = _sign(v) if signed else 1
+    if not gate:
+        # sign(v) relu(|v| - z), and both factors take part in the gradient.
+        excess = abs(v) - z if signed else v - z
+        passed = _relu(_relu(v) - z) - _relu(_relu(-v) - z) if signed else _relu(excess)
+        through = _through_relu(excess, 1.0)
+        return passed, through * sign * sign, -through * sign
+    excess = abs(v) / 2 - z
+    if excess <= 0:
+        return 0.0, 0.0, 0.0
+    return (v, 1.0, 0.0) if excess > abs(v) else (v / 2 - sign * z, 0.5, -float(sign))
 
-    def __init__(self, q, k, v, alpha, beta, gamma, centered, signed):
+
+def _opened(z: float, delta: float, gate: bool) -> tuple[float, float]:
+    """How much of a constant passes under z, and the derivative of that by delta z."""
+    ramp = (0.5 if gate else 1.0) - delta * z
+    if gate:
+        return min(1.0, max(0.0, ramp)) if ramp == ramp else ramp, -1.0 if 0 <= ramp <= 1 else 0.0
+    return _relu(ramp), _through_relu(ramp, -1.0)
+
+
+class _Head:
+    """One head of one sequence: nested lists in, nested lists out; alpha, beta and gamma are lists, one for each radius."""
+
+    def __init__(self, q, k, v, alpha, beta, gamma, delta, center, signed, gate):
         self.q, self.k, self.v = q, k, v
-        self.alpha, self.beta, self.gamma = alpha, beta, gamma
-        self.centered, self.signed = centered, signed
+        self.alpha, self.beta, self.gamma, self.delta = alpha, beta, gamma, delta
+        self.center, self.signed, self.gate = center, signed, gate
         self.size = len(q[0]) if q else len(k[0]) if k else 0
         self.output = [[0.0] * self.size for _ in q]
         self.scores = [[0.0] * len(k) for _ in q]
         self.dq, self.dk, self.dv = ([[0.0] * self.size for _ in rows] for rows in (q, k, k))
-        self.dalpha = self.dbeta = self.dgamma = 0.0
+        self.dalpha, self.dbeta, self.dgamma = ([0.0] * len(alpha) for _ in range(3))
+        self.ddelta = 0.0
         self.terms = self.active = 0
 
     def row(self, i: int, seen: list[int], kept: list[bool], g: list[float], gz: list[float]) -> None:
         """Query i, which sees the keys `seen`, with the gradients g of its output and gz of its scores."""
         root = 1 / math.sqrt(self.size) if self.size else 0.0
         distance = {j: sum(abs(a - b) for a, b in zip(self.q[i], self.k[j], strict=True)) for j in seen}
-        mean = sum(distance.values()) / len(seen) if self.centered and seen else 0.0
-        scale = self.gamma * root
-        sums, ds = [0.0] * self.size, {}
+        # The first of several; NaN is less than any.
+        nearest = min(seen, key=lambda j: (not math.isnan(distance[j]), distance[j])) if seen else None
+        mean = sum(distance.values()) / len(seen) if self.center == "mean" and seen else 0.0
+        least = distance[nearest] if self.center == "least" and nearest is not None else 0.0
+        shifts: list[dict[int, float]] = []
+        sums, total, opened = [], [0.0] * self.size, 0.0
+        for alpha, beta, gamma in zip(self.alpha, self.beta, self.gamma, strict=True):
+            scale = gamma * root
+            # An infinite scale has no centred score.
+            s = {
+                j: scale * (x - least) + alpha - (scale * mean if self.center == "mean" else 0) for j, x in distance.items()
+            }
+            shifts.append(s if self.gate else {j: _relu(x) for j, x in s.items()})
+            inhibited = [
+                sum(_passed(self.v[j][c], z, self.signed, self.gate)[0] for j, z in shifts[-1].items() if kept[j])
+                for c in range(self.size)
+            ]
+            sums.append(inhibited)
+            total = [so_far + beta * x for so_far, x in zip(total, inhibited, strict=True)]
+            if self.delta is not None:
+                opened += sum(_opened(z, self.delta, self.gate)[0] for z in shifts[-1].values())
         for j in seen:
-            s = scale * distance[j] + self.alpha
-            if self.centered:
-                s -= scale * mean
-            self.scores[i][j] = z = _relu(s)
-            dz = gz[j] + (self._inhibit(j, z, g, sums) if kept[j] else 0.0)
-            ds[j] = _through_relu(s, dz)
-        for c, x in enumerate(sums):
-            self.output[i][c] = self.beta * x
-            self.dbeta += g[c] * x
-        self.dalpha += sum(ds.values())
-        self.dgamma += root * sum(ds[j] * x for j, x in distance.items())
-        ds_mean = 0.0
-        if self.centered and seen:
-            self.dgamma -= root * sum(ds.values()) * mean
-            ds_mean = scale * sum(ds.values()) / len(seen)
-        for j in seen:
-            slope = scale * ds[j] - ds_mean
-            for c, (a, b) in enumerate(zip(self.q[i], self.k[j], strict=True)):
-                self.dq[i][c] += slope * _sign(a - b)
-                self.dk[j][c] -= slope * _sign(a - b)
+            self.scores[i][j] = shifts[0][j]
+        divisor = 1.0 if self.delta is None else opened + 1e-3
+        self.output[i] = [x / divisor for x in total]
+        d_opened = -sum(a * b for a, b in zip(g, total, strict=True)) / divisor**2
+        g = [x / divisor for x in g]
 
-    def _inhibit(self, j: int, z: float, g: list[float], sums: list[float]) -> float:
-        """Add what passes of key j's values to `sums`; returns the gradient of z."""
+        d_distance = dict.fromkeys(seen, 0.0)
+        for r, gamma in enumerate(self.gamma):
+            scale, ds = gamma * root, {}
+            for j, z in shifts[r].items():
+                dz = gz[j] if r == 0 else 0.0
+                if kept[j]:
+                    dz += self._inhibit(j, z, [self.beta[r] * x for x in g])
+                if self.delta is not None:
+                    slope = _opened(z, self.delta, self.gate)[1] * d_opened
+                    dz += self.delta * slope
+                    self.ddelta += z * slope
+                ds[j] = dz if self.gate else _through_relu(z, dz)
+            self.dbeta[r] += sum(a * b for a, b in zip(g, sums[r], strict=True))
+            self.dalpha[r] += sum(ds.values())
+            self.dgamma[r] += root * (sum(ds[j] * (x - least) for j, x in distance.items()) - sum(ds.values()) * mean)
+            for j, x in ds.items():
+                d_distance[j] += scale * x - (scale * sum(ds.values()) / len(seen) if self.center == "mean" else 0)
+            if self.center == "least" and nearest is not None:
+                d_distance[nearest] -= scale * sum(ds.values())
+        for j in seen:
+            for c, (a, b) in enumerate(zip(self.q[i], self.k[j], strict=True)):
+                self.dq[i][c] += d_distance[j] * _sign(a - b)
+                self.dk[j][c] -= d_distance[j] * _sign(a - b)
+
+    def _inhibit(self, j: int, z: float, g: list[float]) -> float:
+        """Values of key j against z: adds their gradients, and returns that of z."""
         dz = 0.0
         for c, v in enumerate(self.v[j]):
-            if self.signed:
-                # sign(v) relu(|v| - z), and both factors take part in the gradient.
-                sign, excess = _sign(v), abs(v) - z
-                sums[c] += _relu(_relu(v) - z) - _relu(_relu(-v) - z)
-            else:
-                sign, excess = 1, v - z
-                sums[c] += _relu(excess)
-            passed = _through_relu(excess, self.beta * g[c] * sign)
-            self.dv[j][c] += passed * sign
-            dz -= passed
+            passed, by_v, by_z = _passed(v, z, self.signed, self.gate)
+            # What is taken 0 times does not count, whatever it is.
+            self.dv[j][c] += by_v * g[c] if by_v else 0.0
+            dz += by_z * g[c] if by_z else 0.0
             self.terms += 1
-            self.active += excess > 0
+            self.active += passed != 0
         return dz
 
 
@@ -258,15 +313,15 @@ def loop_attention(inputs: Inputs) -> Result:
     visible = visible_keys(query, key, **options)
     kept = options.get("key_dropout_mask")
     kept = torch.ones(batch, key.shape[2], dtype=torch.bool) if kept is None else kept
-    per_head = [tensors[name].reshape(-1).expand(heads).tolist() for name in ("alpha", "beta", "gamma")]
-    flags = (options.get("centered", True), options.get("signed", True))
+    per_head = [_by_head(tensors[name], heads) for name in ("alpha", "beta", "gamma")]
+    delta = tensors["delta"].expand(heads).tolist() if "delta" in tensors else [None] * heads
 
     done: list[list[_Head]] = []
     for b in range(batch):
         done.append([])
         for h in range(heads):
             nested = (tensor[b, h].tolist() for tensor in (query, key, value))
-            head = _Head(*(*nested, *(scalar[h] for scalar in per_head), *flags))
+            head = _Head(*(*nested, *(scalar[h] for scalar in per_head), delta[h], *_form(options)))
             grads = zip(inputs.grad_output[b, h].tolist(), inputs.grad_scores[b, h].tolist(), strict=True)
             for i, (g, gz) in enumerate(grads):
                 head.row(i, visible[b, h, i].nonzero().flatten().tolist(), kept[b].tolist(), g, gz)
@@ -276,12 +331,23 @@ def loop_attention(inputs: Inputs) -> Result:
         return torch.tensor([[getattr(head, name) for head in row] for row in done], dtype=torch.float64).reshape(shape)
 
     gradients = {name: gathered(f"d{name[0]}", tensors[name].shape) for name in ("query", "key", "value")}
-    for name in ("alpha", "beta", "gamma"):
-        gradient = gathered(f"d{name}", torch.Size((batch, heads))).sum(0)
-        gradients[name] = gradient.sum_to_size((1,) if tensors[name].numel() == 1 else (heads,)).reshape(tensors[name].shape)
+    for name in tensors.keys() & {"alpha", "beta", "gamma", "delta"}:
+        gradient = torch.tensor([[getattr(head, f"d{name}") for head in row] for row in done], dtype=torch.float64).sum(0)
+        gradients[name] = (gradient.T if gradient.ndim == 2 else gradient).sum_to_size(tensors[name].shape)
     terms = sum(head.terms for row in done for head in row)
     active = sum(head.active for row in done for head in row) / terms if terms else math.nan
     return Result(gathered("output", query.shape), gathered("scores", visible.shape), gradients, active)
+
+
+def _by_head(scalar: Tensor, heads: int) -> list[list[float]]:
+    """The numbers of each radius, for each head."""
+    return scalar.reshape(-1 if scalar.ndim == 2 else 1, scalar.shape[-1] if scalar.ndim else 1).expand(-1, heads).T.tolist()
+
+
+def _form(options: dict[str, Any]) -> tuple[str | None, bool, bool]:
+    """The center, None where nothing is centred, whether it is signed, and whether it is a gate."""
+    center = options.get("center", "mean") if options.get("centered", True) else None
+    return center, options.get("signed", True), options.get("inhibition") == "gate"
 
 
 # The second opinion
@@ -290,12 +356,18 @@ def loop_attention(inputs: Inputs) -> Result:
 def cdist_attention(inputs: Inputs) -> Result:
     """The closed form of the sum, sum relu(v - Z) = (sum v - sum Z + sum |v - Z|) / 2, one query at a time, in float64.
 
-    The gradients come from autograd. Away from the kinks only: at v = Z its derivative is one half.
+    A gate is a difference of two such sums. The gradients come from autograd. Away from the kinks only: at v = Z its
+    derivative is one half.
     """
     leaves = {name: tensor.detach().double().requires_grad_() for name, tensor in inputs.tensors.items()}
     query, key, value = (leaves[name] for name in ("query", "key", "value"))
     options = inputs.options
-    alpha, beta, gamma = (leaves[name].reshape(-1).expand(query.shape[1]) for name in ("alpha", "beta", "gamma"))
+    shape = (
+        max(leaves[name].shape[0] if leaves[name].ndim == 2 else 1 for name in ("alpha", "beta", "gamma")),
+        query.shape[1],
+    )
+    alpha, beta, gamma = (leaves[name].expand(shape) for name in ("alpha", "beta", "gamma"))
+    center, signed, gate = _form(options)
     visible = visible_keys(query, key, **options)
     kept = options.get("key_dropout_mask")
     loss = torch.zeros((), dtype=torch.float64)
@@ -304,20 +376,29 @@ def cdist_attention(inputs: Inputs) -> Result:
         seen = visible[b, h, i]
         if not seen.any():
             continue
-        s = gamma[h] * torch.cdist(query[b, h, i, None], key[b, h, seen], p=1)[0] / math.sqrt(query.shape[-1])
-        z = ((s - s.mean() if options.get("centered", True) else s) + alpha[h]).relu()
+        s = torch.cdist(query[b, h, i, None], key[b, h, seen], p=1)[0] / math.sqrt(query.shape[-1])
+        s = s - s.mean() if center == "mean" else s - s.min() if center == "least" else s
         v = value[b, h, seen]
         rest = slice(None) if kept is None else kept[b, seen]
-        row = beta[h] * _closed_form(v[rest], z[rest], options.get("signed", True))
-        loss = loss + (row * inputs.grad_output[b, h, i]).sum() + (z * inputs.grad_scores[b, h, i, seen]).sum()
-        output[b, h, i], scores[b, h, i, seen] = row.detach(), z.detach()
+        shifts = [gamma[r, h] * s + alpha[r, h] for r in range(shape[0])]
+        shifts = shifts if gate else [z.relu() for z in shifts]
+        passed = [beta[r, h] * _closed_form(v[rest], z[rest], signed, gate) for r, z in enumerate(shifts)]
+        row = torch.stack(passed).sum(0)
+        if "delta" in leaves:
+            delta = leaves["delta"].expand(query.shape[1])[h]
+            open_shares = [(0.5 - delta * z).clamp(0, 1) if gate else (1 - delta * z).relu() for z in shifts]
+            row = row / (torch.stack(open_shares).sum() + 1e-3)
+        loss = loss + (row * inputs.grad_output[b, h, i]).sum() + (shifts[0] * inputs.grad_scores[b, h, i, seen]).sum()
+        output[b, h, i], scores[b, h, i, seen] = row.detach(), shifts[0].detach()
     return Result(output, scores, dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True)))
 
 
-def _closed_form(v: Tensor, z: Tensor, signed: bool) -> Tensor:
+def _closed_form(v: Tensor, z: Tensor, signed: bool, gate: bool) -> Tensor:
     def l1(columns: Tensor) -> Tensor:
         return torch.cdist(z[None], columns.T.contiguous(), p=1)[0]
 
+    if gate:
+        return (v.sum(0) + l1(v / 2) - l1(-v / 2)) / 2
     if signed:
         return (v.sum(0) + l1(v.relu()) - l1((-v).relu())) / 2
     return (v.sum(0) - z.sum() + l1(v)) / 2
@@ -339,15 +420,30 @@ def _padding(kind: str | None, case: Case) -> Tensor | None:
     return position < lengths if kind == "right" else position >= case.N - lengths
 
 
-def _scores(query: Tensor, key: Tensor, alpha: Tensor, gamma: Tensor, visible: Tensor, centered: bool) -> Tensor:
-    """S + alpha in float64, `(B, H, M, N)`."""
-    s = gamma * torch.cdist(query.double(), key.double(), p=1) / math.sqrt(query.shape[-1])
-    if centered:
+def _scores(case: Case, query: Tensor, key: Tensor, scalars: dict[str, Tensor], visible: Tensor) -> Tensor:
+    """S + alpha in float64, `(R, B, H, M, N)`."""
+    s = torch.cdist(query.double(), key.double(), p=1) / math.sqrt(query.shape[-1])
+    if case.centered and case.center == "mean":
         s = s - (s * visible).sum(-1, keepdim=True) / visible.sum(-1, keepdim=True).clamp(min=1)
-    return s + alpha
+    elif case.centered and key.shape[2]:
+        s = s - s.masked_fill(~visible, math.inf).amin(-1, keepdim=True)
+        s = s.masked_fill(~visible, 0)
+    alpha, gamma = (scalars[name].double().expand(*scalars[name].shape[:-1], case.H) for name in ("alpha", "gamma"))
+    alpha, gamma = (x.reshape(-1, 1, case.H, 1, 1) for x in (alpha, gamma))
+    return gamma * s + alpha
 
 
-def _draw_query(case: Case, key: Tensor, visible: Tensor, alpha: Tensor, gamma: Tensor) -> Tensor:
+def _near_kinks(case: Case, shift: Tensor, scalars: dict[str, Tensor]) -> Tensor:
+    """Where a score is near a kink of the threshold, or of what the sum is divided by."""
+    gate = case.inhibition == "gate"
+    near = torch.zeros_like(shift, dtype=torch.bool) if gate else shift.abs() < _KINK_MARGIN
+    if "delta" in scalars:
+        ramp = scalars["delta"].double().reshape(-1, 1, 1) * shift
+        near |= (ramp.abs() - (0.5 if gate else 1.0)).abs() < _KINK_MARGIN
+    return near.any(0)
+
+
+def _draw_query(case: Case, key: Tensor, visible: Tensor, scalars: dict[str, Tensor]) -> Tensor:
     """Queries whose scores and coordinates stay away from the kinks S = -alpha and q = k (exact ties are no trouble)."""
 
     def fresh() -> Tensor:
@@ -360,7 +456,7 @@ def _draw_query(case: Case, key: Tensor, visible: Tensor, alpha: Tensor, gamma: 
     for _ in range(100 if case.off_kinks else 0):
         gap = (query.double()[..., :, None, :] - key.double()[..., None, :, :]).abs()
         near = ((gap > 0) & (gap < _KINK_MARGIN)).any(-1)
-        near |= _scores(query, key, alpha, gamma, visible, case.centered).abs() < _KINK_MARGIN
+        near |= _near_kinks(case, _scores(case, query, key, scalars, visible), scalars)
         bad = (near & visible).any(-1, keepdim=True)
         if not bad.any():
             break
@@ -371,20 +467,21 @@ def _draw_query(case: Case, key: Tensor, visible: Tensor, alpha: Tensor, gamma: 
 
 
 def _draw_value(case: Case, z: Tensor, visible: Tensor) -> Tensor:
-    """Values scaled so that about half of the terms are active, away from the kink |v| = Z."""
+    """Values scaled so that about half of the terms are active, away from the kinks |v| = Z, or those of a gate."""
+    gate = case.inhibition == "gate"
 
     def gap(value: Tensor) -> Tensor:
         magnitude = value.double().abs() if case.signed else value.double()
-        return magnitude[..., None, :, :] - z[..., None]
+        return magnitude[..., None, :, :] / (2 if gate else 1) - (z.abs() if gate else z)[..., None]
 
     def share(scale: float) -> float:
-        return (gap(unit * scale) > 0)[visible].double().mean().item()
+        return (gap(unit * scale) > 0)[visible.expand(z.shape)].double().mean().item()
 
     unit = torch.randn(case.B, case.H, case.N, case.D)
     scale = min((0.1 * 1.5**n for n in range(14)), key=lambda scale: abs(share(scale) - 0.5)) if visible.any() else 1.0
     value = (unit * scale).to(case.dtype)
     for _ in range(100 if case.off_kinks else 0):
-        bad = ((gap(value).abs() < _KINK_MARGIN) & visible[..., None]).any(2)
+        bad = ((gap(value).abs() < _KINK_MARGIN) & visible[..., None]).any(-3).any(0)
         if not bad.any():
             break
         value = torch.where(bad, (torch.randn_like(unit) * scale).to(case.dtype), value)
@@ -401,16 +498,23 @@ def draw(case: Case) -> Inputs:
         name: (getattr(case, name) * (1 + 0.1 * torch.arange(math.prod(case.scalars)))).to(wide).reshape(case.scalars)
         for name in ("alpha", "beta", "gamma")
     }
+    if len(case.scalars) == 2:  # the second radius reaches further
+        scalars["alpha"] = scalars["alpha"] - 0.6 * torch.arange(case.scalars[0])[:, None]
+    if case.delta is not None:
+        scalars["delta"] = (case.delta * (1 + 0.1 * torch.arange(math.prod(case.scalars[-1:])))).to(wide)
     key = (torch.randn(case.B, case.H, case.N, case.D) + case.offset).to(case.dtype)
     options: dict[str, Any] = {"signed": case.signed, "centered": case.centered, "causal": case.causal}
+    options |= (
+        {"center": case.center, "inhibition": case.inhibition} if case.center + case.inhibition != "meanthreshold" else {}
+    )
     options["key_padding_mask"] = _padding(case.padding, case)
     options["key_dropout_mask"] = torch.rand(case.B, case.N) < 0.7 if case.dropout else None
     options["attn_mask"] = torch.rand(case.attn_mask) < 0.7 if case.attn_mask is not None else None
     visible = visible_keys(torch.empty(case.B, case.H, case.M, case.D), key, **options)
 
-    alpha, gamma = (scalars[name].double().reshape(1, -1, 1, 1) for name in ("alpha", "gamma"))
-    query = _draw_query(case, key, visible, alpha, gamma)
-    value = _draw_value(case, _scores(query, key, alpha, gamma, visible, case.centered).relu(), visible)
+    query = _draw_query(case, key, visible, scalars)
+    shift = _scores(case, query, key, scalars, visible)
+    value = _draw_value(case, shift if case.inhibition == "gate" else shift.relu(), visible)
     return Inputs(
         {"query": query, "key": key, "value": value, **scalars},
         options,

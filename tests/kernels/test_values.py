@@ -45,6 +45,25 @@ SCALARS = [
     {"alpha": -2.0, "centered": False},
     {"alpha": 0.0},
 ]
+# Beyond the paper, each option alone and all together; scalars that turn what they scale around.
+NEW = {"inhibition": "gate", "center": "least", "delta": 0.9, "alpha": -0.3}
+FORMS = [
+    NEW,
+    {**NEW, "scalars": (2, 2)},
+    {**NEW, "scalars": (2, 1), "alpha": 0.2},
+    {**NEW, "delta": None},
+    {**NEW, "center": "mean", "scalars": (2,), "alpha": 0.2},
+    {**NEW, "centered": False, "alpha": -1.5, "delta": 0.2},
+    {"center": "least", "alpha": -0.3},
+    {"center": "least", "delta": 0.7, "signed": False, "scalars": (3, 2), "alpha": -0.2},
+    {"delta": 1.2, "scalars": (2,)},
+    {"scalars": (2, 2), "alpha": 0.2},
+    {**NEW, "gamma": -0.8, "alpha": 1.0},
+    {**NEW, "gamma": 0.0, "alpha": 0.1},
+    {**NEW, "delta": -0.6},
+    {**NEW, "delta": 0.0},
+    {**NEW, "beta": -1.3, "ties": True, "seed": 3},
+]
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 every_backend_many_cases = pytest.mark.parametrize("backend", MATRIX_BACKENDS)
@@ -63,6 +82,16 @@ def assert_case_agrees(case: Case, backend: str) -> None:
 @pytest.mark.parametrize("case", [Case(**f, **m) for f in FLAGS for m in MASKS], ids=str)
 def test_flags_and_key_masks(case: Case, backend: str) -> None:
     assert_case_agrees(case, backend)
+
+
+@plain_backends
+@pytest.mark.parametrize("masks", [MASKS[0], MASKS[7], MASKS[13]], ids=lambda masks: str(masks["padding"]))
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: str(Case(**form)))
+def test_forms_beyond_the_paper(form: dict, masks: dict, backend: str) -> None:
+    inputs, want = judged(Case(**form, **masks), through_scores=True)
+    assert_agrees(run(inputs, backend, return_scores=True), want)
+    inputs, want = judged(Case(**form, **masks))
+    assert_agrees(run(inputs, backend), want)
 
 
 @every_backend_many_cases

@@ -12,6 +12,14 @@ ORACLE_CASES = [
     for signed in (True, False)
     for centered in (True, False)
     for masks in ({}, {"padding": "holes", "causal": True}, {"dropout": True, "attn_mask": (2, 1, 7, 9)})
+] + [
+    Case(dtype=torch.float64, padding="holes", dropout=True, **form)
+    for form in (
+        {"inhibition": "gate", "center": "least", "delta": 0.9, "alpha": -0.3, "scalars": (2, 2)},
+        {"center": "least", "delta": 0.7, "alpha": -0.3},
+        {"inhibition": "gate", "alpha": 0.2, "delta": -0.8},
+        {"signed": False, "delta": 0.8, "scalars": (2, 1), "alpha": 0.2},
+    )
 ]
 
 

@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .inhibitor_blocked import torch_inhibitor_attention
-from .inhibitor_checks import check_attn_mask, check_inference, check_key_mask, check_scalars, check_tensors
+from .inhibitor_checks import check_attn_mask, check_form, check_inference, check_key_mask, check_scalars, check_tensors
 from .inhibitor_cpu_attention import cpu_attention, cpu_refusal
 from .inhibitor_cpu_int8_attention import int8_attention, int8_refusal
+from .inhibitor_forms import Form
 from .inhibitor_masks import KeyMasks
 from .inhibitor_memory import INPUTS, check_memory, has_tangent, untraced
 from .inhibitor_notice import say_slow
@@ -18,6 +19,7 @@ from .inhibitor_quantized import LARGEST_KEYS, quantized_inhibitor_attention
 from .inhibitor_reference import naive_inhibitor_attention
 
 _NO_SCORES = "it returns no scores"
+_NO_FORM = "it computes the published forms alone: one radius, a threshold, no delta, centred by the mean or not at all"
 
 
 class Backend(NamedTuple):
@@ -57,14 +59,21 @@ BACKENDS = {
 
 
 def _accumulated(scalar: float | Tensor, name: str, query: Tensor, dtype: torch.dtype) -> Tensor:
-    """`scalar` as a `(1 or H,)` tensor of `dtype`, that of the accumulation."""
+    """`scalar` as a `(1 or H,)` tensor of `dtype`, that of the accumulation; `(R, 1 or H)` where it has two dimensions."""
     if not isinstance(scalar, Tensor):
         return torch.full((1,), float(scalar), dtype=dtype, device=query.device)
-    if scalar.ndim == 1 and scalar.dtype == dtype and scalar.device == query.device:
+    if scalar.ndim and scalar.dtype == dtype and scalar.device == query.device:
         return scalar  # as it comes from a module: the conversions would cost as much as a small call's arithmetic
     if untraced(scalar):
         check_memory((name,), (scalar,))
-    return scalar.to(device=query.device, dtype=dtype).reshape(-1)
+    scalar = scalar.to(device=query.device, dtype=dtype)
+    return scalar if scalar.ndim else scalar.reshape(1)
+
+
+def _per_radius(*scalars: Tensor) -> list[Tensor]:
+    """Scalars `(1 or H,)` or `(R, 1 or H)` as `(R, 1 or H, 1, 1)`."""
+    radii = max(len(x) if x.ndim == 2 else 1 for x in scalars)
+    return [x.view(-1 if x.ndim == 2 else 1, x.shape[-1], 1, 1).expand(radii, -1, -1, -1) for x in scalars]
 
 
 def _plain_operations_only(*inputs: Tensor) -> bool:
@@ -120,8 +129,8 @@ def attend(
     alpha: float | Tensor,
     beta: float | Tensor,
     gamma: float | Tensor,
-    centered: bool,
-    signed: bool,
+    delta: float | Tensor | None,
+    form: Form,
     causal: bool,
     quantized: bool,
     return_scores: bool,
@@ -132,31 +141,41 @@ def attend(
     padding, dropout, attention: `key_padding_mask`, `key_dropout_mask` and `attn_mask`.
     """
     if quantized:
-        check_inference(return_scores, query, key, value, alpha, beta, gamma)
+        check_inference(return_scores, query, key, value, alpha, beta, gamma, delta)
     dtype = torch.float64 if query.dtype == torch.float64 and not quantized else torch.float32
     named = ((alpha, "alpha"), (beta, "beta"), (gamma, "gamma"))
     alpha, beta, gamma = [_accumulated(x, name, query, dtype) for x, name in named]
-    transformed = _plain_operations_only(query, key, value, alpha, beta, gamma)
+    scalars: tuple[Tensor, ...] = (alpha, beta, gamma)
+    if delta is not None:
+        delta = _accumulated(delta, "delta", query, dtype)
+        scalars = (*scalars, delta)
+    transformed = _plain_operations_only(query, key, value, *scalars)
     needs_plain = _NO_SCORES if return_scores else "it takes no attn_mask" if attention is not None else None
+    if needs_plain is None and (delta is not None or not form.published or max(x.ndim for x in scalars) > 1):
+        needs_plain = _NO_FORM
+        if quantized:
+            raise ValueError(f"quantized=True cannot be used here: {needs_plain}.")
     if quantized and key.shape[2] > LARGEST_KEYS:
         needs_plain = f"its int8 form takes up to {LARGEST_KEYS} keys, and these are {key.shape[2]}"
     operator, compiled = BACKENDS["naive"].load(), False
     if not transformed:
         operator, compiled = _choose(backend, query, needs_plain, quantized)
     if compiled:
-        return operator(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal), None
+        flags = (form.centered, form.signed, causal)
+        return operator(query, key, value, padding, dropout, alpha, beta, gamma, *flags), None
 
-    inputs = (query, key, value, padding, dropout, alpha, beta, gamma, attention)
+    inputs = (query, key, value, padding, dropout, alpha, beta, gamma, delta, attention)
     if untraced(*inputs):
-        check_memory((*INPUTS, "attn_mask"), inputs)
+        check_memory((*INPUTS, "delta", "attn_mask"), inputs)
     outside = query.dtype
     query, key, value = (x.to(dtype) for x in (query, key, value))
-    alpha, beta, gamma = (scalar.view(1, -1, 1, 1) for scalar in (alpha, beta, gamma))
+    alpha, beta, gamma = _per_radius(alpha, beta, gamma)
+    delta = None if delta is None else delta.view(1, -1, 1, 1)
     masks = KeyMasks(padding, dropout, attention, causal)
     if quantized:
-        output = quantized_inhibitor_attention(query, key, value, alpha, beta, gamma, masks, centered, signed)
+        output = quantized_inhibitor_attention(query, key, value, alpha, beta, gamma, masks, form.centered, form.signed)
         return output.to(outside), None
-    output, scores = operator(query, key, value, alpha, beta, gamma, masks, centered, signed, return_scores)
+    output, scores = operator(query, key, value, alpha, beta, gamma, delta, masks, form, return_scores)
     return output.to(outside), None if scores is None else scores.to(outside)
 
 
@@ -171,8 +190,11 @@ def inhibitor_attention(
     alpha: float | Tensor = 0.5,
     beta: float | Tensor = 1.0,
     gamma: float | Tensor = 1.0,
+    delta: float | Tensor | None = None,
     centered: bool = True,
+    center: str = "mean",
     signed: bool = True,
+    inhibition: str = "threshold",
     causal: bool = False,
     quantized: bool = False,
     return_scores: bool = False,
@@ -189,6 +211,20 @@ def inhibitor_attention(
 
     The sums run over visible keys only, so a result never depends on padding. A query that sees no key gives 0.
 
+    Options go beyond the paper. `center="least"` subtracts the score of the nearest key in the place of the mean, so that
+    the nearest key of every query stands at alpha. `inhibition="gate"` takes \(Z_{ij} = S_{ij} + \alpha\) as it comes, and
+
+    - gate: \(H_{ik} = \beta \sum_j [\mathrm{relu}(v_{jk}/2 - Z_{ij}) - \mathrm{relu}(-v_{jk}/2 - Z_{ij})]\): nothing where
+      \(Z \ge |v|/2\), v where \(Z \le -|v|/2\), and a ramp between.
+
+    With `delta` the sum is divided by how much passes of a constant \(1/\delta\), as a share, plus 0.001: by
+    \(\sum_j \mathrm{relu}(1 - \delta Z_{ij})\), for a gate by \(\sum_j \mathrm{clamp}(1/2 - \delta Z_{ij}, 0, 1)\). With R
+    radii alpha, beta and gamma are R by H: each radius has a Z of its own from the same distances, and what passes is added
+    up before it is divided, as is what it is divided by.
+
+    At a kink the derivative is that of the side where less passes; for a gate and its normaliser that of the ramp where
+    that ends in all.
+
     Args:
         query: `(B, H, M, d)`, float64, float32, bfloat16 or float16. Half types are computed in float32.
         key: `(B, H, N, d)`, dtype and device of `query`.
@@ -197,19 +233,25 @@ def inhibitor_attention(
         key_dropout_mask: `(B, N)` bool, True for kept keys. A dropped key adds nothing to the output but stays in the
             mean of the centring. Drawn by the caller, so that a recomputation sees the same draw.
         attn_mask: bool, broadcastable to `(B, H, M, N)`, True for visible keys.
-        alpha: shift of the scores; like `beta` and `gamma` a float or a tensor of shape `()`, `(1,)` or `(H,)`, of any sign.
+        alpha: shift of the scores; like `beta` and `gamma` a float or a tensor of shape `()`, `(1,)` or `(H,)`, of any sign;
+            with R radii also `(R, 1)` or `(R, H)`.
         beta: scale of the output.
         gamma: scale of the scores.
-        centered: subtract each query's mean score.
-        signed: let negative values pass as well.
+        delta: the slope of what the sum is divided by, a float or a tensor of shape `()`, `(1,)` or `(H,)`, of any sign;
+            None leaves the sum as it is.
+        centered: subtract one of each query's scores, or their mean, from all of them.
+        center: which one: `"mean"`, or `"least"`, that of the least distance.
+        signed: let negative values pass as well; a gate always does.
+        inhibition: `"threshold"` (soft-thresholding, as published) or `"gate"`.
         causal: query i sees the keys j <= i + N - M.
         quantized: int8 inference, without gradients: queries, keys and values are rounded to grids of 8 bits (and a sign) of
             each head of each sequence, as `quantized.py` defines it. Compiled for CPUs; elsewhere in plain torch.
-        return_scores: also return Z.
+        return_scores: also return Z, of the first radius.
         backend: `"auto"` (the best one for the tensors' device), `"triton"` (fused, for GPUs), `"cpu"` (compiled for this
-            processor), `"torch"` (blocked, memory-lean, explicit gradients) or `"naive"` (the definition). Calls with
-            `attn_mask` or `return_scores` take `"torch"` where a compiled one was asked for; within torch.jit.trace and
-            the transforms of torch.func, and for inputs with a forward-mode tangent, it is always the definition.
+            processor), `"torch"` (blocked, memory-lean, explicit gradients) or `"naive"` (the definition). Where a compiled
+            one was asked for, calls with `attn_mask`, `return_scores` or an option beyond the paper take `"torch"`; within
+            torch.jit.trace and the transforms of torch.func, and for inputs with a forward-mode tangent, it is always the
+            definition.
 
     Returns:
         `(B, H, M, d)` in the dtype of `query`; with `return_scores` also Z, `(B, H, M, N)`, 0 at invisible keys.
@@ -228,7 +270,9 @@ def inhibitor_attention(
     check_attn_mask(attn_mask, query, key)
     if backend != "auto" and backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(map(repr, ('auto', *BACKENDS)))}, got {backend!r}.")
-    check_scalars(query.shape[1], alpha, beta, gamma)
-    padding, dropout, flags = key_padding_mask, key_dropout_mask, (centered, signed, causal, quantized, return_scores)
-    output, scores = attend(query, key, value, padding, dropout, attn_mask, alpha, beta, gamma, *flags, backend)
+    check_form(inhibition, center, signed)
+    check_scalars(query.shape[1], alpha, beta, gamma, delta)
+    padding, dropout, form = key_padding_mask, key_dropout_mask, Form.of(inhibition, center, centered, signed)
+    scalars, flags = (alpha, beta, gamma, delta), (causal, quantized, return_scores)
+    output, scores = attend(query, key, value, padding, dropout, attn_mask, *scalars, form, *flags, backend)
     return output if scores is None else (output, scores)

@@ -6,11 +6,13 @@ Under torch.compile and torch.export there is one block only: the compiler fuses
 loop whose length depends on the sequence would be compiled anew for every length.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .inhibitor_forms import NOTHING_PASSES, Form
 from .inhibitor_masks import KeyMasks
 
 # Elements of one (B, H, block, N, d) temporary. Small enough for a core's cache, large enough to hide the cost of a call.
@@ -40,72 +42,108 @@ def _row_mean(x: Tensor, visible: Tensor | None) -> Tensor:
     return x.sum(-1, keepdim=True) / visible.sum(-1, keepdim=True).clamp(min=1)
 
 
+def _seen_least(distance: Tensor, visible: Tensor | None) -> Tensor:
+    return distance if visible is None else distance.masked_fill(~visible, torch.inf)
+
+
+def _row_least(distance: Tensor, visible: Tensor | None) -> Tensor:
+    """The least of each row over its visible keys, 0 for a row without any."""
+    if distance.shape[-1] == 0:
+        return distance.new_zeros((*distance.shape[:-1], 1))
+    least = _seen_least(distance, visible).amin(-1, keepdim=True)
+    return least if visible is None else least.masked_fill(~visible.any(-1, keepdim=True), 0)
+
+
+def _first_least(distance: Tensor, visible: Tensor | None) -> Tensor:
+    """1 at the first of the nearest keys of each row, 0 at the others."""
+    first = _seen_least(distance, visible).argmin(-1, keepdim=True)
+    return torch.zeros_like(distance).scatter(-1, first, 1.0)
+
+
 def _only_visible(x: Tensor, visible: Tensor | None) -> Tensor:
     """0 at invisible keys, whatever stood there: 0 * nan is nan."""
     return x if visible is None else x.masked_fill(~visible, 0)
 
 
-def _excess(value: Tensor, shift: Tensor, removed: Tensor | None, signed: bool) -> Tensor:
-    """By how much values exceed the shift: `(B, H, N, d)`, `(B, H, m, N)` -> `(B, H, m, N, d)`, 0 where it is removed."""
-    excess = (value.abs() if signed else value)[..., None, :, :] - shift[..., None]
+def _excess(value: Tensor, shift: Tensor, removed: Tensor | None, form: Form) -> Tensor:
+    """By how much values exceed the shift: `(B, H, N, d)`, `(B, H, m, N)` -> `(B, H, m, N, d)`, 0 where it is removed.
+
+    With a gate half their magnitude must exceed it, where it is below 0 too.
+    """
+    size = value.abs() / 2 if form.gate else value.abs() if form.signed else value
+    excess = size[..., None, :, :] - shift[..., None]
     return excess if removed is None else excess.masked_fill_(removed[..., None], 0)
 
 
-def _inhibit(value: Tensor, excess: Tensor, signed: bool) -> Tensor:
+def _inhibit(value: Tensor, excess: Tensor, form: Form) -> Tensor:
     """Sum over the keys of what passes: `(B, H, N, d)`, `(B, H, m, N, d)`, overwritten -> `(B, H, m, d)`.
 
     Signed inhibition is soft-thresholding, since Z >= 0. The sign is a factor because ONNX has no copysign.
     """
     passed = excess.relu_()
-    return (passed.mul_(value.sign()[..., None, :, :]) if signed else passed).sum(-2)
+    if form.gate:
+        passed = torch.minimum(passed, value.abs()[..., None, :, :])
+    return (passed.mul_(value.sign()[..., None, :, :]) if form.signed else passed).sum(-2)
 
 
 class _Block(NamedTuple):
-    """One block of queries `(B, H, m, d)` and what its scores, before their relu, are made of: the distances `(B, H, m, N)`,
-    0 at invisible keys, and where centred their means `(B, H, m, 1)`."""
+    """One block of queries `(B, H, m, d)` and their distances to the keys `(B, H, m, N)`, 0 at invisible ones; where they
+    are centred, what is subtracted from them `(B, H, m, 1)`."""
 
     query: Tensor
     visible: Tensor | None
     distance: Tensor
-    mean: Tensor | None
-    scores: Tensor
+    center: Tensor | None
+
+    def scores(self, alpha: Tensor, gamma: Tensor) -> Tensor:
+        """Before their relu, `(B, H, m, N)`, for the scalars `(1 or H, 1, 1)` of one radius."""
+        scale = gamma * self.query.shape[-1] ** -0.5
+        if self.center is None:
+            return scale * self.distance + alpha
+        # The scores are linear in the distances, so centring these centres those; but no infinite scale has a centred score.
+        return scale * (self.distance - self.center) + (alpha + 0 * gamma)
 
 
-def _score_block(
-    query: Tensor, key: Tensor, alpha: Tensor, gamma: Tensor, masks: KeyMasks, centered: bool, rows: slice
-) -> _Block:
+def _block(query: Tensor, key: Tensor, masks: KeyMasks, form: Form, rows: slice) -> _Block:
     visible = masks.visible(query.shape[-2], key.shape[-2], query.device, rows)
     block = query[..., rows, :]
     distance = _only_visible(_distances(block, key), visible)
-    scale = gamma * query.shape[-1] ** -0.5
-    if not centered:
-        return _Block(block, visible, distance, None, scale * distance + alpha)
-    mean = _row_mean(distance, visible)
-    # The scores are linear in the distances, so centring these centres those; but no infinite scale has a centred score.
-    return _Block(block, visible, distance, mean, scale * (distance - mean) + (alpha + 0 * gamma))
+    center = None
+    if form.center == "mean":
+        center = _row_mean(distance, visible)
+    elif form.center == "least":
+        center = _row_least(distance, visible)
+    return _Block(block, visible, distance, center)
 
 
 def _score_gradients(
-    block: _Block, key: Tensor, alpha: Tensor, gamma: Tensor, grad_z: Tensor
+    block: _Block, key: Tensor, alpha: Tensor, gamma: Tensor, form: Form, shifts: Sequence[Tensor], grads: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients through a block's Z: of its queries, of key, alpha and gamma."""
-    root, visible, distance, mean = key.shape[-1] ** -0.5, block.visible, block.distance, block.mean
-    scale = gamma * root
-    # Through the relu, which passes a gradient on at NaN, then the scalars, then the centring.
-    grad_s = _only_visible(torch.where(block.scores <= 0, 0.0, grad_z), visible)
-    grad_alpha = grad_s.sum_to_size(alpha.shape)
-    grad_gamma = (grad_s * distance).sum_to_size(gamma.shape)
-    grad_distance = scale * grad_s
-    if mean is not None:
-        # The exact form, but for what is not finite: there the parts it is made of count.
-        grad_gamma = grad_gamma - (grad_s.sum(-1, keepdim=True) * mean).sum_to_size(gamma.shape)
-        deviation = _only_visible(distance - mean, visible)
-        grad_gamma = torch.where(grad_gamma.isfinite(), (grad_s * deviation).sum_to_size(gamma.shape), grad_gamma)
-        grad_distance = grad_distance - scale * _row_mean(grad_s, visible)
+    """Gradients through a block's shifts, one for each radius: of its queries, of key, alpha and gamma."""
+    root, visible, distance, center = key.shape[-1] ** -0.5, block.visible, block.distance, block.center
+    grad_alpha, grad_gamma = torch.empty_like(alpha), torch.empty_like(gamma)
+    grad_distance = torch.zeros_like(distance)
+    for radius, (shift, grad) in enumerate(zip(shifts, grads, strict=True)):
+        # Through the relu, which passes a gradient on at NaN, then the scalars, then the centring.
+        grad_s = _only_visible(grad if form.gate else torch.where(shift <= 0, 0.0, grad), visible)
+        shape = gamma.shape[1:]
+        of_gamma = (grad_s * distance).sum_to_size(shape)
+        if center is not None:
+            # The exact form, but for what is not finite: there the parts it is made of count.
+            of_gamma = of_gamma - (grad_s.sum(-1, keepdim=True) * center).sum_to_size(shape)
+            deviation = _only_visible(distance - center, visible)
+            of_gamma = torch.where(of_gamma.isfinite(), (grad_s * deviation).sum_to_size(shape), of_gamma)
+        grad_alpha[radius], grad_gamma[radius] = grad_s.sum_to_size(alpha.shape[1:]), root * of_gamma
+        scale = gamma[radius] * root
+        grad_distance = grad_distance + scale * grad_s
+        if form.center == "mean":
+            grad_distance = grad_distance - scale * _row_mean(grad_s, visible)
+        elif form.center == "least":
+            grad_distance = grad_distance - scale * grad_s.sum(-1, keepdim=True) * _first_least(distance, visible)
     # Distances: sign(0) = 0, so a query next to its own duplicate gets nothing from it; and sign(nan) = 0.
     direction = (block.query[..., :, None, :] - key[..., None, :, :]).sign_()
     direction = direction * _only_visible(grad_distance, visible)[..., None]
-    return direction.sum(-2), -direction.sum(-3), grad_alpha, root * grad_gamma
+    return direction.sum(-2), -direction.sum(-3), grad_alpha, grad_gamma
 
 
 class _Keys(NamedTuple):
@@ -116,13 +154,13 @@ class _Keys(NamedTuple):
     removed: Tensor | None
 
 
-def _keys(scores: Tensor, visible: Tensor | None, masks: KeyMasks, wild: bool) -> _Keys:
-    """From scores before or after their relu; `wild`: whether a value that only some queries see may not be finite."""
-    shift, aggregated = scores.relu(), masks.aggregated(visible)
+def _keys(shift: Tensor, visible: Tensor | None, masks: KeyMasks, wild: bool) -> _Keys:
+    """`wild`: whether a value that only some queries see may not be finite."""
+    aggregated = masks.aggregated(visible)
     if aggregated is None:
         return _Keys(shift, None)
     removed = ~aggregated
-    return _Keys(shift.masked_fill_(removed, torch.inf), removed if wild else None)
+    return _Keys(shift.masked_fill(removed, torch.inf), removed if wild else None)
 
 
 def _maybe_wild(value: Tensor, masks: KeyMasks) -> bool:
@@ -134,91 +172,131 @@ def _maybe_wild(value: Tensor, masks: KeyMasks) -> bool:
 
 
 def _inhibition_gradients(
-    value: Tensor, keys: _Keys, beta: Tensor, grad_output: Tensor, signed: bool
+    value: Tensor, keys: _Keys, beta: Tensor, grad_output: Tensor, form: Form
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients through a block's `beta * _inhibit(value, …, signed)`: of value, of the shift and of beta."""
-    excess = _excess(value, *keys, signed)
+    """Gradients through a block's `beta * _inhibit(value, …, form)`: of value, of the shift and of beta."""
+    excess = _excess(value, *keys, form)
     grad = (beta * grad_output)[..., :, None, :]
-    sign = value.sign() if signed else None
+    sign = value.sign() if form.signed else None
     # Each value takes the gradient of the queries that let it pass, and at NaN too, as relu does.
     passed = torch.where(excess <= 0, 0.0, grad if sign is None else grad * sign[..., None, :, :])
-    grad_beta = (grad_output * _inhibit(value, excess, signed)).sum_to_size(beta.shape)
-    of_value = passed.sum(-3)
-    return of_value if sign is None else of_value * sign, -passed.sum(-1), grad_beta
+    if form.gate:
+        # A value gets half of it while its gate opens, and all of it once the gate is open: then the shift counts no more.
+        is_open = excess > value.abs()[..., None, :, :]
+        half = torch.where(excess <= 0, 0.0, grad / 2)
+        of_value, passed = torch.where(is_open, grad, half).sum(-3), torch.where(is_open, 0.0, passed)
+    else:
+        of_value = passed.sum(-3) if sign is None else passed.sum(-3) * sign
+    of_shift = -passed.sum(-1)
+    grad_beta = (grad_output * _inhibit(value, excess, form)).sum_to_size(beta.shape)
+    return of_value, of_shift, grad_beta
 
 
-def _output(query, key, value, alpha, beta, gamma, masks: KeyMasks, centered: bool, signed: bool) -> Tensor:
+def _opened(shift: Tensor, delta: Tensor, visible: Tensor | None, form: Form) -> Tensor:
+    """How much passes of a constant, summed over the keys that each query sees: `(B, H, m, N)` -> `(B, H, m, 1)`."""
+    return _only_visible(form.opening(shift, delta), visible).sum(-1, keepdim=True)
+
+
+def _opening_gradients(
+    shift: Tensor, delta: Tensor, visible: Tensor | None, grad_opened: Tensor, form: Form
+) -> tuple[Tensor, Tensor]:
+    """Gradients through `_opened`: of the shift and of delta."""
+    ramp = form.ramp(shift, delta)
+    still = (ramp < 0) | (ramp > 1) if form.gate else ramp <= 0
+    grad = _only_visible(torch.where(still, 0.0, -grad_opened), visible)
+    return delta * grad, (_only_visible(shift, visible) * grad).sum_to_size(delta.shape)
+
+
+def _outputs(
+    query, key, value, alpha, beta, gamma, delta: Tensor | None, masks: KeyMasks, form: Form
+) -> tuple[Tensor, Tensor | None]:
+    """What passes, summed over the keys, `(B, H, M, d)`, and what it is divided by, `(B, H, M, 1)`, where it is."""
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
+    opened = None if delta is None else query.new_empty((*query.shape[:-1], 1))
     wild = _maybe_wild(value, masks)
     for rows in _query_blocks(query, key):
-        block = _score_block(query, key, alpha, gamma, masks, centered, rows)
-        excess = _excess(value, *_keys(block.scores, block.visible, masks, wild), signed)
-        output[..., rows, :] = beta * _inhibit(value, excess, signed)
-    return output
+        block = _block(query, key, masks, form, rows)
+        for radius, (alpha_r, beta_r, gamma_r) in enumerate(zip(alpha, beta, gamma, strict=True)):
+            shift = form.shift(block.scores(alpha_r, gamma_r))
+            excess = _excess(value, *_keys(shift, block.visible, masks, wild), form)
+            passed = beta_r * _inhibit(value, excess, form)
+            output[..., rows, :] = passed if radius == 0 else output[..., rows, :] + passed
+            if delta is not None and opened is not None:
+                now = _opened(shift, delta, block.visible, form)
+                opened[..., rows, :] = now if radius == 0 else opened[..., rows, :] + now
+    return output, None if opened is None else opened + NOTHING_PASSES
 
 
 def _gradients(
-    query, key, value, alpha, beta, gamma, masks: KeyMasks, centered: bool, signed: bool, grad_output: Tensor
-) -> tuple[Tensor, ...]:
-    """The gradients of `_output`'s six inputs."""
+    query, key, value, alpha, beta, gamma, delta: Tensor | None, masks: KeyMasks, form: Form, grad_output, grad_opened
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """The gradients of `_outputs`' first six inputs, and of delta."""
     grad_query = torch.empty_like(query, memory_format=torch.contiguous_format)
     grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
     grad_alpha, grad_beta, grad_gamma = (torch.zeros_like(scalar) for scalar in (alpha, beta, gamma))
+    grad_delta = None if delta is None else torch.zeros_like(delta)
     wild = _maybe_wild(value, masks)
     for rows in _query_blocks(query, key):
-        block = _score_block(query, key, alpha, gamma, masks, centered, rows)
-        keys = _keys(block.scores, block.visible, masks, wild)
-        of_value, grad_z, of_beta = _inhibition_gradients(value, keys, beta, grad_output[..., rows, :], signed)
-        of_query, of_key, of_alpha, of_gamma = _score_gradients(block, key, alpha, gamma, grad_z)
+        block = _block(query, key, masks, form, rows)
+        shifts = [form.shift(block.scores(*scalars)) for scalars in zip(alpha, gamma, strict=True)]
+        grads = []
+        for radius, shift in enumerate(shifts):
+            keys = _keys(shift, block.visible, masks, wild)
+            of_value, of_shift, of_beta = _inhibition_gradients(value, keys, beta[radius], grad_output[..., rows, :], form)
+            grad_value += of_value
+            grad_beta[radius] += of_beta
+            if delta is not None and grad_delta is not None:
+                through, of_delta = _opening_gradients(shift, delta, block.visible, grad_opened[..., rows, :], form)
+                of_shift = of_shift + through
+                grad_delta += of_delta
+            grads.append(of_shift)
+        of_query, of_key, of_alpha, of_gamma = _score_gradients(block, key, alpha, gamma, form, shifts, grads)
         grad_query[..., rows, :] = of_query
         grad_key += of_key
-        grad_value += of_value
         grad_alpha += of_alpha
-        grad_beta += of_beta
         grad_gamma += of_gamma
-    return grad_query, grad_key, grad_value, grad_alpha, grad_beta, grad_gamma
+    return (grad_query, grad_key, grad_value, grad_alpha, grad_beta, grad_gamma), grad_delta
 
 
 class _InhibitorAttention(torch.autograd.Function):
-    """The output alone: the scores exist one block at a time and are computed anew for the gradients."""
+    """`_outputs`: the scores exist one block at a time and are computed anew for the gradients."""
 
     @staticmethod
-    def forward(ctx, query, key, value, alpha, beta, gamma, masks: KeyMasks, centered, signed):
-        ctx.save_for_backward(query, key, value, alpha, beta, gamma, masks.padding, masks.dropout, masks.attention)
-        ctx.causal, ctx.centered, ctx.signed = masks.causal, centered, signed
-        return _output(query, key, value, alpha, beta, gamma, masks, centered, signed)
+    def forward(ctx, query, key, value, alpha, beta, gamma, delta, masks: KeyMasks, form: Form):
+        ctx.save_for_backward(query, key, value, alpha, beta, gamma, delta, masks.padding, masks.dropout, masks.attention)
+        ctx.causal, ctx.form = masks.causal, form
+        return _outputs(query, key, value, alpha, beta, gamma, delta, masks, form)
 
     @staticmethod
-    def backward(ctx, grad_output):
+    def backward(ctx, grad_output, grad_opened):
         saved = ctx.saved_tensors  # read once: checkpointing recomputes them for one reading
-        query, key, value, alpha, beta, gamma, padding, dropout, attention = saved
+        query, key, value, alpha, beta, gamma, delta, padding, dropout, attention = saved
         masks = KeyMasks(padding, dropout, attention, ctx.causal)
         with torch.no_grad():
-            gradients = _gradients(
-                query, key, value, alpha, beta, gamma, masks, ctx.centered, ctx.signed, grad_output
+            gradients, of_delta = _gradients(
+                query, key, value, alpha, beta, gamma, delta, masks, ctx.form, grad_output, grad_opened
             )  # fmt: skip
-        return *first_order_only(gradients, *saved[:6], grad_output), None, None, None
+        return *first_order_only((*gradients, of_delta), *saved[:7], grad_output, grad_opened), None, None
 
 
-class _Scores(torch.autograd.Function):
-    """Z `(B, H, M, N)`, 0 at invisible keys."""
+class _Shift(torch.autograd.Function):
+    """What inhibits, Z `(B, H, M, N)`, for the scalars `(1, 1 or H, 1, 1)` of one radius; 0 at invisible keys."""
 
     @staticmethod
-    def forward(ctx, query, key, alpha, gamma, masks: KeyMasks, centered):
+    def forward(ctx, query, key, alpha, gamma, masks: KeyMasks, form: Form):
         z = query.new_empty((*query.shape[:-1], key.shape[-2]))
         for rows in _query_blocks(query, key):
-            block = _score_block(query, key, alpha, gamma, masks, centered, rows)
-            scores = block.scores.relu()
-            z[..., rows, :] = scores if block.visible is None else scores.masked_fill(~block.visible, 0)
+            block = _block(query, key, masks, form, rows)
+            z[..., rows, :] = _only_visible(form.shift(block.scores(alpha[0], gamma[0])), block.visible)
         ctx.save_for_backward(query, key, alpha, gamma, masks.padding, masks.dropout, masks.attention)
-        ctx.causal, ctx.centered = masks.causal, centered
+        ctx.causal, ctx.form = masks.causal, form
         return z
 
     @staticmethod
     def backward(ctx, grad_z):
         saved = ctx.saved_tensors  # read once: checkpointing recomputes them for one reading
         with torch.no_grad():
-            gradients = _Scores._gradients(ctx, saved, grad_z)
+            gradients = _Shift._gradients(ctx, saved, grad_z)
         return *first_order_only(gradients, *saved[:4], grad_z), None, None
 
     @staticmethod
@@ -228,8 +306,9 @@ class _Scores(torch.autograd.Function):
         grad_query = torch.empty_like(query, memory_format=torch.contiguous_format)
         grad_key, grad_alpha, grad_gamma = (torch.zeros_like(tensor) for tensor in (key, alpha, gamma))
         for rows in _query_blocks(query, key):
-            block = _score_block(query, key, alpha, gamma, masks, ctx.centered, rows)
-            of_query, of_key, of_alpha, of_gamma = _score_gradients(block, key, alpha, gamma, grad_z[..., rows, :])
+            block = _block(query, key, masks, ctx.form, rows)
+            shift, grad = ctx.form.shift(block.scores(alpha[0], gamma[0])), grad_z[..., rows, :]
+            of_query, of_key, of_alpha, of_gamma = _score_gradients(block, key, alpha, gamma, ctx.form, [shift], [grad])
             grad_query[..., rows, :] = of_query
             grad_key += of_key
             grad_alpha += of_alpha
@@ -238,17 +317,17 @@ class _Scores(torch.autograd.Function):
 
 
 class _Inhibition(torch.autograd.Function):
-    """The output `(B, H, M, d)` from Z `(B, H, M, N)`, which the caller has in memory anyway."""
+    """What passes, `(B, H, M, d)`, from Z `(B, H, M, N)`, which the caller has in memory anyway; beta `(1 or H, 1, 1)`."""
 
     @staticmethod
-    def forward(ctx, value, z, beta, masks: KeyMasks, signed):
+    def forward(ctx, value, z, beta, masks: KeyMasks, form: Form):
         output = value.new_empty((*z.shape[:-1], value.shape[-1]))
         wild = _maybe_wild(value, masks)
         for rows in _query_blocks(output, value):
             keys = _keys(z[..., rows, :], _visible(masks, z, rows), masks, wild)
-            output[..., rows, :] = beta * _inhibit(value, _excess(value, *keys, signed), signed)
+            output[..., rows, :] = beta * _inhibit(value, _excess(value, *keys, form), form)
         ctx.save_for_backward(value, z, beta, masks.padding, masks.dropout, masks.attention)
-        ctx.causal, ctx.signed = masks.causal, signed
+        ctx.causal, ctx.form = masks.causal, form
         return output
 
     @staticmethod
@@ -267,7 +346,7 @@ class _Inhibition(torch.autograd.Function):
         wild = _maybe_wild(value, masks)
         for rows in _query_blocks(grad_output, value):
             keys = _keys(z[..., rows, :], _visible(masks, z, rows), masks, wild)
-            of_value, of_z, of_beta = _inhibition_gradients(value, keys, beta, grad_output[..., rows, :], ctx.signed)
+            of_value, of_z, of_beta = _inhibition_gradients(value, keys, beta, grad_output[..., rows, :], ctx.form)
             grad_z[..., rows, :] = of_z
             grad_value += of_value
             grad_beta += of_beta
@@ -278,7 +357,7 @@ def _visible(masks: KeyMasks, z: Tensor, rows: slice) -> Tensor | None:
     return masks.visible(z.shape[-2], z.shape[-1], z.device, rows)
 
 
-def first_order_only(gradients: tuple[Tensor, ...], *inputs: Tensor) -> tuple[Tensor, ...]:
+def first_order_only(gradients: tuple[Tensor | None, ...], *inputs: Tensor | None) -> tuple[Tensor | None, ...]:
     """With create_graph=True, what was computed from `inputs` without a graph must not pass for a constant."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return _RefuseSecondDerivative.apply(len(gradients), *gradients, *inputs)
@@ -290,7 +369,7 @@ class _RefuseSecondDerivative(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, count, *gradients_and_inputs):
-        return tuple(gradient.view_as(gradient) for gradient in gradients_and_inputs[:count])
+        return tuple(x if x is None else x.view_as(x) for x in gradients_and_inputs[:count])
 
     @staticmethod
     def backward(ctx, *grad_outputs):
@@ -314,9 +393,9 @@ def torch_inhibitor_attention(
     alpha: Tensor,
     beta: Tensor,
     gamma: Tensor,
+    delta: Tensor | None,
     masks: KeyMasks,
-    centered: bool,
-    signed: bool,
+    form: Form,
     return_scores: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Inhibitor attention with explicit gradients and O(B·H·block·N·d) extra memory.
@@ -327,9 +406,15 @@ def torch_inhibitor_attention(
     """
     key, value = without_hidden(key, value, masks)
     if not return_scores:
-        return _InhibitorAttention.apply(query, key, value, alpha, beta, gamma, masks, centered, signed), None
-    z = _Scores.apply(query, key, alpha, gamma, masks, centered)
-    return _Inhibition.apply(value, z, beta, masks, signed), z
+        output, opened = _InhibitorAttention.apply(query, key, value, alpha, beta, gamma, delta, masks, form)
+        return output if opened is None else output / opened, None
+    shifts = [_Shift.apply(query, key, a[None], g[None], masks, form) for a, g in zip(alpha, gamma, strict=True)]
+    passed = [_Inhibition.apply(value, z, b, masks, form) for z, b in zip(shifts, beta, strict=True)]
+    output = sum(passed[1:], passed[0])
+    if delta is not None:
+        visible = _visible(masks, shifts[0], slice(None))
+        output = output / (sum(_opened(z, delta, visible, form) for z in shifts) + NOTHING_PASSES)
+    return output, shifts[0]
 
 
 # For compiled backends, whose arguments `register_backend` describes: calls in which something is not finite.
@@ -337,20 +422,20 @@ def torch_inhibitor_attention(
 
 def torch_forward(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal) -> Tensor:
     """The output, float32."""
-    masks = KeyMasks(padding, dropout, None, causal)
+    masks, form = KeyMasks(padding, dropout, None, causal), Form("mean" if centered else None, signed)
     key, value = without_hidden(key.float(), value.float(), masks)
     alpha, beta, gamma = (scalar.view(1, -1, 1, 1) for scalar in (alpha, beta, gamma))
-    return _output(query.float(), key, value, alpha, beta, gamma, masks, centered, signed)
+    return _outputs(query.float(), key, value, alpha, beta, gamma, None, masks, form)[0]
 
 
 def torch_backward(
     grad_output, query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal
 ) -> tuple[Tensor, ...]:
     """The gradients of query, key, value, alpha, beta and gamma, float32."""
-    masks = KeyMasks(padding, dropout, None, causal)
+    masks, form = KeyMasks(padding, dropout, None, causal), Form("mean" if centered else None, signed)
     key, value = without_hidden(key.float(), value.float(), masks)
     alpha, beta, gamma = (scalar.view(1, -1, 1, 1) for scalar in (alpha, beta, gamma))
-    gradients = _gradients(
-        query.float(), key, value, alpha, beta, gamma, masks, centered, signed, grad_output.float()
+    gradients, _ = _gradients(
+        query.float(), key, value, alpha, beta, gamma, None, masks, form, grad_output.float(), None
     )  # fmt: skip
     return *gradients[:3], *(gradient.view(-1) for gradient in gradients[3:])

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .inhibitor_forms import CENTERS, INHIBITIONS
 from .inhibitor_memory import INPUTS, is_differentiated
 
+Scalar = float | Tensor
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -68,25 +70,39 @@ def check_attn_mask(mask: Tensor | None, query: Tensor, key: Tensor) -> None:
     _check_mask_device("attn_mask", mask, key)
 
 
-def check_scalars(heads: int, *scalars: float | Tensor) -> None:
-    """`scalars` are alpha, beta and gamma."""
-    for name, scalar in zip(INPUTS[5:], scalars, strict=True):
+def check_scalars(heads: int, alpha: Scalar, beta: Scalar, gamma: Scalar, delta: Scalar | None) -> None:
+    radii = {}
+    for name, scalar in (("alpha", alpha), ("beta", beta), ("gamma", gamma), ("delta", delta)):
         if not isinstance(scalar, Tensor):
-            if not math.isfinite(scalar):
+            if scalar is not None and not math.isfinite(scalar):
                 raise ValueError(f"{name} must be finite, got {scalar}.")
+            continue
+        shape, wanted = tuple(scalar.shape), f"(), (1,) or ({heads},)"
+        if name != "delta":
+            wanted += f", or for several radii (radii, 1) or (radii, {heads})"
+        if scalar.ndim == 2 and name != "delta" and shape[0] >= 1 and shape[1] in (1, heads):
+            radii[name] = shape[0]
         elif scalar.ndim > 1 or scalar.numel() not in (1, heads):
-            raise ValueError(
-                f"{name} must be a float or a tensor of shape (), (1,) or ({heads},), got {tuple(scalar.shape)}."
-            )
+            raise ValueError(f"{name} must be a float or a tensor of shape {wanted}, got {shape}.")
+    if len(set(radii.values())) > 1:
+        raise ValueError(f"alpha, beta and gamma must agree in the number of radii, got {radii}.")
 
 
-def check_inference(return_scores: bool, *inputs: float | Tensor) -> None:
-    """What `quantized` does not go with; `inputs` are query, key, value, alpha, beta and gamma."""
+def check_form(inhibition: str, center: str, signed: bool) -> None:
+    for name, value, known in (("inhibition", inhibition, INHIBITIONS), ("center", center, CENTERS)):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}.")
+    if inhibition == "gate" and not signed:
+        raise ValueError("signed must be True for inhibition='gate', which lets negative values pass as well, got False.")
+
+
+def check_inference(return_scores: bool, *inputs: float | Tensor | None) -> None:
+    """What `quantized` does not go with; `inputs` are query, key, value, alpha, beta, gamma and delta."""
     if return_scores:
         raise ValueError("quantized=True returns no scores; use quantized=False with return_scores=True.")
     if not torch.is_grad_enabled() and forward_ad._current_level < 0:
         return
-    for name, x in zip((*INPUTS[:3], *INPUTS[5:]), inputs, strict=True):
+    for name, x in zip((*INPUTS[:3], *INPUTS[5:], "delta"), inputs, strict=True):
         if is_differentiated(x):
             raise ValueError(
                 f"quantized=True has no gradient, and {name} requires one; call it under torch.no_grad(), or train with "

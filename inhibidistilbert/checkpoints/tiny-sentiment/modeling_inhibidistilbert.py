@@ -37,7 +37,7 @@ from .sources import AUTO_MAP, write_remote_code
 ALL_ATTENTION_FUNCTIONS = AttentionInterface()
 ALL_ATTENTION_FUNCTIONS.update(ATTENTION_FORWARDS)
 
-SCALARS = ("alpha", "beta", "gamma")
+SCALARS = ("alpha", "beta", "gamma", "delta")
 
 
 def sinusoidal_position_embeddings(positions: int, dim: int) -> Tensor:
@@ -82,8 +82,17 @@ class Embeddings(nn.Module):
         return self.dropout(self.LayerNorm(inputs_embeds + self.position_embeddings(position_ids)))
 
 
+def initial_scalar(config: InhibiDistilBertConfig, name: str) -> Tensor:
+    """`(1,)` or `(n_heads,)`, of several radii `(radii, …)`, in float32 or what `_apply` makes of it in a wider model."""
+    dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+    value = torch.tensor(getattr(config, f"{name}_init"), dtype=dtype)
+    heads = config.n_heads if config.scalars_per_head else 1
+    return value[..., None].expand((config.radii, heads) if config.radii > 1 and name != "delta" else (heads,)).clone()
+
+
 class InhibiDistilBertSelfAttention(nn.Module):
-    """Multi-head inhibitor self-attention with learnable alpha (shift), beta (output scale) and gamma (score scale)."""
+    """Multi-head inhibitor self-attention with learnable alpha (shift), beta (output scale) and gamma (score scale), and
+    delta (slope of what the sum is divided by) where there is such."""
 
     def __init__(self, config: InhibiDistilBertConfig):
         super().__init__()
@@ -97,16 +106,16 @@ class InhibiDistilBertSelfAttention(nn.Module):
         self.v_lin = encoder_linear(config.int8_weights, config.dim, config.dim)
         self.out_lin = encoder_linear(config.int8_weights, config.dim, config.dim)
 
-        scalars = config.n_heads if config.scalars_per_head else 1
-        # What `_apply` makes of them in a model of this dtype.
-        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
-        self.alpha = nn.Parameter(torch.full((scalars,), float(config.alpha_init), dtype=dtype))
-        self.beta = nn.Parameter(torch.full((scalars,), float(config.beta_init), dtype=dtype))
-        self.gamma = nn.Parameter(torch.full((scalars,), float(config.gamma_init), dtype=dtype))
+        self.alpha, self.beta, self.gamma = (nn.Parameter(initial_scalar(config, name)) for name in SCALARS[:3])
+        has_delta = config.length_normalization == "passed"
+        self.delta = nn.Parameter(initial_scalar(config, "delta")) if has_delta else None
+
+    def scalars(self) -> dict[str, nn.Parameter]:
+        return {name: getattr(self, name) for name in SCALARS if getattr(self, name) is not None}
 
     def _apply(self, fn, recurse=True):
         # `.half()` and `.to(torch.bfloat16)` come through here: the scalars follow the device but stay in float32.
-        before = {name: getattr(self, name).detach() for name in SCALARS}
+        before = {name: scalar.detach() for name, scalar in self.scalars().items()}
         super()._apply(fn, recurse)
         for name, value in before.items():
             scalar = getattr(self, name)
@@ -221,8 +230,8 @@ class InhibiDistilBertPreTrainedModel(PreTrainedModel):
                 )
         elif isinstance(module, InhibiDistilBertSelfAttention):
             # Loading builds on the meta device: a scalar missing from the checkpoint is raw memory until this.
-            for name in SCALARS:
-                init.constant_(getattr(module, name), getattr(self.config, f"{name}_init"))
+            for name, scalar in module.scalars().items():
+                init.copy_(scalar, initial_scalar(self.config, name))
         elif isinstance(module, Int8Linear):
             init.zeros_(module.weight_scale)  # no layer that was made of weights has such a scale
 

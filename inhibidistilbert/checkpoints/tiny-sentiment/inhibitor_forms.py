@@ -1,0 +1,53 @@
+"""Which inhibition an operator computes: how scores are centred, how they inhibit, and what the sum is divided by.
+
+Source of the gate, the anchor and the normaliser: measured in `docs/study.md`; of all else, Zhang and Brännvall, arXiv
+2503.15983.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+CENTERS = ("mean", "least")
+INHIBITIONS = ("threshold", "gate")
+# Added to what passes before the sum is divided by it: a query that lets nothing pass gets 0.
+NOTHING_PASSES = 1e-3
+
+
+class Form(NamedTuple):
+    """A form of inhibition.
+
+    center: which of a query's distances is subtracted from all of them, `"mean"` or `"least"`; None for none of them.
+    signed: let negative values pass as well.
+    gate: a gate in the place of the threshold: small values do not shrink first, and scores below 0 open it wider.
+    """
+
+    center: str | None = "mean"
+    signed: bool = True
+    gate: bool = False
+
+    @classmethod
+    def of(cls, inhibition: str, center: str, centered: bool, signed: bool) -> "Form":
+        """From the options of the operator and of the configuration."""
+        return cls(center if centered else None, signed, inhibition == "gate")
+
+    @property
+    def published(self) -> bool:
+        return not self.gate and self.center != "least"
+
+    @property
+    def centered(self) -> bool:
+        return self.center is not None
+
+    def shift(self, scores: Tensor) -> Tensor:
+        """Scores before their relu -> what inhibits: Z, which a gate takes as it comes."""
+        return scores if self.gate else scores.relu()
+
+    def ramp(self, shift: Tensor, delta: Tensor) -> Tensor:
+        """How much of a constant value of 1 / delta passes, as a share, before it is limited to where something does."""
+        return (0.5 if self.gate else 1.0) - delta * shift
+
+    def opening(self, shift: Tensor, delta: Tensor) -> Tensor:
+        """How much of a constant value of 1 / delta passes, as a share."""
+        ramp = self.ramp(shift, delta)
+        return ramp.clamp(0, 1) if self.gate else ramp.relu()
