@@ -217,13 +217,15 @@ def inhibitor_attention(
     - gate: \(H_{ik} = \beta \sum_j [\mathrm{relu}(v_{jk}/2 - Z_{ij}) - \mathrm{relu}(-v_{jk}/2 - Z_{ij})]\): nothing where
       \(Z \ge |v|/2\), v where \(Z \le -|v|/2\), and a ramp between.
 
-    With `delta` the sum is divided by how much passes of a constant \(1/\delta\), as a share, plus 0.001: by
-    \(\sum_j \mathrm{relu}(1 - \delta Z_{ij})\), for a gate by \(\sum_j \mathrm{clamp}(1/2 - \delta Z_{ij}, 0, 1)\). With R
-    radii alpha, beta and gamma are R by H: each radius has a Z of its own from the same distances, and what passes is added
-    up before it is divided, as is what it is divided by.
+    With `delta` the sum is divided by \(0.001 + D_i\), where \(D_i\) counts what passes of a constant \(1/\delta\):
+    \(D_i = \sum_j \mathrm{relu}(1 - \delta Z_{ij})\), for a gate \(\sum_j \mathrm{clamp}(1/2 - \delta Z_{ij}, 0, 1)\).
 
-    At a kink the derivative is that of the side where less passes; for a gate and its normaliser that of the ramp where
-    that ends in all.
+    With R radii alpha, beta and gamma are R by H: each radius has a Z of its own from the same distances. What passes under
+    the others is added to what passes under the first, times their beta; to D that of the others, times the magnitude of
+    their beta. The first beta scales the output, as ever.
+
+    At a kink the derivative is that of the side where less passes; of a gate that of the side off the ramp, and of D that on
+    the ramp.
 
     Args:
         query: `(B, H, M, d)`, float64, float32, bfloat16 or float16. Half types are computed in float32.

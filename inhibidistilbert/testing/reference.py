@@ -188,7 +188,7 @@ def _passed(v: float, z: float, signed: bool, gate: bool) -> tuple[float, float,
     excess = abs(v) / 2 - z
     if excess <= 0:
         return 0.0, 0.0, 0.0
-    return (v, 1.0, 0.0) if excess > abs(v) else (v / 2 - sign * z, 0.5, -float(sign))
+    return (v, 1.0, 0.0) if excess >= abs(v) else (v / 2 - sign * z, 0.5, -float(sign))
 
 
 def _opened(z: float, delta: float, gate: bool) -> tuple[float, float]:
@@ -223,8 +223,8 @@ class _Head:
         mean = sum(distance.values()) / len(seen) if self.center == "mean" and seen else 0.0
         least = distance[nearest] if self.center == "least" and nearest is not None else 0.0
         shifts: list[dict[int, float]] = []
-        sums, total, opened = [], [0.0] * self.size, 0.0
-        for alpha, beta, gamma in zip(self.alpha, self.beta, self.gamma, strict=True):
+        sums, shares, total, opened = [], [], [0.0] * self.size, 0.0
+        for r, (alpha, beta, gamma) in enumerate(zip(self.alpha, self.beta, self.gamma, strict=True)):
             scale = gamma * root
             # An infinite scale has no centred score.
             s = {
@@ -236,29 +236,34 @@ class _Head:
                 for c in range(self.size)
             ]
             sums.append(inhibited)
-            total = [so_far + beta * x for so_far, x in zip(total, inhibited, strict=True)]
+            weight = beta if r else 1.0
+            total = [so_far + weight * x for so_far, x in zip(total, inhibited, strict=True)]
             if self.delta is not None:
-                opened += sum(_opened(z, self.delta, self.gate)[0] for z in shifts[-1].values())
+                shares.append(sum(_opened(z, self.delta, self.gate)[0] for z in shifts[-1].values()))
+                opened += abs(weight) * shares[-1]
         for j in seen:
             self.scores[i][j] = shifts[0][j]
         divisor = 1.0 if self.delta is None else opened + 1e-3
-        self.output[i] = [x / divisor for x in total]
-        d_opened = -sum(a * b for a, b in zip(g, total, strict=True)) / divisor**2
+        self.output[i] = [self.beta[0] * x / divisor for x in total]
+        self.dbeta[0] += sum(a * b for a, b in zip(g, total, strict=True)) / divisor
+        d_opened = -sum(a * b for a, b in zip(g, self.output[i], strict=True)) / divisor
         g = [x / divisor for x in g]
 
         d_distance = dict.fromkeys(seen, 0.0)
         for r, gamma in enumerate(self.gamma):
-            scale, ds = gamma * root, {}
+            scale, ds, weight = gamma * root, {}, self.beta[r] if r else 1.0
             for j, z in shifts[r].items():
                 dz = gz[j] if r == 0 else 0.0
                 if kept[j]:
-                    dz += self._inhibit(j, z, [self.beta[r] * x for x in g])
+                    dz += self._inhibit(j, z, [self.beta[0] * weight * x for x in g])
                 if self.delta is not None:
-                    slope = _opened(z, self.delta, self.gate)[1] * d_opened
+                    slope = _opened(z, self.delta, self.gate)[1] * abs(weight) * d_opened
                     dz += self.delta * slope
                     self.ddelta += z * slope
                 ds[j] = dz if self.gate else _through_relu(z, dz)
-            self.dbeta[r] += sum(a * b for a, b in zip(g, sums[r], strict=True))
+            if r:
+                self.dbeta[r] += self.beta[0] * sum(a * b for a, b in zip(g, sums[r], strict=True))
+                self.dbeta[r] += _sign(weight) * shares[r] * d_opened if shares else 0.0
             self.dalpha[r] += sum(ds.values())
             self.dgamma[r] += root * (sum(ds[j] * (x - least) for j, x in distance.items()) - sum(ds.values()) * mean)
             for j, x in ds.items():
@@ -382,12 +387,13 @@ def cdist_attention(inputs: Inputs) -> Result:
         rest = slice(None) if kept is None else kept[b, seen]
         shifts = [gamma[r, h] * s + alpha[r, h] for r in range(shape[0])]
         shifts = shifts if gate else [z.relu() for z in shifts]
-        passed = [beta[r, h] * _closed_form(v[rest], z[rest], signed, gate) for r, z in enumerate(shifts)]
-        row = torch.stack(passed).sum(0)
+        weights = torch.cat((torch.ones(1, dtype=torch.float64), beta[1:, h]))
+        passed = [_closed_form(v[rest], z[rest], signed, gate) for z in shifts]
+        row = beta[0, h] * (weights[:, None] * torch.stack(passed)).sum(0)
         if "delta" in leaves:
             delta = leaves["delta"].expand(query.shape[1])[h]
             open_shares = [(0.5 - delta * z).clamp(0, 1) if gate else (1 - delta * z).relu() for z in shifts]
-            row = row / (torch.stack(open_shares).sum() + 1e-3)
+            row = row / ((weights.abs()[:, None] * torch.stack(open_shares)).sum() + 1e-3)
         loss = loss + (row * inputs.grad_output[b, h, i]).sum() + (shifts[0] * inputs.grad_scores[b, h, i, seen]).sum()
         output[b, h, i], scores[b, h, i, seen] = row.detach(), shifts[0].detach()
     return Result(output, scores, dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True)))
