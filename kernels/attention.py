@@ -19,7 +19,8 @@ from .quantized import LARGEST_KEYS, quantized_inhibitor_attention
 from .reference import naive_inhibitor_attention
 
 _NO_SCORES = "it returns no scores"
-_NO_FORM = "it computes the published forms alone: one radius, a threshold, no delta, centred by the mean or not at all"
+_NO_FORM = "it computes the published forms alone: a threshold, no delta, centred by the mean or not at all"
+_NO_RADII = "it computes one radius"
 
 
 class Backend(NamedTuple):
@@ -30,12 +31,14 @@ class Backend(NamedTuple):
         of the signature of `torch_inhibitor_attention`.
     refusal: why it cannot take such a query, None where it can. Without this function it takes every call.
     int8: the form for `quantized=True`, for the same devices; without one such calls take plain torch.
+    beyond: whether it computes the options beyond the paper, but for several radii.
     """
 
     devices: tuple[str, ...]
     load: Callable[[], Callable[..., Any]]
     refusal: Callable[[Tensor], str | None] | None = None
     int8: "Backend | None" = None
+    beyond: bool = False
 
 
 def _triton() -> Callable[..., Tensor]:
@@ -54,7 +57,7 @@ BACKENDS = {
     "naive": Backend((), lambda: naive_inhibitor_attention),
     "torch": Backend((), lambda: torch_inhibitor_attention),
     "triton": Backend(("cuda",), _triton, _triton_refusal),
-    "cpu": Backend(("cpu",), lambda: cpu_attention, cpu_refusal, Backend((), lambda: int8_attention, int8_refusal)),
+    "cpu": Backend(("cpu",), lambda: cpu_attention, cpu_refusal, Backend((), lambda: int8_attention, int8_refusal), True),
 }
 
 
@@ -88,8 +91,11 @@ def _plain_operations_only(*inputs: Tensor) -> bool:
     return torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
 
 
-def _choose(backend: str, query: Tensor, needs_plain: str | None, quantized: bool) -> tuple[Callable[..., Any], bool]:
-    """The operator for this call, and whether it is a compiled one; `needs_plain` says what only the others can do.
+def _choose(
+    backend: str, query: Tensor, needs_plain: str | None, beyond: bool, quantized: bool
+) -> tuple[Callable[..., Any], bool]:
+    """The operator for this call, and whether it is a compiled one; `needs_plain` says what only the others can do, `beyond`
+    whether there is an option beyond the paper.
 
     Raises:
         ValueError: the backend that was asked for cannot take these tensors.
@@ -105,7 +111,7 @@ def _choose(backend: str, query: Tensor, needs_plain: str | None, quantized: boo
             say_slow(device, "there is no compiled form for it")
     if chosen.refusal is None:
         return chosen.load(), False
-    reason = needs_plain
+    reason = _NO_FORM if beyond and not chosen.beyond else needs_plain
     if reason is None:
         form = chosen.int8 if quantized else chosen
         if form is None:
@@ -151,18 +157,18 @@ def attend(
         scalars = (*scalars, delta)
     transformed = _plain_operations_only(query, key, value, *scalars)
     needs_plain = _NO_SCORES if return_scores else "it takes no attn_mask" if attention is not None else None
-    if needs_plain is None and (delta is not None or not form.published or max(x.ndim for x in scalars) > 1):
-        needs_plain = _NO_FORM
-        if quantized:
-            raise ValueError(f"quantized=True cannot be used here: {needs_plain}.")
+    beyond, radii = delta is not None or not form.published, alpha.ndim + beta.ndim + gamma.ndim > 3
+    if needs_plain is None and radii:
+        needs_plain = _NO_RADII
+    if quantized and (beyond or radii):
+        raise ValueError(f"quantized=True cannot be used here: {_NO_FORM if beyond else _NO_RADII}.")
     if quantized and key.shape[2] > LARGEST_KEYS:
         needs_plain = f"its int8 form takes up to {LARGEST_KEYS} keys, and these are {key.shape[2]}"
     operator, compiled = BACKENDS["naive"].load(), False
     if not transformed:
-        operator, compiled = _choose(backend, query, needs_plain, quantized)
+        operator, compiled = _choose(backend, query, needs_plain, beyond, quantized)
     if compiled:
-        flags = (form.centered, form.signed, causal)
-        return operator(query, key, value, padding, dropout, alpha, beta, gamma, *flags), None
+        return operator(query, key, value, padding, dropout, alpha, beta, gamma, delta, *form.numbers, causal), None
 
     inputs = (query, key, value, padding, dropout, alpha, beta, gamma, delta, attention)
     if untraced(*inputs):

@@ -7,7 +7,7 @@ loop whose length depends on the sequence would be compiled anew for every lengt
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -434,22 +434,33 @@ def torch_inhibitor_attention(
 # For compiled backends, whose arguments `register_backend` describes: calls in which something is not finite.
 
 
-def torch_forward(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal) -> Tensor:
+def torch_forward(
+    query, key, value, padding, dropout, alpha, beta, gamma, delta, center: int, inhibition: int, causal: bool
+) -> Tensor:
     """The output, float32."""
-    masks, form = KeyMasks(padding, dropout, None, causal), Form("mean" if centered else None, signed)
-    key, value = without_hidden(key.float(), value.float(), masks)
-    alpha, beta, gamma = (scalar.view(1, -1, 1, 1) for scalar in (alpha, beta, gamma))
-    return _outputs(query.float(), key, value, alpha, beta, gamma, None, masks, form)[0]
+    inputs = _in_float32(query, key, value, padding, dropout, alpha, beta, gamma, delta, center, inhibition, causal)
+    output, opened = _outputs(*inputs)
+    return output if opened is None else output / opened
 
 
 def torch_backward(
-    grad_output, query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal
+    grad_output, query, key, value, padding, dropout, alpha, beta, gamma, delta, center: int, inhibition: int, causal: bool
 ) -> tuple[Tensor, ...]:
-    """The gradients of query, key, value, alpha, beta and gamma, float32."""
-    masks, form = KeyMasks(padding, dropout, None, causal), Form("mean" if centered else None, signed)
+    """The gradients of query, key, value, alpha, beta, gamma and, where there is one, delta, float32."""
+    inputs = _in_float32(query, key, value, padding, dropout, alpha, beta, gamma, delta, center, inhibition, causal)
+    grad_output, grad_opened = grad_output.float(), None
+    output, opened = (None, None) if delta is None else _outputs(*inputs)
+    if output is not None and opened is not None:
+        grad_output = grad_output / opened
+        grad_opened = -(grad_output * (output / opened)).sum(-1, keepdim=True)
+    gradients, of_delta = _gradients(*(*inputs, grad_output, grad_opened))
+    of_scalars = gradients[3:] if of_delta is None else (*gradients[3:], of_delta)
+    return *gradients[:3], *(gradient.view(-1) for gradient in of_scalars)
+
+
+def _in_float32(query, key, value, padding, dropout, alpha, beta, gamma, delta, center, inhibition, causal) -> Any:
+    """The arguments of `_outputs`."""
+    masks = KeyMasks(padding, dropout, None, causal)
     key, value = without_hidden(key.float(), value.float(), masks)
-    alpha, beta, gamma = (scalar.view(1, -1, 1, 1) for scalar in (alpha, beta, gamma))
-    gradients, _ = _gradients(
-        query.float(), key, value, alpha, beta, gamma, None, masks, form, grad_output.float(), None
-    )  # fmt: skip
-    return *gradients[:3], *(gradient.view(-1) for gradient in gradients[3:])
+    scalars = [None if scalar is None else scalar.view(1, -1, 1, 1) for scalar in (alpha, beta, gamma, delta)]
+    return query.float(), key, value, *scalars, masks, Form.of_numbers(center, inhibition)

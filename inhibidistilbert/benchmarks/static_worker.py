@@ -121,12 +121,12 @@ def launches(case: Case) -> list[_Launch]:
         half = launch._fits_half(query, key, value, alpha, beta, gamma)
         forward = launch._forward_half if half else launch._forward
         forward(
-            query, key, value, None, None, alpha, beta, gamma, case.centered, case.signed, case.causal, heads(), mean
+            query, key, value, None, None, alpha, beta, gamma, None, case.centered, case.signed, case.causal, heads(), mean
         )  # fmt: skip
         if not set(case.kernels) <= set(FORWARD_KERNELS):
             launch._backward(
-                heads(), query, key, value, None, None, alpha, beta, gamma, mean, case.centered, case.signed, case.causal,
-                heads(), heads(), heads(),
+                heads(), query, key, value, None, None, alpha, beta, gamma, None, None, mean,
+                case.centered, case.signed, case.causal, heads(), heads(), heads(),
             )  # fmt: skip
     return noted
 

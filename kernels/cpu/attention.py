@@ -59,8 +59,8 @@ def _plan(
     threads: int,
     strides: Strides,
 ) -> Plan:
-    """For the pass `name`, queries of `shape` and `keys` keys; `flags`: centered, signed, causal; `strides`, in
-    elements: of the scalars, of the masks, and of the tensors."""
+    """For the pass `name`, queries of `shape` and `keys` keys; `flags`: center, inhibition, causal, and whether there is a
+    delta; `strides`, in elements: of the scalars, of the masks, and of the tensors."""
     batch, heads, queries, size = shape
     lanes = panel_width(machine)
     offsets, workspace_size = workspace_layout(lanes, queries, keys, size, name == "backward")
@@ -74,9 +74,11 @@ def _plan(
     threads = min(threads, items)
     padded = ceil(keys / lanes) * lanes, ceil(size / lanes) * lanes
     of_scalars, of_masks, of_tensors = strides
+    center, inhibition, _, normalized = flags
+    staged = center > 0 or inhibition == 2 or normalized
     words = (
         *(items, splits, threads, workspace_size, addressof(layout)),
-        *(heads, queries, keys, size, _DTYPES[dtype], *flags, *padded, float_bits(size**-0.5), float_bits(1.0)),
+        *(heads, queries, keys, size, _DTYPES[dtype], *flags, staged, *padded, float_bits(size**-0.5), float_bits(1.0)),
         *(4 * stride for (stride,) in of_scalars),
         *(stride for of_mask in of_masks for stride in of_mask),
         *(dtype.itemsize * stride for of_tensor in of_tensors for stride in of_tensor),
@@ -90,24 +92,32 @@ def _run(
     name: str,
     tensors: tuple[Tensor, ...],
     masks: tuple[Tensor | None, Tensor | None],
-    scalars: tuple[Tensor, Tensor, Tensor],
-    flags: tuple[bool, bool, bool],
-    mean: Tensor,
+    scalars: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    flags: tuple[int, int, bool],
+    per_query: tuple[Tensor | None, ...],
     sums: Tensor | None = None,
 ) -> bool:
-    """Run a compiled pass on tensors in the order of its fields; returns whether a number that counts is not finite."""
+    """Run a compiled pass on tensors in the order of its fields; returns whether a number that counts is not finite.
+
+    per_query: `(B, H, M)` float32 each, or None: what a query is centred by, what its sum is divided by, or backward times,
+    and the gradient of what passes of a constant.
+    """
     query, key = tensors[:2]
     strides = strides_of(scalars, masks, tensors)
-    plan = _plan(name, machine(), query.shape, key.shape[2], query.dtype, flags, torch.get_num_threads(), strides)
-    more = (0, mean.data_ptr(), 0 if sums is None else sums.data_ptr())
+    options = (*flags, scalars[3] is not None)
+    plan = _plan(name, machine(), query.shape, key.shape[2], query.dtype, options, torch.get_num_threads(), strides)
+    more = (0, *(0 if x is None else x.data_ptr() for x in (*per_query, sums)))
     read = _READ_BY[name]
     block = run(plan, more, (*scalars, *masks, *tensors[:read]), tensors[read:])
     return block[len(plan.words) + _FLAWED] != b"\0"
 
 
-def _forward(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean) -> None:
-    masks, scalars, flags = (padding, dropout), (alpha, beta, gamma), (centered, signed, causal)
-    if _run("forward", (query, key, value, output), masks, scalars, flags, mean):
+def _forward(
+    query, key, value, padding, dropout, alpha, beta, gamma, delta, center, inhibition, causal, output, statistics
+) -> None:
+    masks, scalars, flags = (padding, dropout), (alpha, beta, gamma, delta), (center, inhibition, causal)
+    per_query = statistics if center else None, None if delta is None else statistics[-1], None
+    if _run("forward", (query, key, value, output), masks, scalars, flags, per_query):
         output.copy_(torch_forward(query, key, value, *masks, *scalars, *flags))
 
 
@@ -121,27 +131,35 @@ def _backward(
     alpha,
     beta,
     gamma,
-    mean,
-    centered,
-    signed,
+    delta,
+    output,
+    statistics,
+    center,
+    inhibition,
     causal,
     grad_query,
     grad_key,
     grad_value,
 ) -> tuple[Tensor, ...]:
     tensors = query, key, value, grad_output, grad_query, grad_key, grad_value
-    masks, scalars, flags = (padding, dropout), (alpha, beta, gamma), (centered, signed, causal)
-    sums = torch.empty(*query.shape[:2], 3, dtype=torch.float32)
-    if _run("backward", tensors, masks, scalars, flags, mean, sums):
+    masks, scalars, flags = (padding, dropout), (alpha, beta, gamma, delta), (center, inhibition, causal)
+    inverse = grad_opened = None
+    if delta is not None:
+        inverse = statistics[-1].reciprocal()
+        grad_opened = (grad_output.float() * output.float()).sum(-1).mul_(inverse).neg_()
+    per_query = statistics if center else None, inverse, grad_opened
+    sums = torch.empty(*query.shape[:2], 4, dtype=torch.float32)
+    if _run("backward", tensors, masks, scalars, flags, per_query, sums):
         gradients = torch_backward(grad_output, query, key, value, *masks, *scalars, *flags)
         for destination, gradient in zip(tensors[4:], gradients, strict=False):
             destination.copy_(gradient)
         return gradients[3:]
-    if alpha.numel() == beta.numel() == gamma.numel() == 1:
+    given = [scalar for scalar in scalars if scalar is not None]
+    if all(scalar.numel() == 1 for scalar in given):
         # Tensors of their own, as torch wants them of an operator.
-        return tuple([x.clone() for x in sums.sum((0, 1), dtype=torch.float64).float().split(1)])
-    of_alpha, of_beta, of_gamma = sums.sum(0, dtype=torch.float64).unbind(-1)
-    return tuple(x.sum_to_size(y.shape).float() for x, y in ((of_alpha, alpha), (of_beta, beta), (of_gamma, gamma)))
+        return tuple([x.clone() for x in sums.sum((0, 1), dtype=torch.float64).float().split(1)[: len(given)]])
+    by_head = sums.sum(0, dtype=torch.float64).unbind(-1)
+    return tuple(x.sum_to_size(y.shape).float() for x, y in zip(by_head, given, strict=False))
 
 
 cpu_attention = register_backend(op_namespace(__name__, __file__), _forward, _backward)

@@ -23,17 +23,18 @@ from .blocked import torch_backward, torch_forward
 calls = []
 
 
-def _forward(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean):
+def _forward(query, key, value, padding, dropout, alpha, beta, gamma, delta, centered, signed, causal, output, statistics):
     calls.append("forward")
-    output.copy_(torch_forward(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal))
+    output.copy_(torch_forward(query, key, value, padding, dropout, alpha, beta, gamma, delta, centered, signed, causal))
 
 
 def _backward(
-    grad_output, query, key, value, padding, dropout, alpha, beta, gamma, mean, centered, signed, causal, *outputs
+    grad_output, query, key, value, padding, dropout, alpha, beta, gamma, delta, output, statistics, centered, signed,
+    causal, *outputs
 ):
     calls.append("backward")
     gradients = torch_backward(
-        grad_output, query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal
+        grad_output, query, key, value, padding, dropout, alpha, beta, gamma, delta, centered, signed, causal
     )
     for destination, gradient in zip(outputs, gradients):
         destination.copy_(gradient)

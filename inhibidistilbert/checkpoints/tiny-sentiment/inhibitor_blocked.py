@@ -7,7 +7,7 @@ loop whose length depends on the sequence would be compiled anew for every lengt
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -172,24 +172,24 @@ def _maybe_wild(value: Tensor, masks: KeyMasks) -> bool:
 
 
 def _inhibition_gradients(
-    value: Tensor, keys: _Keys, beta: Tensor, grad_output: Tensor, form: Form
+    value: Tensor, keys: _Keys, scale: Tensor, grad_output: Tensor, form: Form
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients through a block's `beta * _inhibit(value, …, form)`: of value, of the shift and of beta."""
+    """Gradients through a block's `scale * _inhibit(value, …, form)`: of value, of the shift and of the scale."""
     excess = _excess(value, *keys, form)
-    grad = (beta * grad_output)[..., :, None, :]
+    grad = (scale * grad_output)[..., :, None, :]
     sign = value.sign() if form.signed else None
     # Each value takes the gradient of the queries that let it pass, and at NaN too, as relu does.
     passed = torch.where(excess <= 0, 0.0, grad if sign is None else grad * sign[..., None, :, :])
     if form.gate:
         # A value gets half of it while its gate opens, and all of it once the gate is open: then the shift counts no more.
-        is_open = excess > value.abs()[..., None, :, :]
+        is_open = (excess >= value.abs()[..., None, :, :]) & (excess > 0)
         half = torch.where(excess <= 0, 0.0, grad / 2)
         of_value, passed = torch.where(is_open, grad, half).sum(-3), torch.where(is_open, 0.0, passed)
     else:
         of_value = passed.sum(-3) if sign is None else passed.sum(-3) * sign
     of_shift = -passed.sum(-1)
-    grad_beta = (grad_output * _inhibit(value, excess, form)).sum_to_size(beta.shape)
-    return of_value, of_shift, grad_beta
+    of_scale = (grad_output * _inhibit(value, excess, form)).sum_to_size(scale.shape)
+    return of_value, of_shift, of_scale
 
 
 def _opened(shift: Tensor, delta: Tensor, visible: Tensor | None, form: Form) -> Tensor:
@@ -216,14 +216,16 @@ def _outputs(
     wild = _maybe_wild(value, masks)
     for rows in _query_blocks(query, key):
         block = _block(query, key, masks, form, rows)
+        total = block.query.new_zeros(())
         for radius, (alpha_r, beta_r, gamma_r) in enumerate(zip(alpha, beta, gamma, strict=True)):
             shift = form.shift(block.scores(alpha_r, gamma_r))
             excess = _excess(value, *_keys(shift, block.visible, masks, wild), form)
-            passed = beta_r * _inhibit(value, excess, form)
-            output[..., rows, :] = passed if radius == 0 else output[..., rows, :] + passed
+            passed = _inhibit(value, excess, form)
+            total = passed if radius == 0 else total + beta_r * passed
             if delta is not None and opened is not None:
                 now = _opened(shift, delta, block.visible, form)
-                opened[..., rows, :] = now if radius == 0 else opened[..., rows, :] + now
+                opened[..., rows, :] = now if radius == 0 else opened[..., rows, :] + beta_r.abs() * now
+        output[..., rows, :] = beta[0] * total
     return output, None if opened is None else opened + NOTHING_PASSES
 
 
@@ -242,11 +244,19 @@ def _gradients(
         grads = []
         for radius, shift in enumerate(shifts):
             keys = _keys(shift, block.visible, masks, wild)
-            of_value, of_shift, of_beta = _inhibition_gradients(value, keys, beta[radius], grad_output[..., rows, :], form)
+            scale = beta[0] if radius == 0 else beta[0] * beta[radius]
+            of_value, of_shift, of_scale = _inhibition_gradients(value, keys, scale, grad_output[..., rows, :], form)
             grad_value += of_value
-            grad_beta[radius] += of_beta
+            grad_beta[0] += of_scale if radius == 0 else beta[radius] * of_scale
+            if radius:
+                grad_beta[radius] += beta[0] * of_scale
             if delta is not None and grad_delta is not None:
-                through, of_delta = _opening_gradients(shift, delta, block.visible, grad_opened[..., rows, :], form)
+                grad = grad_opened[..., rows, :]
+                if radius:
+                    opened = (grad * _opened(shift, delta, block.visible, form)).sum_to_size(beta.shape[1:])
+                    grad_beta[radius] += beta[radius].sign() * opened
+                    grad = beta[radius].abs() * grad
+                through, of_delta = _opening_gradients(shift, delta, block.visible, grad, form)
                 of_shift = of_shift + through
                 grad_delta += of_delta
             grads.append(of_shift)
@@ -409,33 +419,48 @@ def torch_inhibitor_attention(
         output, opened = _InhibitorAttention.apply(query, key, value, alpha, beta, gamma, delta, masks, form)
         return output if opened is None else output / opened, None
     shifts = [_Shift.apply(query, key, a[None], g[None], masks, form) for a, g in zip(alpha, gamma, strict=True)]
-    passed = [_Inhibition.apply(value, z, b, masks, form) for z, b in zip(shifts, beta, strict=True)]
-    output = sum(passed[1:], passed[0])
+    output = _Inhibition.apply(value, shifts[0], beta[0], masks, form)
+    for z, weight in zip(shifts[1:], beta[1:], strict=True):
+        output = output + _Inhibition.apply(value, z, beta[0] * weight, masks, form)
     if delta is not None:
         visible = _visible(masks, shifts[0], slice(None))
-        output = output / (sum(_opened(z, delta, visible, form) for z in shifts) + NOTHING_PASSES)
+        opened = _opened(shifts[0], delta, visible, form) + NOTHING_PASSES
+        for z, weight in zip(shifts[1:], beta[1:], strict=True):
+            opened = opened + weight.abs() * _opened(z, delta, visible, form)
+        output = output / opened
     return output, shifts[0]
 
 
 # For compiled backends, whose arguments `register_backend` describes: calls in which something is not finite.
 
 
-def torch_forward(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal) -> Tensor:
+def torch_forward(
+    query, key, value, padding, dropout, alpha, beta, gamma, delta, center: int, inhibition: int, causal: bool
+) -> Tensor:
     """The output, float32."""
-    masks, form = KeyMasks(padding, dropout, None, causal), Form("mean" if centered else None, signed)
-    key, value = without_hidden(key.float(), value.float(), masks)
-    alpha, beta, gamma = (scalar.view(1, -1, 1, 1) for scalar in (alpha, beta, gamma))
-    return _outputs(query.float(), key, value, alpha, beta, gamma, None, masks, form)[0]
+    inputs = _in_float32(query, key, value, padding, dropout, alpha, beta, gamma, delta, center, inhibition, causal)
+    output, opened = _outputs(*inputs)
+    return output if opened is None else output / opened
 
 
 def torch_backward(
-    grad_output, query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal
+    grad_output, query, key, value, padding, dropout, alpha, beta, gamma, delta, center: int, inhibition: int, causal: bool
 ) -> tuple[Tensor, ...]:
-    """The gradients of query, key, value, alpha, beta and gamma, float32."""
-    masks, form = KeyMasks(padding, dropout, None, causal), Form("mean" if centered else None, signed)
+    """The gradients of query, key, value, alpha, beta, gamma and, where there is one, delta, float32."""
+    inputs = _in_float32(query, key, value, padding, dropout, alpha, beta, gamma, delta, center, inhibition, causal)
+    grad_output, grad_opened = grad_output.float(), None
+    output, opened = (None, None) if delta is None else _outputs(*inputs)
+    if output is not None and opened is not None:
+        grad_output = grad_output / opened
+        grad_opened = -(grad_output * (output / opened)).sum(-1, keepdim=True)
+    gradients, of_delta = _gradients(*(*inputs, grad_output, grad_opened))
+    of_scalars = gradients[3:] if of_delta is None else (*gradients[3:], of_delta)
+    return *gradients[:3], *(gradient.view(-1) for gradient in of_scalars)
+
+
+def _in_float32(query, key, value, padding, dropout, alpha, beta, gamma, delta, center, inhibition, causal) -> Any:
+    """The arguments of `_outputs`."""
+    masks = KeyMasks(padding, dropout, None, causal)
     key, value = without_hidden(key.float(), value.float(), masks)
-    alpha, beta, gamma = (scalar.view(1, -1, 1, 1) for scalar in (alpha, beta, gamma))
-    gradients, _ = _gradients(
-        query.float(), key, value, alpha, beta, gamma, None, masks, form, grad_output.float(), None
-    )  # fmt: skip
-    return *gradients[:3], *(gradient.view(-1) for gradient in gradients[3:])
+    scalars = [None if scalar is None else scalar.view(1, -1, 1, 1) for scalar in (alpha, beta, gamma, delta)]
+    return query.float(), key, value, *scalars, masks, Form.of_numbers(center, inhibition)

@@ -50,7 +50,8 @@ BUFFERS = (
 
 # One block for all threads: what shapes, strides and options decide, and what changes from call to call. Strides are in
 # elements: `_b` from sequence to sequence, `_h` head to head, `_l` token to token.
-_SCALARS, _MASKS, _TENSORS = ("alpha", "beta", "gamma"), ("padding", "dropout"), ("query", "key", "value", "output")
+# There is no int8 form with a delta: None is what the launcher has for it.
+_SCALARS, _MASKS, _TENSORS = ("alpha", "beta", "gamma", "delta"), ("padding", "dropout"), ("query", "key", "value", "output")
 BLOCK = (
     *("items", "parts", "threads", "workspace_size", "heads", "queries", "keys", "padded_keys", "root"),
     *("centered", "signed", "causal"),

@@ -57,7 +57,7 @@ def _plan(
     shape: tuple[int, int, int, int],
     keys: int,
     channels: int,
-    flags: tuple[bool, bool, bool],
+    flags: tuple[int, int, bool],
     threads: int,
     strides: Strides,
 ) -> Plan:
@@ -87,8 +87,8 @@ def _plan(
 def _run(
     tensors: tuple[Tensor, ...],
     masks: tuple[Tensor | None, ...],
-    scalars: tuple[Tensor, ...],
-    flags: tuple[bool, bool, bool],
+    scalars: tuple[Tensor | None, ...],
+    flags: tuple[int, int, bool],
     channels: int,
 ) -> None:
     """Each in the order of the operator's arguments, the output last; float32, channels side by side in whole vectors."""
@@ -115,8 +115,9 @@ def _attend(
     alpha: Tensor,
     beta: Tensor,
     gamma: Tensor,
-    centered: bool,
-    signed: bool,
+    delta: Tensor | None,
+    centered: int,
+    signed: int,
     causal: bool,
 ) -> Tensor:
     output = like_heads(query)
@@ -128,7 +129,7 @@ def _attend(
     in_place = output.dtype == torch.float32 and size == channels
     result = output if in_place else like_heads(query)
     tensors, flags = (query, key, value, result), (centered, signed, causal)
-    _run(tensors, (padding, dropout), (alpha, beta, gamma), flags, channels)
+    _run(tensors, (padding, dropout), (alpha, beta, gamma, delta), flags, channels)
     return output if in_place else output.copy_(result[..., :channels])
 
 
@@ -136,7 +137,7 @@ _int8_op = torch.library.custom_op(f"{op_namespace(__name__, __file__)}::int8", 
 
 
 @_int8_op.register_fake
-def _(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal):
+def _(query, key, value, padding, dropout, alpha, beta, gamma, delta, centered, signed, causal):
     return like_heads(query)
 
 

@@ -14,7 +14,7 @@ from .inhibitor_memory import addresses, reach
 
 # What a pass of the operator reads, in this order, by the names that its caller knows.
 _READ = (
-    *("alpha", "beta", "gamma", "key_padding_mask", "key_dropout_mask", "query", "key", "value"),
+    *("alpha", "beta", "gamma", "delta", "key_padding_mask", "key_dropout_mask", "query", "key", "value"),
     "the gradient of the output",
 )
 Strides = tuple[tuple[tuple[int, ...], ...], ...]
@@ -41,10 +41,10 @@ def float_bits(number: float) -> int:
     return int.from_bytes(struct.pack("<f", number), "little")
 
 
-def strides_of(scalars: Sequence[Tensor], masks: Sequence[Tensor | None], tensors: Sequence[Tensor]) -> Strides:
-    """In elements; 0 for a scalar that all heads share, and for a mask that is not there."""
+def strides_of(scalars: Sequence[Tensor | None], masks: Sequence[Tensor | None], tensors: Sequence[Tensor]) -> Strides:
+    """In elements; 0 for a scalar that all heads share, and for a scalar or a mask that is not there."""
     return (
-        tuple([scalar.stride() if scalar.numel() > 1 else (0,) for scalar in scalars]),
+        tuple([(0,) if scalar is None or scalar.numel() == 1 else scalar.stride() for scalar in scalars]),
         tuple([(0, 0) if mask is None else mask.stride() for mask in masks]),
         tuple([tensor.stride() for tensor in tensors]),
     )

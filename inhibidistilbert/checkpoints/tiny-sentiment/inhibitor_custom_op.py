@@ -35,17 +35,20 @@ def op_namespace(module: str, file: str) -> str:
 def register_backend(namespace: str, forward: Callable, backward: Callable) -> Callable[..., Tensor]:
     """The differentiable operator of a backend.
 
-    forward: `(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean)`, fills
-        output, `(B, H, M, d)` in the dtype of query, and, where centred, mean, `(B, H, M)` float32: each query's mean
-        Manhattan distance to its visible keys, which the backward pass would else have to compute again.
-    backward: `(grad_output, query, key, value, padding, dropout, alpha, beta, gamma, mean, centered, signed, causal,
-        grad_query, grad_key, grad_value)`, fills the last three, laid out as those of `like_heads`, and returns the
-        gradients of alpha, beta and gamma, float32.
+    forward: `(query, key, value, padding, dropout, alpha, beta, gamma, delta, center, inhibition, causal, output,
+        statistics)`, fills output, `(B, H, M, d)` in the dtype of query, and statistics, `(S, B, H, M)` float32, which the
+        backward pass would else have to compute again: where centred what each query's distances are centred by, their
+        mean over its visible keys or the least; and with delta what its sum is divided by. S is how many of them there are.
+    backward: `(grad_output, query, key, value, padding, dropout, alpha, beta, gamma, delta, output, statistics, center,
+        inhibition, causal, grad_query, grad_key, grad_value)`, fills the last three, laid out as those of `like_heads`, and
+        returns the gradients of alpha, beta, gamma and, where there is one, delta, float32. output is None without delta.
 
     query `(B, H, M, d)`, key and value `(B, H, N, d)` of one dtype, with any strides and never empty; padding and dropout
-    `(B, N)` bool or None; alpha, beta, gamma `(1,)` or `(H,)` float32. `mean` is empty where not centred.
+    `(B, N)` bool or None; alpha, beta, gamma `(1,)` or `(H,)` float32, and delta or None. center and inhibition as
+    `Form.numbers`: for the published forms, which alone come to a backend that does not say more in the table, whether it is
+    centred and whether it is signed; delta is None then.
 
-    Returns a function of the first eleven arguments that gives the output.
+    Returns a function of the first twelve arguments that gives the output.
     """
     run_forward, forward_op = _register_forward(namespace, "forward", forward)
 
@@ -59,31 +62,38 @@ def register_backend(namespace: str, forward: Callable, backward: Callable) -> C
         alpha: Tensor,
         beta: Tensor,
         gamma: Tensor,
-        mean: Tensor,
-        centered: bool,
-        signed: bool,
+        delta: Tensor | None,
+        output: Tensor | None,
+        statistics: Tensor,
+        center: int,
+        inhibition: int,
         causal: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         grad_query, grad_key, grad_value = (like_heads(x) for x in (query, key, value))
         if query.numel() == 0 or key.numel() == 0:
             for gradient in (grad_query, grad_key, grad_value):
                 gradient.zero_()
-            grad_alpha, grad_beta, grad_gamma = (torch.zeros_like(scalar) for scalar in (alpha, beta, gamma))
+            of_scalars: Any = [torch.zeros_like(scalar) for scalar in (alpha, beta, gamma, delta) if scalar is not None]
         else:
-            inputs = (grad_output, query, key, value, padding, dropout, alpha, beta, gamma, mean)
+            inputs = (grad_output, query, key, value, padding, dropout, alpha, beta, gamma, delta, output, statistics)
             gradients = (grad_query, grad_key, grad_value)
-            grad_alpha, grad_beta, grad_gamma = backward(*inputs, centered, signed, causal, *gradients)
-        return grad_query, grad_key, grad_value, grad_alpha, grad_beta, grad_gamma
+            of_scalars = backward(*inputs, center, inhibition, causal, *gradients)
+        grad_delta = torch.empty(0) if delta is None else of_scalars[3]  # an operator has no None to return
+        return grad_query, grad_key, grad_value, of_scalars[0], of_scalars[1], of_scalars[2], grad_delta
 
     backward_op = torch.library.custom_op(f"{namespace}::backward", run_backward, mutates_args=())
 
     @backward_op.register_fake
-    def _(grad_output, query, key, value, padding, dropout, alpha, beta, gamma, mean, centered, signed, causal):
-        return *(like_heads(x) for x in (query, key, value)), *(torch.empty_like(x) for x in (alpha, beta, gamma))
+    def _(
+        grad_output, query, key, value, padding, dropout, alpha, beta, gamma, delta, output, statistics, center, inhibition,
+        causal,
+    ):  # fmt: skip
+        of_delta = torch.empty(0) if delta is None else torch.empty_like(delta)
+        return *(like_heads(x) for x in (query, key, value)), *(torch.empty_like(x) for x in (alpha, beta, gamma)), of_delta
 
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.centered, ctx.signed, ctx.causal = inputs
-        saved = *tensors, output[1]
+        *tensors, ctx.center, ctx.inhibition, ctx.causal = inputs
+        saved = *tensors, None if tensors[8] is None else output[0], output[1]
         ctx.save_for_backward(*saved)
         hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
         ctx.kinds = None if hooks is None else [_kind(x) for x in saved]
@@ -91,8 +101,10 @@ def register_backend(namespace: str, forward: Callable, backward: Callable) -> C
 
     def differentiate(ctx, grad_output, _):
         _refuse_tangents(grad_output)
-        gradients = backward_op(grad_output, *_unpacked(ctx), ctx.centered, ctx.signed, ctx.causal)
-        return *gradients[:3], None, None, *gradients[3:], None, None, None
+        saved = _unpacked(ctx)
+        gradients = backward_op(grad_output, *saved, ctx.center, ctx.inhibition, ctx.causal)
+        of_delta = None if saved[8] is None else gradients[6]
+        return *gradients[:3], None, None, *gradients[3:6], of_delta, None, None, None
 
     forward_op.register_autograd(differentiate, setup_context=setup_context)
 
@@ -108,21 +120,22 @@ def register_backend(namespace: str, forward: Callable, backward: Callable) -> C
         @staticmethod
         def backward(ctx, grad_output, _):
             saved = _unpacked(ctx)
-            arguments: list[Any] = [grad_output, *saved, ctx.centered, ctx.signed, ctx.causal]
+            arguments: list[Any] = [grad_output, *saved, ctx.center, ctx.inhibition, ctx.causal]
             _refuse_tangents(grad_output)
             with torch.no_grad():
                 # The inputs were asked at the forward pass, unless hooks have had them since; a batch has no storage.
                 asked = (grad_output,) if ctx.kinds is None else arguments
                 direct = untraced(*asked) and torch._C._has_storage(grad_output)
                 computed = (run_backward if direct else backward_op)(*arguments)
-            gradients = first_order_only(computed, *saved[:3], *saved[5:8], grad_output)
-            return *gradients[:3], None, None, *gradients[3:], None, None, None
+            gradients = first_order_only(computed, *saved[:3], *saved[5:9], grad_output)
+            of_delta = None if saved[8] is None else gradients[6]
+            return *gradients[:3], None, None, *gradients[3:6], of_delta, None, None, None
 
     def attention(*arguments) -> Tensor:
         if not untraced(*arguments):
             return forward_op(*arguments)[0]
         if torch.is_grad_enabled():
-            for x in arguments[:8]:
+            for x in arguments[:9]:
                 if x is not None and x.requires_grad:
                     return Attention.apply(*arguments)[0]
         return run_forward(*arguments)[0]
@@ -157,8 +170,8 @@ def _unpacked(ctx: Any) -> tuple[Any, ...]:
             "What inhibitor_attention had saved for its backward pass came back with another shape, dtype or device; "
             "the hooks of torch.autograd.graph.saved_tensors_hooks must restore what they packed."
         )
-    *tensors, mean = saved
-    return *tensors, mean.contiguous()
+    *tensors, statistics = saved
+    return *tensors, statistics.contiguous()
 
 
 def _refuse_tangents(grad_output: Tensor) -> None:
@@ -182,27 +195,30 @@ def _register_forward(namespace: str, name: str, forward: Callable) -> tuple[Cal
         alpha: Tensor,
         beta: Tensor,
         gamma: Tensor,
-        centered: bool,
-        signed: bool,
+        delta: Tensor | None,
+        center: int,
+        inhibition: int,
         causal: bool,
     ) -> tuple[Tensor, Tensor]:
-        output, mean = _forward_outputs(query, centered)
+        output, statistics = _forward_outputs(query, delta, center)
         if query.numel() == 0 or key.numel() == 0:
-            return output.zero_(), mean.zero_()
-        forward(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean)
-        return output, mean
+            return output.zero_(), statistics.zero_()
+        inputs = (query, key, value, padding, dropout, alpha, beta, gamma, delta)
+        forward(*inputs, center, inhibition, causal, output, statistics)
+        return output, statistics
 
     forward_op = torch.library.custom_op(f"{namespace}::{name}", run_forward, mutates_args=())
 
     @forward_op.register_fake
-    def _(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal):
-        return _forward_outputs(query, centered)
+    def _(query, key, value, padding, dropout, alpha, beta, gamma, delta, center, inhibition, causal):
+        return _forward_outputs(query, delta, center)
 
     return run_forward, forward_op
 
 
-def _forward_outputs(query: Tensor, centered: bool) -> tuple[Tensor, Tensor]:
+def _forward_outputs(query: Tensor, delta: Tensor | None, center: int) -> tuple[Tensor, Tensor]:
     batch, heads, queries, _ = query.shape
+    count = (center > 0) + (delta is not None)
     # `new_empty` takes twice as long.
-    mean = torch.empty((batch, heads, queries) if centered else (0,), dtype=torch.float32, device=query.device)
-    return like_heads(query), mean
+    statistics = torch.empty((count, batch, heads, queries) if count else (0,), dtype=torch.float32, device=query.device)
+    return like_heads(query), statistics

@@ -32,6 +32,15 @@ class Form(NamedTuple):
         return cls(center if centered else None, signed, inhibition == "gate")
 
     @property
+    def numbers(self) -> tuple[int, int]:
+        """Center and inhibition as compiled code takes them; of the published forms False and True mean the same."""
+        return (None, *CENTERS).index(self.center), 2 if self.gate else int(self.signed)
+
+    @classmethod
+    def of_numbers(cls, center: int, inhibition: int) -> "Form":
+        return cls((None, *CENTERS)[center], inhibition > 0, inhibition == 2)
+
+    @property
     def published(self) -> bool:
         return not self.gate and self.center != "least"
 

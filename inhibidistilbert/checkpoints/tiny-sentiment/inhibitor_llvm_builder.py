@@ -313,6 +313,10 @@ class Function:
         zero = self.number(F32, -0.0)
         return self.intrinsic(f"llvm.vector.reduce.fadd{_suffix(x.type)}", F32, zero, x, flags="reassoc")
 
+    def smallest_lane(self, x: Value) -> Value:
+        """The smallest lane; NaN is passed over."""
+        return self.intrinsic(f"llvm.vector.reduce.fmin{_suffix(x.type)}", F32, x)
+
     def largest_lane(self, x: Value) -> Value:
         """The largest lane; NaN is passed over."""
         return self.intrinsic(f"llvm.vector.reduce.fmax{_suffix(x.type)}", F32, x)

@@ -51,7 +51,8 @@ def naive_inhibitor_attention(
         least = seen.min(-1, keepdim=True).values if key.shape[-2] else distance.new_zeros(*distance.shape[:-1], 1)
         least = least if visible is None else least.masked_fill(~visible.any(-1, keepdim=True), 0)
 
-    outputs, openings, scores = [], [], []
+    outputs: list[Tensor] = []
+    openings, scores = [], []
     for alpha_r, beta_r, gamma_r in zip(alpha, beta, gamma, strict=True):
         scale = gamma_r * query.shape[-1] ** -0.5
         score = scale * distance
@@ -63,11 +64,13 @@ def naive_inhibitor_attention(
         if visible is not None:
             z = z.masked_fill(~visible, 0)
         scores.append(z)
-        outputs.append(beta_r * _passed(value[..., None, :, :], z[..., None], aggregated, form).sum(-2))
+        weight = beta_r if outputs else torch.ones_like(beta_r)
+        outputs.append(weight * _passed(value[..., None, :, :], z[..., None], aggregated, form).sum(-2))
         if delta is not None:
             opening = form.opening(z, delta)
-            openings.append((opening if visible is None else opening.masked_fill(~visible, 0)).sum(-1, keepdim=True))
-    output = sum(outputs[1:], outputs[0])
+            opening = opening if visible is None else opening.masked_fill(~visible, 0)
+            openings.append(weight.abs() * opening.sum(-1, keepdim=True))
+    output = beta[0] * sum(outputs[1:], outputs[0])
     if delta is not None:
         output = output / (sum(openings) + NOTHING_PASSES)
     return output, scores[0] if return_scores else None
@@ -84,4 +87,4 @@ def _passed(value: Tensor, shift: Tensor, aggregated: Tensor | None, form: Form)
         return value.sign() * excess.relu() if form.signed else excess.relu()
     # relu(v/2 - Z) - relu(-v/2 - Z), in the three parts it is made of: nothing, half a value minus Z, the value itself.
     opening = (value / 2 - value.sign() * shift).masked_fill(excess <= 0, 0)
-    return torch.where(excess > value.abs(), value, opening)
+    return torch.where((excess >= value.abs()) & (excess > 0), value, opening)

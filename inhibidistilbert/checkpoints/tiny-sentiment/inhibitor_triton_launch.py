@@ -176,7 +176,7 @@ def _launch_forward(
     )
 
 
-def _forward(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean) -> None:
+def _forward(query, key, value, padding, dropout, alpha, beta, gamma, _, centered, signed, causal, output, mean) -> None:
     inputs = (query, key, value, padding, dropout, alpha, beta, gamma)
     query, key, value, padding, dropout, alpha, beta, gamma = _readable(INPUTS, inputs)
     batch, heads, queries, size = query.shape
@@ -186,7 +186,9 @@ def _forward(query, key, value, padding, dropout, alpha, beta, gamma, centered, 
     )  # fmt: skip
 
 
-def _forward_half(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean) -> None:
+def _forward_half(
+    query, key, value, padding, dropout, alpha, beta, gamma, _, centered, signed, causal, output, mean
+) -> None:
     """The forward pass in float16 pairs, then in float32 whatever float16 could not hold."""
     inputs = (query, key, value, padding, dropout, alpha, beta, gamma)
     query, key, value, padding, dropout, alpha, beta, gamma = _readable(INPUTS, inputs)
@@ -251,7 +253,7 @@ def _forward_half(query, key, value, padding, dropout, alpha, beta, gamma, cente
 
 
 def _backward(
-    grad_output, query, key, value, padding, dropout, alpha, beta, gamma, mean, centered, signed, causal,
+    grad_output, query, key, value, padding, dropout, alpha, beta, gamma, _delta, _output, mean, centered, signed, causal,
     grad_query, grad_key, grad_value,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     names = (*INPUTS, "mean", "the gradient of the output")
@@ -331,13 +333,13 @@ def _fits_half(query: Tensor, *others: Tensor) -> bool:
     return query.device.type == "cpu" or _device(query.device).xorsign
 
 
-def triton_attention(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal) -> Tensor:
+def triton_attention(query, key, value, padding, dropout, alpha, beta, gamma, delta, centered, signed, causal) -> Tensor:
     """The operator on a GPU: arguments as `register_backend` describes them, `(B, H, M, d)` in the dtype of query.
 
     Float32 arithmetic; for inference on half types float16 pairs, whose output is within 1e-2 (relative RMS) of that.
     """
     attention = _half_attention if _fits_half(query, key, value, alpha, beta, gamma) else _attention
-    return attention(query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal)
+    return attention(query, key, value, padding, dropout, alpha, beta, gamma, delta, centered, signed, causal)
 
 
 if triton is not None:

@@ -1,8 +1,10 @@
 """The backward pass: panel by panel of queries the scores again, then the gradients of everything that made them.
 
 Nothing is divided by beta or gamma. With dZ and dv before their factor beta: dbeta = sum v · dv + sum Z · dZ,
-dalpha = beta · sum dS, dgamma = beta · sum dS · (D - mean) / sqrt(d), where dS has not been centred yet.
+dalpha = sum dS, dgamma = sum dS · (D - mean) / sqrt(d), where dS, times beta already, has not been centred yet.
 """
+
+import math
 
 from ...llvm.builder import F32, I8, I32, I64, PTR
 from ...llvm.jit import Machine
@@ -13,12 +15,13 @@ from .forward import (
     define_begin_head,
     define_entry,
     define_prefetch,
+    lowest_score,
     note_flaws,
     pack_key_panel,
     pack_query_panel,
     set_sizes,
 )
-from .panels import Generator, call, define_panels, gather, head_of, transposed
+from .panels import Generator, call, define_panels, gather, head_of, is_gate, transposed
 from .tiles import FULLY_INHIBITED, SMALLEST_DIFFERENCE, Rows, define_backward_tiles
 
 
@@ -49,21 +52,26 @@ def _define_pack_queries(g: Generator) -> None:
         unused = state.pointer("query_halves")
         call(f, block, state, "pack_transposed", state.pointer("grads"), unused, state.pointer("zeros"))
         note_flaws(f, block, f.sum_of_lanes(state.pointer("norms").load(g.vector)))
+        queries = block.integer("queries")
+        state.pointer("means").store(g.zero(f))
+        position = (batch * block.integer("heads") + head) * queries
+        for name, buffer in (("center_of", "means"), ("opened", "opened"), ("grad_opened", "grad_opened")):
+            used, place = block.flag("center" if name == "center_of" else "normalized"), state.pointer(buffer)
+            with f.when(used), f.loop(0, g.lanes) as r:
+                query = first + r
+                x = block.pointer(name).at(position).load(F32, (query < queries).where(query, queries - 1))
+                place.store((query < queries).where(x, f.number(F32, 0.0)) if name == "grad_opened" else x, r)
+        with f.when(block.flag("normalized")), f.loop(0, block.integer("padded_size")) as k:
+            place = state.pointer("grads").at(k * g.lanes)
+            place.store(place.load(g.vector) * state.pointer("opened").load(g.vector))
         gather(f, block, state, "query", head_of(block, "query", batch, head), first)
         call(f, block, state, "pack_rows", state.pointer("query_rows"), f.integer(g.lanes * g.lanes))
         call(f, block, state, "count_keys", first)
-        state.pointer("means").store(g.zero(f))
-        with f.when(block.flag("centered")):
-            queries = block.integer("queries")
-            means = block.pointer("mean").at((batch * block.integer("heads") + head) * queries)
-            with f.loop(0, g.lanes) as r:
-                query = first + r
-                state.pointer("means").store(means.load(F32, (query < queries).where(query, queries - 1)), r)
 
 
-def _define_hide_future(g: Generator) -> None:
+def _define_hide_unseen(g: Generator) -> None:
     """At the keys of the panel at `first` that a query does not see it is fully inhibited: no gradient passes."""
-    with g.routine("hide_future", first=I64) as (f, _, state, first):
+    with g.routine("hide_unseen", first=I64) as (f, _, state, first):
         lanes = f.lane_numbers(g.lanes) + g.splat(f, first.convert("trunc", I32))
         with f.loop(0, g.lanes) as r:
             seen = lanes < g.splat(f, state.pointer("counts").load(I32, r))
@@ -77,24 +85,44 @@ def _define_score_gradients(g: Generator) -> None:
         padded_size, size = block.integer("padded_size"), block.integer("size")
         with f.loop(0, g.lanes) as r:
             state.pointer("row_sums").store(g.zero(f), r * g.lanes)
+            state.pointer("nearest_distances").store(f.number(g.vector, FULLY_INHIBITED), r * g.lanes)
         with f.loop(0, state.integer("most"), g.lanes) as j:
             scores, distances = (state.pointer(name).at(j * g.lanes) for name in ("scores", "distances"))
             arguments = (
                 *(Rows(state.pointer("query"), 1), keys.at(j * padded_size)),
                 *(Rows(state.pointer("query_halves"), 1), state.pointer("key_halves").at(j)),
                 *(Rows(state.pointer("means"), 1), Rows(scores, g.lanes), Rows(distances, g.lanes)),
-                *(size, block.number("one"), state.number("slope"), state.number("alpha")),
+                *(size, block.number("one"), state.number("slope"), state.number("alpha"), lowest_score(f, block)),
             )
             # Queries beyond the last repeat it, and have no gradients.
             call_score_tile(f, g, "centered_scores", direct.differs(0), f.integer(g.lanes), *arguments)
-            with f.when(block.flag("causal") & (j + g.lanes > state.integer("least"))):
-                call(f, block, state, "hide_future", j)
+            with f.when((block.flag("causal") | block.flag("normalized")) & (j + g.lanes > state.integer("least"))):
+                call(f, block, state, "hide_unseen", j)
+            with f.when(block.integer("center").equals(2)):
+                call(f, block, state, "note_nearest", j)
             panels = [state.pointer(name).at(j * padded_size) for name in ("values", "value_signs", "value_grads")]
             with f.loop(0, rows, g.gradient_rows) as first:
                 grads, skipped = state.pointer("grads").at(first), first * g.lanes
                 results = (x.at(skipped) for x in (scores, distances, state.pointer("row_sums")))
-                arguments = (grads, grads, *panels, *results, state.pointer("totals"), size)
-                f.call(f"value_gradients_{g.gradient_rows}", *arguments)
+                openings = state.pointer("totals"), state.pointer("grad_opened").at(first)
+                scalars = block.integer("normalized"), state.number("beta"), state.number("delta")
+                arguments = (grads, grads, *panels, *results, *openings, size, *scalars)
+                with f.when(is_gate(block)):
+                    f.call(f"gated_value_gradients_{g.gradient_rows}", *arguments)
+                with f.when(is_gate(block).equals(0)):
+                    f.call(f"value_gradients_{g.gradient_rows}", *arguments)
+
+
+def _define_note_nearest(g: Generator) -> None:
+    """Of the panel of keys at `first` the nearest that each query sees, lane by lane: the first of several."""
+    with g.routine("note_nearest", first=I64) as (f, _, state, first), f.loop(0, g.lanes) as r:
+        numbers = f.lane_numbers(g.lanes) + g.splat(f, first.convert("trunc", I32))
+        seen = numbers < g.splat(f, state.pointer("counts").load(I32, r))
+        least, which = (state.pointer(name).at(r * g.lanes) for name in ("nearest_distances", "nearest"))
+        x = state.pointer("distances").load(g.vector, (first + r) * g.lanes)
+        nearer = seen & (x < least.load(g.vector))
+        least.store(nearer.where(x, least.load(g.vector)))
+        which.store(nearer.where(numbers, which.load(g.integers)))
 
 
 def _define_center_gradients(g: Generator) -> None:
@@ -103,13 +131,22 @@ def _define_center_gradients(g: Generator) -> None:
         count = state.pointer("counts").load(I32, r)
         total = f.sum_of_lanes(state.pointer("row_sums").load(g.vector, r * g.lanes))
         some = (count > 0).where(count, f.number(I32, 1)).convert("sitofp", F32)
-        mean = g.splat(f, block.flag("centered").where(total / some, f.number(F32, 0.0)))
+        mean = g.splat(f, block.integer("center").equals(1).where(total / some, f.number(F32, 0.0)))
         counts, lanes = g.splat(f, count), f.lane_numbers(g.lanes)
         with f.loop(0, state.integer("most"), g.lanes) as j:
             place = state.pointer("distances").at((j + r) * g.lanes)
             seen = lanes + g.splat(f, j.convert("trunc", I32)) < counts
             x = (place.load(g.vector) - mean) * (1 / SMALLEST_DIFFERENCE)
             place.store(seen.where(x, g.zero(f)))
+        with f.when(block.integer("center").equals(2) & (count > 0)):
+            distances, numbers = (state.pointer(name).at(r * g.lanes) for name in ("nearest_distances", "nearest"))
+            x, which = distances.load(g.vector), numbers.load(g.integers)
+            least = g.splat(f, f.smallest_lane(x))
+            # As numbers of 32 bits, which hold any place exactly.
+            first = f.smallest_lane((x <= least).where(which.convert("sitofp", g.vector), f.number(g.vector, math.inf)))
+            j = first.convert("fptosi", I64)
+            place = state.pointer("distances").at((j // g.lanes * g.lanes + r) * g.lanes + j % g.lanes)
+            place.store(place.load(F32) - total * (1 / SMALLEST_DIFFERENCE))
 
 
 def _define_query_gradients(g: Generator) -> None:
@@ -140,17 +177,8 @@ def _define_panel(g: Generator) -> None:
         destination = head_of(block, "grad_query", batch, head)
         with f.loop(0, rows) as r:
             row = destination.at((first + r) * block.integer("grad_query_l"), I8)
-            factor = state.number("beta") * state.number("slope")
-            call(
-                f,
-                block,
-                state,
-                "store_row",
-                state.pointer("outputs").at(r * g.lanes),
-                f.integer(g.lanes * g.lanes),
-                factor,
-                row,
-            )
+            source = state.pointer("outputs").at(r * g.lanes)
+            call(f, block, state, "store_row", source, f.integer(g.lanes * g.lanes), state.number("slope"), row)
 
 
 def _define_store_keys(g: Generator) -> None:
@@ -166,17 +194,21 @@ def _define_store_keys(g: Generator) -> None:
                         row = place.at(token * block.integer(f"{tensor}_l"), I8)
                         zeros, zero = state.pointer("zeros"), f.number(F32, 0.0)
                         call(f, block, state, "store_row", zeros, f.integer(g.lanes), zero, row)
-        factor = f.number(F32, 0.0) - state.number("slope") * beta
+        minus_slope = f.number(F32, 0.0) - state.number("slope")
         with f.loop(0, state.integer("visible")) as j:
             token = state.pointer("index").load(I32, j).convert("zext", I64)
             row = grad_key.at(token * block.integer("grad_key_l"), I8)
             source = state.pointer("key_grads").at(j * g.lanes)
-            call(f, block, state, "store_row", source, block.integer("padded_keys") * g.lanes, factor, row)
+            call(f, block, state, "store_row", source, block.integer("padded_keys") * g.lanes, minus_slope, row)
             with f.when((j % g.lanes).equals(0)):
                 call(f, block, state, "turn_value_grads", j)
             row = grad_value.at(token * block.integer("grad_value_l"), I8)
-            source = state.pointer("fetched").at(j % g.lanes * padded_size)
-            call(f, block, state, "store_row", source, f.integer(g.lanes), beta, row)
+            source, factor = state.pointer("fetched").at(j % g.lanes * padded_size), f.variable(beta)
+            with f.when(block.flag("dropout")):  # an open gate passes on gradients whatever the value
+                skipped = batch * block.integer("dropout_b") + token * block.integer("dropout_l")
+                kept = block.pointer("dropout").at(skipped, I8)
+                factor.value = kept.load(I8).differs(0).where(beta, f.number(F32, 0.0))
+            call(f, block, state, "store_row", source, f.integer(g.lanes), factor.value, row)
 
 
 def _define_turn_value_grads(g: Generator) -> None:
@@ -185,6 +217,7 @@ def _define_turn_value_grads(g: Generator) -> None:
         padded_size, fetched = block.integer("padded_size"), state.pointer("fetched")
         panels = [state.pointer(n).at(first * padded_size) for n in ("value_grads", "values", "value_signs")]
         total = f.variable(g.zero(f))
+        whole = g.splat(f, is_gate(block).where(f.number(F32, 2.0), f.number(F32, 1.0)))  # of what the gate has halves
         with f.loop(0, padded_size, g.lanes) as k:
             columns = []
             for channel in range(g.lanes):
@@ -194,7 +227,7 @@ def _define_turn_value_grads(g: Generator) -> None:
             for r, row in enumerate(transposed(f, columns)):
                 fetched.at(k).store(row, padded_size * r)
         place = state.pointer("totals").at(g.lanes)
-        place.store(place.load(g.vector) + total.value)
+        place.store(f.fma(total.value, whole, place.load(g.vector)))
 
 
 def _define_item(g: Generator) -> None:
@@ -204,7 +237,7 @@ def _define_item(g: Generator) -> None:
         names = ("key", "value", "grad_key", "grad_value")
         key, value, grad_key, grad_value = (head_of(block, name, batch, head) for name in names)
         totals = state.pointer("totals")
-        for number in range(3):
+        for number in range(4):
             totals.store(g.zero(f), number * g.lanes)
         call(f, block, state, "begin_head", batch, head, key)
         with f.when(state.integer("visible") > 0):
@@ -213,9 +246,8 @@ def _define_item(g: Generator) -> None:
             call(f, block, state, "prefetch", item, first)
             call(f, block, state, "backward_panel", batch, head, first, key)
         call(f, block, state, "store_keys", batch, grad_key, grad_value)
-        sums, beta = block.pointer("sums").at(item * 3), state.number("beta")
-        factors = (beta, f.number(F32, 1.0), beta * block.number("root"))
-        for number, factor in enumerate(factors):
+        sums, one = block.pointer("sums").at(item * 4), f.number(F32, 1.0)
+        for number, factor in enumerate((one, one, block.number("root"), one)):
             sums.store(f.sum_of_lanes(totals.load(g.vector, number * g.lanes)) * factor, number)
 
 
@@ -227,8 +259,15 @@ def backward_ir(machine: Machine) -> str:
     define_begin_head(g)
     define_prefetch(g, reads=("query", "key", "value", "grad_output"), writes=("grad_query", "grad_key", "grad_value"))
     for define in (
-        *(_define_pack_head, _define_pack_queries, _define_hide_future, _define_score_gradients, _define_center_gradients),
-        *(_define_query_gradients, _define_panel, _define_turn_value_grads, _define_store_keys, _define_item),
+        *(_define_pack_head, _define_pack_queries, _define_hide_unseen, _define_note_nearest, _define_score_gradients),
+        *(
+            _define_center_gradients,
+            _define_query_gradients,
+            _define_panel,
+            _define_turn_value_grads,
+            _define_store_keys,
+            _define_item,
+        ),
     ):
         define(g)
     define_entry(g, "backward")

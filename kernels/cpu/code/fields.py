@@ -11,7 +11,20 @@ from ...llvm.jit import Machine
 # A block is two parts: words that depend on shapes, strides and options alone, …
 SHAPE_FIELDS = (
     *("items", "splits", "threads", "workspace_size", "layout"),  # how the threads share the work and their memory
-    *("heads", "queries", "keys", "size", "dtype", "centered", "signed", "causal"),
+    *(
+        "heads",
+        "queries",
+        "keys",
+        "size",
+        "dtype",
+        "center",
+        "inhibition",
+        "causal",
+    ),  # center and inhibition as `Form.numbers`
+    *(
+        "normalized",
+        "staged",
+    ),  # whether there is a delta; whether scores are finished once all distances of a panel are known
     *("padded_keys", "padded_size"),  # rounded up to whole vectors
     *("root", "one"),  # float32: 1 / sqrt(size), and 1, which the compiler must not know
 )
@@ -19,11 +32,14 @@ SHAPE_FIELDS = (
 _CALL_FIELDS = (
     *("next", "arrived", "workspace"),  # counters, 0 in the beginning; memory for the threads
     "flawed",  # set to 1 where a number that counts is not finite
-    *("mean", "sums"),  # (B, H, M) float32; (items, 3) float32, what each adds to the gradients of alpha, beta and gamma
+    # Each (B, H, M) float32: what a query's distances are centred by, what its sum is divided by (backward: times), and the
+    # gradient of what passes of a constant.
+    *("center_of", "opened", "grad_opened"),
+    "sums",  # (items, 4) float32, what each adds to the gradients of alpha, beta, gamma and delta
 )
 # The first part holds the tensors' strides, the second their addresses. Strides are in bytes: `_b` sequence to sequence,
 # `_h` head to head, `_l` token to token, `_d` channel to channel.
-_SCALARS, _MASKS = ("alpha", "beta", "gamma"), ("padding", "dropout")
+_SCALARS, _MASKS = ("alpha", "beta", "gamma", "delta"), ("padding", "dropout")
 _INPUTS, _FORWARD_TENSORS = ("query", "key", "value"), ("output",)
 _BACKWARD_TENSORS = ("grad_output", "grad_query", "grad_key", "grad_value")
 
@@ -57,8 +73,11 @@ _SHARED_BUFFERS = (
     "query_halves",
     "scores",  # of a panel with all keys: [key][lane = query], in the backward pass [panel of keys][query][lane = key]
     "row_sums",
+    "opened",  # of a panel: what its sums are divided by, in the backward pass times
     "outputs",  # of a panel: [block of channels][query][lane = channel]
-    "values",  # [block of channels][key][lane = channel], in the backward pass transposed; absolute where there are signs
+    # [block of channels][key][lane = channel], in the backward pass transposed; absolute where there are signs; halves for a
+    # gate.
+    "values",
     "value_signs",  # as `values`, 1 or -1; not in the forward pass with AVX-512
 )
 _FORWARD_BUFFERS = ("value_sums",)  # of each run
@@ -69,12 +88,15 @@ _BACKWARD_BUFFERS = (
     "query_rows",  # of a panel: [block of channels][query][lane = channel], not shifted
     "grads",  # of a panel: [channel][lane = query]
     "means",
+    "grad_opened",
+    "nearest_distances",  # of a panel: [query][lane], the least of every so many keys
+    "nearest",  # which key that is
     "distances",  # as `scores`: centred distances, then the gradients of the scores
     "totals",  # running sums for the gradients of alpha, beta and gamma
 )
 BUFFERS = (*_SHARED_BUFFERS, *_FORWARD_BUFFERS, *_BACKWARD_BUFFERS)
 # … and what it knows of the head it works on.
-_NUMBERS = ("visible", "shifted", "plain_ready", "most", "least", "alpha", "beta", "slope")
+_NUMBERS = ("visible", "shifted", "plain_ready", "most", "least", "alpha", "beta", "slope", "delta")
 _SIZES = ("largest_key", "mean_key", "limit")
 STATE = (*BUFFERS, *_NUMBERS, *_SIZES)
 
@@ -146,10 +168,11 @@ def workspace_layout(lanes: int, queries: int, keys: int, size: int, backward: b
     words = {
         **{"rows": 2 * row, "fetched": panel, "zeros": size, "shift": size, "index": keys, "prefix": keys, "counts": row},
         **{"norms": row, "keys": keys * size, "key_halves": keys, "plain_keys": keys * size, "query": panel},
-        **{"query_halves": row, "scores": keys * lanes, "row_sums": lanes * lanes, "outputs": panel},
+        **{"query_halves": row, "scores": keys * lanes, "row_sums": lanes * lanes, "opened": row, "outputs": panel},
         **{"values": keys * size, "value_sums": ceil(keys / RUN) * size, "value_signs": keys * size},
         **{"value_grads": keys * size, "key_rows": keys * size, "key_grads": keys * size, "query_rows": panel},
-        **{"grads": panel, "means": row, "distances": keys * lanes, "totals": 3 * lanes},
+        **{"grads": panel, "means": row, "grad_opened": row, "nearest_distances": lanes * lanes, "nearest": lanes * lanes},
+        **{"distances": keys * lanes, "totals": 4 * lanes},
     }
     unused = _FORWARD_BUFFERS if backward else _BACKWARD_BUFFERS
     offsets, end = [], -(-len(STATE) * 8 // 64) * 64

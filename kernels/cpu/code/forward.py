@@ -1,12 +1,14 @@
 """The forward pass: scores of a panel of queries with all visible keys, then the values they let pass."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ...forms import NOTHING_PASSES
 from ...llvm.builder import F32, I8, I32, I64, PTR, Function, Value, Variable
 from ...llvm.jit import Machine
 from .fields import BUFFERS, FORWARD_FIELDS, RUN, STATE, Fields, each_item, thread_memory
-from .panels import Generator, call, define_panels, gather, head_of
+from .panels import Generator, call, define_panels, gather, head_of, is_gate
 from .tiles import FULLY_INHIBITED, Rows, call_tile, define_forward_tiles
 
 # How large queries and keys may be, on the scale of the scores, against the mean size of the values: the relative error of
@@ -25,6 +27,8 @@ def define_entry(g: Generator, name: str) -> None:
         state, layout = Fields(memory, STATE), block.pointer("layout")
         for number, buffer in enumerate(BUFFERS):
             state.place(buffer).store(memory.at(layout.load(I64, number), I8))
+        with f.loop(0, g.lanes) as r:
+            state.pointer("opened").store(f.number(F32, 1.0), r)
         with f.loop(0, block.integer("padded_size")) as k:
             state.pointer("zeros").store(f.number(F32, 0.0), k)
             state.pointer("shift").store(f.number(F32, 0.0), k)  # what heads without visible keys find there
@@ -76,7 +80,10 @@ def define_begin_head(g: Generator) -> None:
                 state.set("slope", scalar * block.number("root"))
             else:
                 state.set(name, scalar)
-        note_flaws(f, block, *(state.number(name) for name in ("alpha", "beta", "slope")))
+        state.set("delta", f.number(F32, 0.0))
+        with f.when(block.flag("normalized")):
+            state.set("delta", block.pointer("delta").at(head * block.integer("delta_h"), I8).load(F32))
+        note_flaws(f, block, *(state.number(name) for name in ("alpha", "beta", "slope", "delta")))
         call(f, block, state, "index_keys", batch)
         state.set("shifted", f.integer(0))
         state.set("plain_ready", f.integer(0))
@@ -122,7 +129,8 @@ def set_sizes(f: Function, g: Generator, block: Fields, state: Fields, sizes: He
     note_flaws(f, block, keys, values)
     state.set("mean_key", keys / in_panels)
     count = (visible * block.integer("size")).convert("sitofp", F32)
-    budget = values / count * _ROUNDING_BUDGET
+    # What passes of a constant of 1 / delta is a share of it: an error of the scores is one of that too.
+    budget = f.smaller(values / count, f.number(F32, 1.0) / f.absolute(state.number("delta"))) * _ROUNDING_BUDGET
     state.set("limit", budget / f.absolute(state.number("slope")))
 
 
@@ -131,15 +139,17 @@ def _fast_form_is_exact(f: Function, g: Generator, block: Fields, state: Fields,
 
     Its rounding errors are those of the sizes of query and key, not of their distance. They are nothing to the values if
     the sizes are within the limit. And they are no larger than the direct form's where query and key are far apart; with
-    centring, near keys (nearer than an eighth of the sizes) are not inhibited at all, whatever their error, if
-    alpha is small. The mean distance is bounded from below by the triangle inequality, on both sides.
+    a threshold and scores centred by their mean, near keys (nearer than an eighth of the sizes) are not inhibited at all,
+    whatever their error, if alpha is small. The mean distance is bounded from below by the triangle inequality, on both
+    sides.
     """
     largest, mean = (g.splat(f, state.number(name)) for name in ("largest_key", "mean_key"))
     sizes = norms + largest
     small = sizes <= g.splat(f, state.number("limit"))
     mean_distance = f.larger(norms - mean * 0.25, mean - norms)
     far = (mean_distance - sizes * 0.125) * g.splat(f, state.number("slope")) >= g.splat(f, state.number("alpha"))
-    relevant = block.flag("centered") & (state.number("slope") > 0.0)
+    relevant = block.integer("center").equals(1) & (state.number("slope") > 0.0)
+    relevant = relevant & block.flag("normalized").equals(0) & is_gate(block).equals(0)
     return small | (far & f.broadcast(relevant, g.lanes))
 
 
@@ -199,7 +209,7 @@ def _define_sum_partly(g: Generator) -> None:
 
 
 def _define_panel_scores(g: Generator) -> None:
-    """The scores of a panel of queries: Z, or with centring the distances and their sums."""
+    """The scores of a panel of queries: Z, or the distances and their sums, of which `finish_scores` makes Z."""
     with g.routine("panel_scores", direct=I64, keys=PTR) as (f, block, state, direct, keys):
         most, least, size = state.integer("most"), state.integer("least"), block.integer("size")
         zeros, row_sums = g.zero(f), state.pointer("row_sums")
@@ -209,9 +219,9 @@ def _define_panel_scores(g: Generator) -> None:
                 *(Rows(keys.at(j * block.integer("padded_size")), 1), state.pointer("query")),
                 *(Rows(state.pointer("key_halves").at(j), 1), state.pointer("query_halves")),
                 *(row_sums, Rows(state.pointer("scores").at(j * g.lanes), g.lanes), row_sums),
-                *(size, block.number("one"), state.number("slope"), state.number("alpha")),
+                *(size, block.number("one"), state.number("slope"), state.number("alpha"), f.number(F32, 0.0)),
             )
-            with f.when(block.flag("centered")):
+            with f.when(block.flag("staged")):
                 row_sums.store(zeros)
                 call_score_tile(f, g, "sums", direct.differs(0), most - j, *arguments)
                 with f.when(j + g.lanes > least):  # the tile's sum has more in it than every row sees
@@ -219,26 +229,63 @@ def _define_panel_scores(g: Generator) -> None:
                     end = j + g.lanes
                     call(f, block, state, "sum_partly", j, (end < most).where(end, most))
                 total.value = total.value + row_sums.load(g.vector)
-            with f.when(block.flag("centered").equals(0)):
+            with f.when(block.flag("staged").equals(0)):
                 call_score_tile(f, g, "scores", direct.differs(0), most - j, *arguments)
         row_sums.store(total.value)
 
 
-def _define_center_scores(g: Generator) -> None:
-    """From distances to Z; the means, of plain distances, go where `mean` says from the panel's first query on."""
-    with g.routine("center_scores", direct=I64, mean=PTR, rows=I64) as (f, _, state, direct, mean, rows):
-        counts = state.pointer("counts").load(g.integers).convert("sitofp", g.vector)
-        one, two = f.number(g.vector, 1.0), f.number(g.vector, 2.0)
-        scale = direct.differs(0).where(one, two)
-        means = state.pointer("row_sums").load(g.vector) * scale / f.larger(counts, one)
-        state.pointer("row_sums").store(means)
-        with f.loop(0, rows) as r:
-            mean.store(state.pointer("row_sums").load(F32, r), r)
-        less, slope, alpha = g.zero(f) - means, g.splat(f, state.number("slope")), g.splat(f, state.number("alpha"))
+def lowest_score(f: Function, block: Fields) -> Value:
+    return is_gate(block).where(f.number(F32, -math.inf), f.number(F32, 0.0))
+
+
+def _define_find_center(g: Generator) -> None:
+    """What the distances of a panel's queries are centred by, plain ones: their mean or the least, 0 where they are not."""
+    with g.routine("find_center", direct=I64) as (f, block, state, direct):
+        counts, zero, one = state.pointer("counts").load(g.integers), g.zero(f), f.number(g.vector, 1.0)
+        seen, center = counts.convert("sitofp", g.vector), f.variable(zero)
+        with f.when(block.integer("center").equals(1)):
+            center.value = state.pointer("row_sums").load(g.vector) / f.larger(seen, one)
+        with f.when(block.integer("center").equals(2)):
+            nothing = f.number(g.vector, FULLY_INHIBITED)
+            center.value = nothing
+            with f.loop(0, state.integer("most")) as j:
+                x = state.pointer("scores").load(g.vector, j * g.lanes)
+                visible = counts > g.splat(f, j.convert("trunc", I32))
+                center.value = f.smaller(center.value, visible.where(x, nothing))
+            center.value = (seen > 0.0).where(center.value, zero)
+        scale = direct.differs(0).where(one, f.number(g.vector, 2.0))
+        state.pointer("row_sums").store(center.value * scale)
+
+
+def _define_finish_scores(g: Generator) -> None:
+    """From distances to Z, of a gate not rectified."""
+    with g.routine("finish_scores", direct=I64) as (f, block, state, direct):
+        scale = direct.differs(0).where(f.number(g.vector, 1.0), f.number(g.vector, 2.0))
+        lowest = g.splat(f, lowest_score(f, block))
+        less = g.zero(f) - state.pointer("row_sums").load(g.vector)
+        slope, alpha = g.splat(f, state.number("slope")), g.splat(f, state.number("alpha"))
         with f.loop(0, state.integer("most")) as j:
             place = state.pointer("scores").at(j * g.lanes)
             x = f.fma(place.load(g.vector), scale, less)
-            place.store(g.relu(f, f.fma(x, slope, alpha)))
+            place.store(f.larger(lowest, f.fma(x, slope, alpha)))
+
+
+def _define_sum_openings(g: Generator) -> None:
+    """How much passes of a constant, over the keys that each query of a panel sees, plus what keeps a divisor from 0."""
+    with g.routine("sum_openings") as (f, block, state):
+        counts, zero, delta = state.pointer("counts").load(g.integers), g.zero(f), g.splat(f, state.number("delta"))
+        gate = is_gate(block)
+        start, most = (gate.where(f.number(F32, a), f.number(F32, b)) for a, b in ((0.5, 1.0), (1.0, math.inf)))
+        start, most = g.splat(f, start), g.splat(f, most)
+        total = f.variable(f.number(g.vector, NOTHING_PASSES))
+        with f.loop(0, state.integer("most"), g.lanes) as panel:  # short sums have small rounding errors
+            some, left = f.variable(zero), state.integer("most") - panel
+            with f.loop(0, (left < g.lanes).where(left, f.integer(g.lanes))) as j:
+                ramp = start - delta * state.pointer("scores").load(g.vector, (panel + j) * g.lanes)
+                visible = counts > g.splat(f, (panel + j).convert("trunc", I32))
+                some.value = some.value + visible.where(f.smaller(f.larger(zero, ramp), most), zero)
+            total.value = total.value + some.value
+        state.pointer("opened").store(total.value)
 
 
 def _define_hide_future(g: Generator) -> None:
@@ -268,7 +315,18 @@ def _define_panel_values(g: Generator) -> None:
                 values, signs = (state.pointer(name).at(skipped) for name in ("values", "value_signs"))
                 sums = state.pointer("value_sums").at(j // RUN * padded_size + k)
                 scores, results = Rows(state.pointer("scores").at(j * g.lanes), 1), Rows(outputs.at(k * g.lanes), g.lanes)
-                call_tile(f, g, "values", rows, scores, values, signs, sums, results, count, block.number("one"))
+                arguments = (scores, values, signs, sums, results, count, block.number("one"))
+                with f.when(is_gate(block)):
+                    call_tile(f, g, "gated_values", rows, *arguments)
+                with f.when(is_gate(block).equals(0)):
+                    call_tile(f, g, "values", rows, *arguments)
+
+
+def _define_keep(g: Generator) -> None:
+    """The first `rows` numbers at `source`, for the backward pass."""
+    with g.routine("keep", destination=PTR, source=PTR, rows=I64) as (f, _, _, *pointers, rows), f.loop(0, rows) as r:
+        destination, source = pointers
+        destination.store(source.load(F32, r), r)
 
 
 def _define_panel(g: Generator) -> None:
@@ -282,9 +340,15 @@ def _define_panel(g: Generator) -> None:
         call(f, block, state, "count_keys", first)
         direct, keys = pack_query_panel(f, block, state, key, g)
         call(f, block, state, "panel_scores", direct.convert("zext", I64), keys)
-        with f.when(block.flag("centered")):
-            position = (batch * block.integer("heads") + head) * queries + first
-            call(f, block, state, "center_scores", direct.convert("zext", I64), block.pointer("mean").at(position), rows)
+        position = (batch * block.integer("heads") + head) * queries + first
+        with f.when(block.flag("staged")):
+            call(f, block, state, "find_center", direct.convert("zext", I64))
+            call(f, block, state, "finish_scores", direct.convert("zext", I64))
+        with f.when(block.flag("center")):
+            call(f, block, state, "keep", block.pointer("center_of").at(position), state.pointer("row_sums"), rows)
+        with f.when(block.flag("normalized")):
+            call(f, block, state, "sum_openings")
+            call(f, block, state, "keep", block.pointer("opened").at(position), state.pointer("opened"), rows)
         with f.when(block.flag("causal")):
             call(f, block, state, "hide_future")
         call(f, block, state, "panel_values", rows)
@@ -292,7 +356,8 @@ def _define_panel(g: Generator) -> None:
         with f.loop(0, rows) as r:
             row = destination.at((first + r) * block.integer("output_l"), I8)
             source = state.pointer("outputs").at(r * g.lanes)
-            call(f, block, state, "store_row", source, f.integer(g.lanes * g.lanes), state.number("beta"), row)
+            factor = state.number("beta") / state.pointer("opened").load(F32, r)
+            call(f, block, state, "store_row", source, f.integer(g.lanes * g.lanes), factor, row)
 
 
 def _define_item(g: Generator) -> None:
@@ -318,8 +383,8 @@ def forward_ir(machine: Machine) -> str:
     define_begin_head(g)
     define_prefetch(g, reads=("query", "key", "value"), writes=("output",))
     for define in (
-        *(_define_pack_head, _define_sum_partly, _define_panel_scores, _define_center_scores, _define_hide_future),
-        *(_define_panel_values, _define_panel, _define_item),
+        *(_define_pack_head, _define_sum_partly, _define_panel_scores, _define_find_center, _define_finish_scores),
+        *(_define_sum_openings, _define_hide_future, _define_panel_values, _define_keep, _define_panel, _define_item),
     ):
         define(g)
     define_entry(g, "forward")

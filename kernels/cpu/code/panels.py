@@ -293,10 +293,16 @@ def _define_pack_rows(g: Generator) -> None:
                 place.store(rows.load(PTR, r).load(g.vector, k), r * g.lanes)
 
 
-def _lowest_value(g: Generator, f: Function, block: Fields) -> Value:
-    """Values below it are raised to it: unsigned inhibition is the signed one of the positive parts."""
-    lowest = block.flag("signed").where(f.number(F32, -math.inf), f.number(F32, 0.0))
-    return g.splat(f, lowest)
+def is_gate(block: Fields) -> Value:
+    return block.integer("inhibition").equals(2)
+
+
+def _counted_values(g: Generator, f: Function, block: Fields, state: Fields, k: Value) -> list[Value]:
+    """The gathered values of the channels from k on: their positive parts where inhibition is unsigned, of a gate halves."""
+    lowest = block.flag("inhibition").where(f.number(F32, -math.inf), f.number(F32, 0.0))
+    part = is_gate(block).where(f.number(F32, 0.5), f.number(F32, 1.0))
+    lowest, part = g.splat(f, lowest), g.splat(f, part)
+    return [f.larger(lowest, state.pointer("rows").load(PTR, r).load(g.vector, k)) * part for r in range(g.lanes)]
 
 
 def tree_sum(values: list[Value]) -> Value:
@@ -317,14 +323,18 @@ def _define_pack_values(g: Generator) -> None:
     their run in the order in which a tile will, and to `norms`."""
     parameters = {"blocks": PTR, "signs": PTR, "block_stride": I64, "sums": PTR}
     with g.routine("pack_values", **parameters) as (f, block, state, blocks, signs, block_stride, sums):
-        norm, lowest = f.variable(g.zero(f)), _lowest_value(g, f, block)
+        norm = f.variable(g.zero(f))
         with f.loop(0, block.integer("padded_size"), g.lanes) as k:
             skipped, total = k // g.lanes * block_stride, sums.load(g.vector, k)
-            rows = [f.larger(lowest, state.pointer("rows").load(PTR, r).load(g.vector, k)) for r in range(g.lanes)]
+            rows = _counted_values(g, f, block, state, k)
             for r, x in enumerate(rows):
                 if not g.wide:
                     signs.at(skipped).store(_sign(g, x), r * g.lanes)
-                blocks.at(skipped).store(x if g.wide else f.absolute(x), r * g.lanes)
+                    blocks.at(skipped).store(f.absolute(x), r * g.lanes)
+                else:
+                    with f.when(is_gate(block)):
+                        signs.at(skipped).store(_sign(g, x), r * g.lanes)
+                    blocks.at(skipped).store(is_gate(block).where(f.absolute(x), x), r * g.lanes)
                 total = total + x
             sums.store(total, k)
             norm.value = norm.value + tree_sum([f.absolute(x) for x in rows])
@@ -334,10 +344,9 @@ def _define_pack_values(g: Generator) -> None:
 def _define_pack_transposed_values(g: Generator) -> None:
     """Absolute values and signs, each `[channel][lane = key]`."""
     with g.routine("pack_transposed_values", panel=PTR, signs=PTR) as (f, block, state, panel, signs):
-        norm, lowest = f.variable(g.zero(f)), _lowest_value(g, f, block)
+        norm = f.variable(g.zero(f))
         with f.loop(0, block.integer("padded_size"), g.lanes) as k:
-            rows = [f.larger(lowest, state.pointer("rows").load(PTR, r).load(g.vector, k)) for r in range(g.lanes)]
-            columns = transposed(f, rows)
+            columns = transposed(f, _counted_values(g, f, block, state, k))
             for channel, x in enumerate(columns):
                 panel.store(f.absolute(x), (k + channel) * g.lanes)
                 signs.store(_sign(g, x), (k + channel) * g.lanes)

@@ -5,6 +5,7 @@ from memory, where a processor with AVX-512 broadcasts it within the instruction
 What is packed for the tiles is at unit stride, `lanes` numbers a step.
 """
 
+import math
 from dataclasses import dataclass
 
 from ...llvm.builder import F32, I64, PTR, Function, Value
@@ -53,10 +54,10 @@ def _define_score_tile(g: Generator, kind: str, plain: bool, height: int) -> Non
     In the end 2 · sum max(a, b) - sum a - sum b, from which half is accumulated; `plain`: sum |a - b|. `kind`:
     - "sums": the accumulators, and added to `extra` their sum over the rows;
     - "scores": Z = relu(slope · distance + alpha);
-    - "centered_scores": Z of the distance minus the row's `extra`, and to `distances` that difference.
+    - "centered_scores": Z of the distance minus the row's `extra`, `lowest` at least, and to `distances` that difference.
     """
     pointers = ("a", "b", "a_halves", "b_halves", "extra", "out", "distances")
-    parameters = dict.fromkeys(pointers, PTR) | {"depth": I64, "one": F32, "slope": F32, "alpha": F32}
+    parameters = dict.fromkeys(pointers, PTR) | {"depth": I64, "one": F32, "slope": F32, "alpha": F32, "lowest": F32}
     name = f"{kind}_{'plain' if plain else 'shifted'}_{height}"
     with g.module.function(name, parameters) as (f, a, b, a_halves, b_halves, extra, out, distances, depth, one, *rest):
         ones, lane_halves = g.splat(f, one), b_halves.load(g.vector)
@@ -85,7 +86,7 @@ def _define_score_tile(g: Generator, kind: str, plain: bool, height: int) -> Non
             for x, total in zip(sums, before, strict=True):
                 x.value = total.value
         scale = f.number(g.vector, 1.0 if plain else 2.0)
-        slope, alpha = (g.splat(f, x) for x in rest)
+        slope, alpha, lowest = (g.splat(f, x) for x in rest)
         done = [x.value for x in sums]
         if kind == "sums":
             total = tree_sum(done)
@@ -94,54 +95,73 @@ def _define_score_tile(g: Generator, kind: str, plain: bool, height: int) -> Non
             if kind == "centered_scores":
                 x = f.fma(x, scale, g.zero(f) - g.splat(f, extra.load(F32, r)))
                 distances.store(x, r * g.lanes)
-                x = g.relu(f, f.fma(x, slope, alpha))
+                x = f.larger(lowest, f.fma(x, slope, alpha))
             elif kind == "scores":
                 x = g.relu(f, f.fma(x * scale, slope, alpha))
             out.store(x, r * g.lanes)
 
 
-def _define_value_tile(g: Generator, height: int) -> None:
+def _define_value_tile(g: Generator, gate: bool, height: int) -> None:
     """Adds to `height` rows of outputs `sums` minus sum over the keys of clamp(v, -Z, Z): the soft-thresholded values.
 
-    Where no one instruction clamps, the smaller magnitude is taken, and times the sign added in one.
+    Where no one instruction clamps, the smaller magnitude is taken, and times the sign added in one. `gate`: of half values,
+    and minus sign(v) clamp(Z, -|v|, |v|).
     """
+    name = f"{'gated_' if gate else ''}values_{height}"
     parameters = {"z": PTR, "values": PTR, "signs": PTR, "sums": PTR, "outputs": PTR, "count": I64, "one": F32}
-    with g.module.function(f"values_{height}", parameters) as (f, z, values, signs, sums, outputs, count, one):
+    with g.module.function(name, parameters) as (f, z, values, signs, sums, outputs, count, one):
         ones = g.splat(f, one)
         inhibited = [f.variable(g.zero(f)) for _ in range(height)]
         with f.loop(0, count) as j:
             shared = values.load(g.vector, j * g.lanes)
-            factor = ones if g.wide else signs.load(g.vector, j * g.lanes)
+            factor = ones if g.wide and not gate else signs.load(g.vector, j * g.lanes)
             for r in range(height):
                 bound = g.splat(f, z.load(F32, j * g.lanes + r))
-                clamped = g.clamp(f, shared, bound) if g.wide else f.smaller(shared, bound)
+                if gate:
+                    clamped = g.clamp(f, bound, shared)
+                else:
+                    clamped = g.clamp(f, shared, bound) if g.wide else f.smaller(shared, bound)
                 inhibited[r].value = f.fma(clamped, factor, inhibited[r].value)
         everything = sums.load(g.vector)
         for r in range(height):
             outputs.store(outputs.load(g.vector, r * g.lanes) + (everything - inhibited[r].value), r * g.lanes)
 
 
-def _define_value_gradient_tile(g: Generator, height: int) -> None:
+def _define_value_gradient_tile(g: Generator, gate: bool, height: int) -> None:
     """For `height` queries and one panel of keys, with passes = |v| > Z:
 
     - adds sum over the queries of g · passes to `value_grads[channel][lane = key]`;
-    - dZ = -sum over the channels of sign(v) · g · passes, of which the gradients of the scores before the relu replace
-      `distances`, and are added to `row_sums`; to `totals` what alpha, beta and gamma get from them.
+    - dZ = -beta · sum over the channels of sign(v) · g · passes, and what comes through the openings, `grad_opened` for each
+      query, where `normalized` is not 0. Of it the gradients of the scores before the relu replace `distances`, and are
+      added to `row_sums`; to `totals` what alpha, beta, gamma and delta get from them.
+
+    `gate`: passes = |v| > |Z| of half values; to `value_grads` goes g · passes · sign(Z) / 2 and, where Z < 0, g.
 
     g: `grads[channel][query]`, given twice: a number that is used twice is then taken from memory twice, not kept.
     """
-    names = ("grads", "same_grads", "values", "signs", "value_grads", "z", "distances", "row_sums", "totals")
-    with g.module.function(f"value_gradients_{height}", dict.fromkeys(names, PTR) | {"size": I64}) as (f, *rest):
-        grads, same_grads, values, signs, value_grads, z, distances, row_sums, totals, size = rest
+    names = ("grads", "same_grads", "values", "signs", "value_grads", "z", "distances", "row_sums", "totals", "grad_opened")
+    parameters = dict.fromkeys(names, PTR) | {"size": I64, "normalized": I64, "beta": F32, "delta": F32}
+    name = f"{'gated_' if gate else ''}value_gradients_{height}"
+    with g.module.function(name, parameters) as (f, *rest):
+        grads, same_grads, values, signs, value_grads, z, distances, row_sums, totals, grad_opened, *rest = rest
+        size, normalized, by_beta, delta = rest
         shifts = [z.load(g.vector, r * g.lanes) for r in range(height)]
         dz = [f.variable(g.zero(f)) for _ in range(height)]
+        below = [x < 0.0 for x in shifts]
+        bounds = [f.absolute(x) for x in shifts] if gate else shifts
+        halves = [is_below.where(f.number(g.vector, -0.5), f.number(g.vector, 0.5)) for is_below in below]
+        wholes = [is_below.where(f.number(g.vector, 1.0), g.zero(f)) for is_below in below]
         with f.loop(0, size) as k:
             magnitude, sign = values.load(g.vector, k * g.lanes), signs.load(g.vector, k * g.lanes)
             dv = value_grads.load(g.vector, k * g.lanes)
             for r in range(height):
-                passes = magnitude > shifts[r]
+                passes = magnitude > bounds[r]
                 grad = g.splat(f, grads.load(F32, k * g.lanes + r))
-                if g.wide:  # additions under a mask
+                if gate:
+                    passed = passes.where(grad, g.zero(f))
+                    dv = f.fma(passed, halves[r], f.fma(grad, wholes[r], dv))
+                    dz[r].value = f.fma(sign, passed, dz[r].value)
+                elif g.wide:  # additions under a mask
                     dv = passes.where(dv + grad, dv)
                     again = g.splat(f, same_grads.load(F32, k * g.lanes + r))
                     dz[r].value = passes.where(f.fma(sign, again, dz[r].value), dz[r].value)
@@ -151,10 +171,26 @@ def _define_value_gradient_tile(g: Generator, height: int) -> None:
                     dz[r].value = f.fma(sign, passed, dz[r].value)
             value_grads.store(dv, k * g.lanes)
         alpha, beta, gamma = (g.zero(f) for _ in range(3))
+        scale, slope = g.splat(f, by_beta), g.splat(f, delta)
+        through = [f.variable(g.zero(f)) for _ in range(height)]
+        with f.when(normalized.differs(0)):
+            start, most = (0.5, 1.0) if gate else (1.0, math.inf)
+            for r in range(height):
+                ramp = f.number(g.vector, start) - slope * shifts[r]
+                on_ramp = (ramp >= 0.0) & (ramp <= most) if gate else ramp > 0.0
+                # Keys that a query does not see do not count, whatever they make of the ramp.
+                grad = (on_ramp & (shifts[r] < FULLY_INHIBITED)).where(g.splat(f, grad_opened.load(F32, r)), g.zero(f))
+                through[r].value = g.zero(f) - slope * grad
+                place = totals.at(3 * g.lanes)
+                place.store(
+                    place.load(g.vector) - (on_ramp & (shifts[r] < FULLY_INHIBITED)).where(shifts[r], g.zero(f)) * grad
+                )
         for r in range(height):
             gradient = g.zero(f) - dz[r].value
             beta = f.fma(shifts[r], gradient, beta)
-            gradient = (shifts[r] > 0.0).where(gradient, g.zero(f))
+            gradient = f.fma(gradient, scale, through[r].value)
+            if not gate:
+                gradient = (shifts[r] > 0.0).where(gradient, g.zero(f))
             alpha = alpha + gradient
             gamma = f.fma(gradient, distances.load(g.vector, r * g.lanes), gamma)
             distances.store(gradient, r * g.lanes)
@@ -196,12 +232,14 @@ def define_forward_tiles(g: Generator) -> None:
         for plain in (False, True):
             _define_score_tile(g, "sums", plain, height)
             _define_score_tile(g, "scores", plain, height)
-        _define_value_tile(g, height)
+        for gate in (False, True):
+            _define_value_tile(g, gate, height)
 
 
 def define_backward_tiles(g: Generator) -> None:
     for height in heights(g):
         for plain in (False, True):
             _define_score_tile(g, "centered_scores", plain, height)
-    _define_value_gradient_tile(g, g.gradient_rows)
+    for gate in (False, True):
+        _define_value_gradient_tile(g, gate, g.gradient_rows)
     _define_key_gradient_tile(g, g.gradient_rows)
