@@ -24,6 +24,7 @@ from inhibidistilbert import inhibitor_attention
 from inhibidistilbert.kernels import notice
 from inhibidistilbert.kernels.cpu import attention as cpu
 from inhibidistilbert.kernels.cpu.code.fields import workspace_layout
+from inhibidistilbert.kernels.forms import Form
 from inhibidistilbert.kernels.llvm import jit
 from inhibidistilbert.kernels.llvm import threads as llvm_threads
 from inhibidistilbert.kernels.llvm.jit import CompilerUnavailable, Machine, object_code
@@ -73,8 +74,8 @@ def float64_output(query: Tensor, key: Tensor, value: Tensor, alpha=0.5, beta=1.
     """The definition in float64, for inputs too large for the judge's loop."""
     masks = KeyMasks(options.get("key_padding_mask"), options.get("key_dropout_mask"), None, options.get("causal", False))
     scalars = (torch.full((1, 1, 1, 1), x, dtype=torch.float64) for x in (alpha, beta, gamma))
-    flags = options.get("centered", True), options.get("signed", True)
-    return naive_inhibitor_attention(query.double(), key.double(), value.double(), *scalars, masks, *flags, False)[0]
+    form = Form("mean" if options.get("centered", True) else None, options.get("signed", True))
+    return naive_inhibitor_attention(query.double(), key.double(), value.double(), *scalars, None, masks, form, False)[0]
 
 
 def results(tensors: dict[str, Tensor], incoming: Tensor, **options) -> list[Tensor]:

@@ -206,7 +206,7 @@ def test_more_keys_than_a_sum_of_32_bits_holds() -> None:
     assert got.item() == pytest.approx(3.0 * keys, rel=1e-6)
     scalars = [torch.ones(1)] * 3
     with pytest.raises(ValueError, match=f"takes up to {int8.LARGEST_KEYS} keys, and these are {keys}"):
-        int8.int8_attention(value[:, :, :1], value, value, None, None, *scalars, True, True, False)
+        int8.int8_attention(value[:, :, :1], value, value, None, None, *scalars, None, True, True, False)
 
 
 def test_lazy_views_and_storages_that_were_freed() -> None:
@@ -231,7 +231,7 @@ def test_as_an_operator_of_torch() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         tensors = [x.to(dtype) for x in inputs(2, 3, 24, 16)]
         tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-        torch.library.opcheck(int8._int8_op, (*tensors, mask, None, *scalars, True, True, False), test_utils=tests)
+        torch.library.opcheck(int8._int8_op, (*tensors, mask, None, *scalars, None, True, True, False), test_utils=tests)
 
 
 def test_under_torch_compile() -> None:
