@@ -14,7 +14,7 @@ from huggingface_hub.errors import StrictDataclassError  # noqa: E402
 from transformers.activations import ACT2FN  # noqa: E402
 from transformers.configuration_utils import PreTrainedConfig  # noqa: E402
 
-from ..kernels.forms import CENTERS, INHIBITIONS  # noqa: E402
+from ..kernels.forms import CENTERS, INHIBITIONS, Form  # noqa: E402
 
 if TYPE_CHECKING:
     # Never run, but read: by the text of all that is imported here transformers tells two folders of one name apart.
@@ -180,8 +180,8 @@ def _check_form(config: InhibiDistilBertConfig) -> None:
 
 def published(config: InhibiDistilBertConfig) -> bool:
     """Whether its inhibition is one of the forms that the authors published."""
-    beyond = config.inhibition == "gate" or config.center == "least" or config.radii > 1
-    return not beyond and config.length_normalization != "passed"
+    form = Form.of(config.inhibition, config.center, config.centered, config.signed)
+    return form.published and config.radii == 1 and config.length_normalization != "passed"
 
 
 def _check_general_fields(config: PreTrainedConfig) -> None:

@@ -42,7 +42,8 @@ def trim_vocabulary(folder: Path) -> int:
     with replacing_folder(folder) as new:
         for file in folder.iterdir():
             (new / file.name).write_bytes(file.read_bytes())
-        (new / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+        text = json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))
+        (new / "tokenizer.json").write_text(text, encoding="utf-8")
         (new / "config.json").write_text(json.dumps(config, separators=(",", ":")), encoding="utf-8")
         save_file(weights, new / "model.safetensors", metadata={"format": "pt"})
     return len(vocabulary) - len(kept)
