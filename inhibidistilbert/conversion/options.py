@@ -110,7 +110,9 @@ class StudentOptions:
         for name, published in _PUBLISHED.items():
             value = getattr(self, name)
             if value not in (None, published):
-                raise UserError(f"--{name} {value} does not fit SOURCE {source!r}: it has the form of the paper; leave it out.")
+                raise UserError(
+                    f"--{name} {value} does not fit SOURCE {source!r}: it has the form of the paper; leave it out."
+                )
         for name in self.given_inits():
             scalar = name.removesuffix("_init")
             raise UserError(f"--{scalar}-init does not fit SOURCE {source!r}: its weights hold {scalar}; leave it out.")

@@ -663,7 +663,10 @@ def test_code_beside_the_source_is_not_run(bert, tmp_path):
         (["--center", "median"], "--center must be one of mean, least, got 'median'"),
         (["--radii", "0"], "--radii must be an integer of at least 1, got 0"),
         (["--alpha-init", "nan"], "--alpha-init must be a finite number, got nan"),
-        (["--alpha-init", "1,x"], "--alpha-init must be a number, or several with commas between, such as -0.5,0.1; got '1,x'"),
+        (
+            ["--alpha-init", "1,x"],
+            "--alpha-init must be a number, or several with commas between, such as -0.5,0.1; got '1,x'",
+        ),
         (["--radii", "2", "--beta-init", "1,inf"], "--beta-init must be a finite number, got [1.0, inf]"),
         (
             ["--radii", "2", "--alpha-init", "1,2,3"],

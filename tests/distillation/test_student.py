@@ -222,7 +222,9 @@ def test_a_form_that_there_is_not_is_refused(teacher_folder, source, config, mes
 
 def test_another_form_than_an_earlier_outputs_is_refused(teacher_folder, tmp_path):
     tiny_student(num_labels=3).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"--student .* does not load: .*attention\.alpha has shape \(1,\) .* but \(2, 1\) by"):
+    with pytest.raises(
+        UserError, match=r"--student .* does not load: .*attention\.alpha has shape \(1,\) .* but \(2, 1\) by"
+    ):
         copied(teacher_folder, source=str(tmp_path), config={"radii": 2})
     with pytest.raises(UserError, match=r"does not load: .* lacks .*attention\.delta"):
         copied(teacher_folder, source=str(tmp_path), config={"length_normalization": "passed"})
