@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from inhibidistilbert.support.files import replacing_folder
 
 _UNUSED = re.compile(r"\[unused\d+\]")
-_EMBEDDINGS = "word_embeddings.weight"
+_ROW_A_TOKEN = ("word_embeddings.weight", "vocab_projector.weight", "vocab_projector.bias")
 
 
 def trim_vocabulary(folder: Path) -> int:
@@ -36,7 +36,7 @@ def trim_vocabulary(folder: Path) -> int:
     config["pad_token_id"] = numbers[kept[int((rows == config["pad_token_id"]).nonzero())]]
     weights = load_file(folder / "model.safetensors")
     for name, weight in weights.items():
-        if name.endswith(_EMBEDDINGS):
+        if name.endswith(_ROW_A_TOKEN):
             weights[name] = weight[rows].contiguous()
 
     with replacing_folder(folder) as new:

@@ -222,8 +222,8 @@ def inhibitor_attention(
     radii alpha, beta and gamma are R by H: each radius has a Z of its own from the same distances, and what passes is added
     up before it is divided, as is what it is divided by.
 
-    At a kink the derivative is that of the side where less passes; for a gate and its normaliser that of the ramp where
-    that ends in all.
+    At a kink the derivative is that of the side where less passes; for a gate that of the ramp where it ends in all, and for
+    what its sum is divided by that of the ramp at both ends. Of several nearest keys the first is meant.
 
     Args:
         query: `(B, H, M, d)`, float64, float32, bfloat16 or float16. Half types are computed in float32.
@@ -231,7 +231,7 @@ def inhibitor_attention(
         value: `(B, H, N, d)`, dtype and device of `query`.
         key_padding_mask: `(B, N)` bool, True for real keys, in any pattern.
         key_dropout_mask: `(B, N)` bool, True for kept keys. A dropped key adds nothing to the output but stays in the
-            mean of the centring. Drawn by the caller, so that a recomputation sees the same draw.
+            centring and in what the sum is divided by. Drawn by the caller, so that a recomputation sees the same draw.
         attn_mask: bool, broadcastable to `(B, H, M, N)`, True for visible keys.
         alpha: shift of the scores; like `beta` and `gamma` a float or a tensor of shape `()`, `(1,)` or `(H,)`, of any sign;
             with R radii also `(R, 1)` or `(R, H)`.
