@@ -1,6 +1,7 @@
 """From a trained model to an int8 one."""
 
 import copy
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -15,8 +16,9 @@ _FORM = ("inhibition", "center", "radii", "length_normalization")
 
 def check_has_int8_form(model: PreTrainedModel, argument: str) -> None:
     """Raise `UserError`, which starts with `argument`, for an inhibition that has no int8 form."""
-    if not published(model.config):
-        found = ", ".join(f"{name}={getattr(model.config, name)!r}" for name in _FORM)
+    config: Any = model.config
+    if not published(config):
+        found = ", ".join(f"{name}={getattr(config, name)!r}" for name in _FORM)
         raise UserError(
             f"{argument} has no int8 form: that takes inhibition='threshold', center='mean', radii=1 and sums that are not "
             f"divided by what passes, and it has {found}."
