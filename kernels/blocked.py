@@ -106,6 +106,7 @@ def _score_gradients(
     root, visible, distance, center = key.shape[-1] ** -0.5, block.visible, block.distance, block.center
     grad_alpha, grad_gamma = torch.empty_like(alpha), torch.empty_like(gamma)
     grad_distance = torch.zeros_like(distance)
+    nearest = nearest_key(distance, visible) if form.center == "least" and center is not None else None
     for radius, (shift, grad) in enumerate(zip(shifts, grads, strict=True)):
         # Through the relu, which passes a gradient on at NaN, then the scalars, then the centring.
         grad_s = _only_visible(grad if form.gate else torch.where(shift <= 0, 0.0, grad), visible)
@@ -121,9 +122,8 @@ def _score_gradients(
         grad_distance = grad_distance + scale * grad_s
         if form.center == "mean":
             grad_distance = grad_distance - scale * _row_mean(grad_s, visible)
-        elif center is not None:
-            of_center = -scale * grad_s.sum(-1, keepdim=True)
-            grad_distance = grad_distance.scatter_add(-1, nearest_key(distance, visible), of_center)
+        elif nearest is not None:
+            grad_distance = grad_distance.scatter_add(-1, nearest, -scale * grad_s.sum(-1, keepdim=True))
     # Distances: sign(0) = 0, so a query next to its own duplicate gets nothing from it; and sign(nan) = 0.
     direction = (block.query[..., :, None, :] - key[..., None, :, :]).sign_()
     direction = direction * _only_visible(grad_distance, visible)[..., None]

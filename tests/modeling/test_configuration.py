@@ -97,6 +97,7 @@ def test_a_distilbert_configuration_is_read_with_default_scalars(tmp_path):
         ({"center": "median"}, "center must be one of 'mean', 'least', got 'median'"),
         ({"inhibition": "door"}, "inhibition must be one of 'threshold', 'gate', got 'door'"),
         ({"inhibition": "gate", "signed": False}, "signed must be true for inhibition='gate'"),
+        ({"center": "least", "centered": False}, "centered must be true for center='least'"),
         ({"radii": 0}, "radii must be at least 1, got 0"),
         ({"delta_init": math.inf}, "delta_init must be finite, got inf"),
         ({"radii": 2, "gamma_init": [1, math.nan]}, r"gamma_init must be finite, got \[1, nan\]"),

@@ -163,6 +163,8 @@ def _check_form(config: InhibiDistilBertConfig) -> None:
     """The fields of the inhibition."""
     _check_choice("center", config.center, CENTERS)
     _check_choice("inhibition", config.inhibition, INHIBITIONS)
+    if config.center != "mean" and not config.centered:
+        raise ValueError(f"centered must be true for center={config.center!r}: without it nothing is subtracted.")
     if config.inhibition == "gate" and not config.signed:
         raise ValueError("signed must be true for inhibition='gate', which lets negative values pass as well.")
     for name in ("alpha_init", "beta_init", "gamma_init", "delta_init"):
