@@ -231,7 +231,7 @@ def inhibitor_attention(
     their beta. The first beta scales the output, as ever.
 
     At a kink the derivative is that of the side where less passes; of a gate that of the side off the ramp, and of D that on
-    the ramp.
+    the ramp. Of several nearest keys the first is meant.
 
     Args:
         query: `(B, H, M, d)`, float64, float32, bfloat16 or float16. Half types are computed in float32.
@@ -239,7 +239,7 @@ def inhibitor_attention(
         value: `(B, H, N, d)`, dtype and device of `query`.
         key_padding_mask: `(B, N)` bool, True for real keys, in any pattern.
         key_dropout_mask: `(B, N)` bool, True for kept keys. A dropped key adds nothing to the output but stays in the
-            mean of the centring. Drawn by the caller, so that a recomputation sees the same draw.
+            centring and in what the sum is divided by. Drawn by the caller, so that a recomputation sees the same draw.
         attn_mask: bool, broadcastable to `(B, H, M, N)`, True for visible keys.
         alpha: shift of the scores; like `beta` and `gamma` a float or a tensor of shape `()`, `(1,)` or `(H,)`, of any sign;
             with R radii also `(R, 1)` or `(R, H)`.

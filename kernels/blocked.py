@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .forms import NOTHING_PASSES, Form
+from .forms import NOTHING_PASSES, Form, nearest_key
 from .masks import KeyMasks
 
 # Elements of one (B, H, block, N, d) temporary. Small enough for a core's cache, large enough to hide the cost of a call.
@@ -42,24 +42,6 @@ def _row_mean(x: Tensor, visible: Tensor | None) -> Tensor:
     return x.sum(-1, keepdim=True) / visible.sum(-1, keepdim=True).clamp(min=1)
 
 
-def _seen_least(distance: Tensor, visible: Tensor | None) -> Tensor:
-    return distance if visible is None else distance.masked_fill(~visible, torch.inf)
-
-
-def _row_least(distance: Tensor, visible: Tensor | None) -> Tensor:
-    """The least of each row over its visible keys, 0 for a row without any."""
-    if distance.shape[-1] == 0:
-        return distance.new_zeros((*distance.shape[:-1], 1))
-    least = _seen_least(distance, visible).amin(-1, keepdim=True)
-    return least if visible is None else least.masked_fill(~visible.any(-1, keepdim=True), 0)
-
-
-def _first_least(distance: Tensor, visible: Tensor | None) -> Tensor:
-    """1 at the first of the nearest keys of each row, 0 at the others."""
-    first = _seen_least(distance, visible).argmin(-1, keepdim=True)
-    return torch.zeros_like(distance).scatter(-1, first, 1.0)
-
-
 def _only_visible(x: Tensor, visible: Tensor | None) -> Tensor:
     """0 at invisible keys, whatever stood there: 0 * nan is nan."""
     return x if visible is None else x.masked_fill(~visible, 0)
@@ -82,7 +64,8 @@ def _inhibit(value: Tensor, excess: Tensor, form: Form) -> Tensor:
     """
     passed = excess.relu_()
     if form.gate:
-        passed = torch.minimum(passed, value.abs()[..., None, :, :])
+        size = value.abs()[..., None, :, :]
+        passed = torch.where(passed > size, size, passed)  # a minimum would take NaN from values that are not seen
     return (passed.mul_(value.sign()[..., None, :, :]) if form.signed else passed).sum(-2)
 
 
@@ -111,8 +94,8 @@ def _block(query: Tensor, key: Tensor, masks: KeyMasks, form: Form, rows: slice)
     center = None
     if form.center == "mean":
         center = _row_mean(distance, visible)
-    elif form.center == "least":
-        center = _row_least(distance, visible)
+    elif form.center == "least" and key.shape[-2]:
+        center = distance.gather(-1, nearest_key(distance, visible))
     return _Block(block, visible, distance, center)
 
 
@@ -123,6 +106,7 @@ def _score_gradients(
     root, visible, distance, center = key.shape[-1] ** -0.5, block.visible, block.distance, block.center
     grad_alpha, grad_gamma = torch.empty_like(alpha), torch.empty_like(gamma)
     grad_distance = torch.zeros_like(distance)
+    nearest = nearest_key(distance, visible) if form.center == "least" and center is not None else None
     for radius, (shift, grad) in enumerate(zip(shifts, grads, strict=True)):
         # Through the relu, which passes a gradient on at NaN, then the scalars, then the centring.
         grad_s = _only_visible(grad if form.gate else torch.where(shift <= 0, 0.0, grad), visible)
@@ -138,8 +122,8 @@ def _score_gradients(
         grad_distance = grad_distance + scale * grad_s
         if form.center == "mean":
             grad_distance = grad_distance - scale * _row_mean(grad_s, visible)
-        elif form.center == "least":
-            grad_distance = grad_distance - scale * grad_s.sum(-1, keepdim=True) * _first_least(distance, visible)
+        elif nearest is not None:
+            grad_distance = grad_distance.scatter_add(-1, nearest, -scale * grad_s.sum(-1, keepdim=True))
     # Distances: sign(0) = 0, so a query next to its own duplicate gets nothing from it; and sign(nan) = 0.
     direction = (block.query[..., :, None, :] - key[..., None, :, :]).sign_()
     direction = direction * _only_visible(grad_distance, visible)[..., None]
@@ -202,7 +186,8 @@ def _opening_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Gradients through `_opened`: of the shift and of delta."""
     ramp = form.ramp(shift, delta)
-    still = (ramp < 0) | (ramp > 1) if form.gate else ramp <= 0
+    # At NaN a clamp passes nothing on, a relu does.
+    still = ~((ramp >= 0) & (ramp <= 1)) if form.gate else ramp <= 0
     grad = _only_visible(torch.where(still, 0.0, -grad_opened), visible)
     return delta * grad, (_only_visible(shift, visible) * grad).sum_to_size(delta.shape)
 

@@ -10,7 +10,8 @@ from .attention import inhibitor_attention
 class InhibitorAttention(nn.Module):
     """Inhibitor attention with the adopting module's scalars and switches, by the best backend for the tensors' device.
 
-    The library `kernels` wants layers without state of their own: the adopting module holds the five attributes.
+    The library `kernels` wants layers without state of their own: the adopting module holds the five attributes. It may also
+    have `delta`, `center` and `inhibition`, see `inhibitor_attention`.
     """
 
     can_torch_compile = True
@@ -30,6 +31,7 @@ class InhibitorAttention(nn.Module):
         key_dropout_mask: Tensor | None = None,
     ) -> Tensor:
         """Query `(B, H, M, d)`, key and value `(B, H, N, d)`, masks `(B, N)` bool, True = kept; returns `(B, H, M, d)`."""
+        beyond = {name: getattr(self, name) for name in ("delta", "center", "inhibition") if hasattr(self, name)}
         output: Any = inhibitor_attention(
             query,
             key,
@@ -41,5 +43,6 @@ class InhibitorAttention(nn.Module):
             gamma=self.gamma,
             centered=self.centered,
             signed=self.signed,
+            **beyond,
         )
         return output

@@ -14,7 +14,7 @@ from huggingface_hub.errors import StrictDataclassError  # noqa: E402
 from transformers.activations import ACT2FN  # noqa: E402
 from transformers.configuration_utils import PreTrainedConfig  # noqa: E402
 
-from ..kernels.forms import CENTERS, INHIBITIONS  # noqa: E402
+from ..kernels.forms import CENTERS, INHIBITIONS, Form  # noqa: E402
 
 if TYPE_CHECKING:
     # Never run, but read: by the text of all that is imported here transformers tells two folders of one name apart.
@@ -163,6 +163,8 @@ def _check_form(config: InhibiDistilBertConfig) -> None:
     """The fields of the inhibition."""
     _check_choice("center", config.center, CENTERS)
     _check_choice("inhibition", config.inhibition, INHIBITIONS)
+    if config.center != "mean" and not config.centered:
+        raise ValueError(f"centered must be true for center={config.center!r}: without it nothing is subtracted.")
     if config.inhibition == "gate" and not config.signed:
         raise ValueError("signed must be true for inhibition='gate', which lets negative values pass as well.")
     for name in ("alpha_init", "beta_init", "gamma_init", "delta_init"):
@@ -180,8 +182,8 @@ def _check_form(config: InhibiDistilBertConfig) -> None:
 
 def published(config: InhibiDistilBertConfig) -> bool:
     """Whether its inhibition is one of the forms that the authors published."""
-    beyond = config.inhibition == "gate" or config.center == "least" or config.radii > 1
-    return not beyond and config.length_normalization != "passed"
+    form = Form.of(config.inhibition, config.center, config.centered, config.signed)
+    return form.published and config.radii == 1 and config.length_normalization != "passed"
 
 
 def _check_general_fields(config: PreTrainedConfig) -> None:

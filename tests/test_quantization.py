@@ -144,6 +144,8 @@ def test_what_cannot_be_quantized():
         quantize(tiny_distilbert())
     with pytest.raises(UserError, match="int8 weights already"):
         quantize(quantize(tiny_model()))
+    with pytest.raises(UserError, match=r"model has no int8 form: .* radii=2, length_normalization='none'"):
+        quantize(tiny_model(radii=2))
 
 
 def test_without_a_compiler(monkeypatch):

@@ -23,21 +23,54 @@ def convert(
         str | None, typer.Option(help="The source's layers to keep, from 0 and in this order: 0,2,4.", show_default="all")
     ] = None,
     scalars_per_head: Annotated[
-        bool | None, typer.Option(help="alpha, beta and gamma per head, not per layer.", show_default="per head")
+        bool | None, typer.Option(help="Scalars of the attention per head, not per layer.", show_default="per head")
     ] = None,
     length_normalization: Annotated[
         str | None,
         typer.Option(
-            metavar="none|sqrt|mean",
-            help="Divide the sum over the n visible keys by 1, √n or n. Only n carries over to texts of another length.",
+            metavar="none|sqrt|mean|passed",
+            help="Divide the sum over the n visible keys by 1, √n, n or how much passes. Only the last two carry over to "
+            "texts of another length.",
             show_default="mean",
         ),
     ] = None,
-    alpha_init: Annotated[float | None, typer.Option(help="Initial shift of the scores.", show_default="0.5")] = None,
-    beta_init: Annotated[
-        float | None, typer.Option(help="Initial scale of the output.", show_default="fits the normalisation: 1.5 for mean")
+    inhibition: Annotated[
+        str | None,
+        typer.Option(metavar="threshold|gate", help="A gate keeps small values whole.", show_default="threshold"),
     ] = None,
-    gamma_init: Annotated[float | None, typer.Option(help="Initial scale of the scores.", show_default="1.0")] = None,
+    center: Annotated[
+        str | None,
+        typer.Option(metavar="mean|least", help="Subtract the mean score or that of the nearest key.", show_default="mean"),
+    ] = None,
+    radii: Annotated[
+        int | None,
+        typer.Option(help="Thresholds or gates, each with scalars of its own, that share the scores.", show_default="1"),
+    ] = None,
+    alpha_init: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FLOAT[,FLOAT…]",
+            help="Initial shift of the scores; also one for each radius.",
+            show_default="fits the form: 0.5 for a threshold and the mean",
+        ),
+    ] = None,
+    beta_init: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FLOAT[,FLOAT…]",
+            help="Initial scale of the output; also one for each radius.",
+            show_default="fits the normalisation: 1.5 for mean",
+        ),
+    ] = None,
+    gamma_init: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FLOAT[,FLOAT…]", help="Initial scale of the scores; also one for each radius.", show_default="1.0"
+        ),
+    ] = None,
+    delta_init: Annotated[
+        float | None, typer.Option(help="Initial slope of what passed divides by.", show_default="1.0")
+    ] = None,
     head: Annotated[bool, typer.Option(help="Keep the source's head where the student has the same one.")] = True,
     dtype: Annotated[
         str | None,
@@ -48,8 +81,8 @@ def convert(
 ) -> None:
     """Make an inhibitor student from a DistilBERT or BERT checkpoint, to be trained by `distill`.
 
-    Embeddings, projections, feed-forward layers and matching heads are copied; alpha, beta and gamma are new. Runs no
-    code from the source.
+    Embeddings, projections, feed-forward layers and matching heads are copied; the scalars of the
+    attention are new. Runs no code from the source.
 
     A checkpoint in the format of the inhibitor's authors keeps its own alpha, beta and gamma, one a
     layer, and its sums, which are not divided.
@@ -60,9 +93,13 @@ def convert(
         dtype=dtype,
         scalars_per_head=scalars_per_head,
         length_normalization=length_normalization,
-        alpha_init=alpha_init,
-        beta_init=beta_init,
-        gamma_init=gamma_init,
+        inhibition=inhibition,
+        center=center,
+        radii=radii,
+        alpha_init=parse_numbers(alpha_init, "--alpha-init"),
+        beta_init=parse_numbers(beta_init, "--beta-init"),
+        gamma_init=parse_numbers(gamma_init, "--gamma-init"),
+        delta_init=delta_init,
     )
     torch.manual_seed(0)  # so that a head that is new is the same one every time
     report = convert_checkpoint(source, output_dir, options, overwrite=overwrite)
@@ -78,6 +115,19 @@ def parse_layers(text: str) -> list[int]:
         return [int(layer) for layer in text.split(",")]
     except ValueError:
         raise UserError(f"--layers must be integers separated by commas, such as 0,2,4; got {text!r}.") from None
+
+
+def parse_numbers(text: str | None, option: str) -> float | list[float] | None:
+    """`"0.5"` -> 0.5, `"-0.5,0.1"` -> `[-0.5, 0.1]`. Raises `UserError` for anything that is not a list of numbers."""
+    if text is None:
+        return None
+    try:
+        numbers = [float(number) for number in text.split(",")]
+    except ValueError:
+        raise UserError(
+            f"{option} must be a number, or several with commas between, such as -0.5,0.1; got {text!r}."
+        ) from None
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def print_report(report: ConversionReport, output_dir: Path) -> None:

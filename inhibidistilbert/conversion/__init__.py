@@ -5,7 +5,7 @@ A checkpoint of the inhibitor's authors is such a student already: its scalars a
 
 from ..support.models import MODEL_INPUTS
 from .mapping import bert_to_distilbert
-from .options import DTYPES, StudentOptions, fitting_beta_init
+from .options import DTYPES, StudentOptions, fitting_beta_init, fitting_inits
 from .student import ConversionReport, student_from
 from .writing import convert_checkpoint
 
@@ -17,5 +17,6 @@ __all__ = [
     "bert_to_distilbert",
     "convert_checkpoint",
     "fitting_beta_init",
+    "fitting_inits",
     "student_from",
 ]

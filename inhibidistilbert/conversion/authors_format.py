@@ -16,11 +16,11 @@ from ..modeling.modeling_inhibidistilbert import SCALARS as ALL_SCALARS
 from ..support.errors import UserError
 
 CLASS_PREFIX = "iDistilBert"
+SCALARS = ALL_SCALARS[:3]  # those of the paper
 
 # Their code knows other metrics and functions as well; these are the inhibitor's.
 _INHIBITOR = {"distance_metric": "manhattan_distance", "activation_function": "relu"}
 # Their name of a configuration field: the name it has here.
-SCALARS = ALL_SCALARS[:3]  # those of the paper
 _SWITCHES = {"signed_inhibitor": "signed", "center": "centered"}
 
 _PADDING_COUNTS = (

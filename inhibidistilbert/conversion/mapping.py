@@ -93,7 +93,8 @@ def student_config(
     config: transformers.PreTrainedConfig, layers: Sequence[int], options: StudentOptions
 ) -> InhibiDistilBertConfig:
     """The source's configuration in the student's terms: sizes, dropouts, labels, token ids."""
-    known = {item.name for item in dataclasses.fields(InhibiDistilBertConfig)} - _NOT_CARRIED
+    # DistilBERT's alone: a source has nothing to say of the fields of our attention, even where it has one of such a name.
+    known = {item.name for item in dataclasses.fields(transformers.DistilBertConfig)} - _NOT_CARRIED
     renamed = {_BERT_FIELDS.get(name, name): value for name, value in config.to_dict().items()}
     carried = {name: value for name, value in renamed.items() if name in known}
     if carried.get("seq_classif_dropout") is None:

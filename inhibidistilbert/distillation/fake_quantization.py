@@ -16,7 +16,7 @@ from transformers.modeling_utils import AttentionInterface
 from ..modeling.attention_interface import inhibitor_attention_forward, inhibitor_mask
 from ..modeling.int8_linear import Int8Linear
 from ..modeling.modeling_inhibidistilbert import ALL_ATTENTION_FUNCTIONS, TransformerBlock
-from ..quantization import LINEARS
+from ..quantization import LINEARS, check_has_int8_form
 
 NAME = "inhibitor_fake_quantized"
 
@@ -35,8 +35,8 @@ def _attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    config = SimpleNamespace(centered=module.config.centered, signed=module.config.signed, quantized=True)
-    int8 = SimpleNamespace(alpha=module.alpha, beta=module.beta, gamma=module.gamma, config=config)
+    form = {name: getattr(module.config, name) for name in ("inhibition", "center", "centered", "signed")}
+    int8 = SimpleNamespace(**module.scalars(), delta=None, config=SimpleNamespace(**form, quantized=True))
     # The same draw of dropped keys for both.
     with torch.no_grad(), torch.random.fork_rng(enabled=dropout > 0):
         quantized, _ = inhibitor_attention_forward(int8, query, key, value, attention_mask, dropout)
@@ -52,7 +52,12 @@ def _linear_hook(linear: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) 
 
 
 def fake_quantize(model: PreTrainedModel) -> None:
-    """From now on `model`, an InhibiDistilBERT, computes as `quantize(model)` would. What it saves is not changed."""
+    """From now on `model`, an InhibiDistilBERT, computes as `quantize(model)` would. What it saves is not changed.
+
+    Raises:
+        UserError: its inhibition has no int8 form.
+    """
+    check_has_int8_form(model, "model")
     AttentionInterface.register(NAME, _attention_forward)
     AttentionMaskInterface.register(NAME, inhibitor_mask)
     ALL_ATTENTION_FUNCTIONS[NAME] = _attention_forward

@@ -12,6 +12,7 @@ from datasets import Dataset
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..quantization import check_has_int8_form
 from ..support.errors import UserError
 from ..support.files import replacing_folder
 from ..support.sizes import published_sizes
@@ -86,7 +87,7 @@ class Stage:
     """What all stages have. Lengths in tokens, warm-up as a share of the steps.
 
     batch_size: texts in a step, over all processes and accumulated batches: the same command trains the same on any number.
-    scalar_learning_rate: of alpha, beta and gamma; None for that of the other parameters.
+    scalar_learning_rate: of the attention's scalars, such as alpha; None for that of the other parameters.
     teacher: in place of the recipe's.
     dropout: of the student while this stage trains, everywhere; None for its configuration's.
     fake_quantization: compute as the int8 form will (see `fake_quantization`); a softmax student has none, trains as ever.
@@ -201,6 +202,8 @@ class Stage:
         """Raises a UserError where student and teacher do not fit each other, or the settings."""
         config, recipe = model.config, prepared.recipe
         self._check_positions(recipe.data, config.max_position_embeddings, "the student")
+        if self.fake_quantization and recipe.student.attention == "inhibitor":
+            check_has_int8_form(model, f"{self.name}.fake_quantization: the student")
         if teacher is not None:
             ours, theirs = (word_embeddings(each).num_embeddings for each in (model, teacher))
             if ours != theirs:
@@ -254,7 +257,7 @@ class Align(Stage):
         for layer in encoder.transformer.layer:
             attention = layer.attention
             if self.trained == "queries_keys":
-                scalars = [value for _, value in attention.named_parameters(recurse=False) if value.ndim == 1]
+                scalars = attention.parameters(recurse=False)
                 parts = [attention.q_lin, attention.k_lin, *scalars]
             else:
                 parts = [layer if self.trained == "layer" else attention]

@@ -11,9 +11,9 @@ from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import DistilBertConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..conversion import StudentOptions, fitting_beta_init, student_from
+from ..conversion import StudentOptions, fitting_inits, student_from
 from ..modeling import modeling_inhibidistilbert
-from ..modeling.configuration_inhibidistilbert import LENGTH_NORMALIZATIONS, InhibiDistilBertConfig
+from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from ..modeling.modeling_inhibidistilbert import SCALARS
 from ..support.errors import UserError, reason
 from ..support.files import replacing_folder
@@ -28,7 +28,10 @@ _INHIBITOR_FIELDS = {item.name for item in dataclasses.fields(InhibiDistilBertCo
     item.name for item in dataclasses.fields(DistilBertConfig)
 }
 # What `conversion` sets while it copies.
-_CONVERSION_FIELDS = ("scalars_per_head", "length_normalization", "alpha_init", "beta_init", "gamma_init")
+_CONVERSION_FIELDS = (
+    *("scalars_per_head", "length_normalization", "inhibition", "center", "radii"),
+    *("alpha_init", "beta_init", "gamma_init", "delta_init"),
+)
 # The model that weights are copied from has these fields too; the student's are its own, or the teacher's.
 _NOT_CARRIED = {"architectures", "auto_map", "dtype", "model_type", "transformers_version", "id2label", "label2id"}
 
@@ -122,10 +125,11 @@ def _new(student: Student, kind: Any, teacher: PreTrainedModel | None, fields: d
         raise UserError(f"--teacher: a new student of size {student.source!r} needs one, for its vocabulary.")
     words = word_embeddings(teacher).weight
     size = _carried(size_config(student.source), student.attention)
-    if fields.get("length_normalization") in LENGTH_NORMALIZATIONS:
-        size["beta_init"] = fitting_beta_init(fields["length_normalization"], size["beta_init"])
-    vocabulary = {"vocab_size": len(words), "pad_token_id": teacher.config.pad_token_id}
-    config = _make_config(_CONFIGS[student.attention], {**size, **vocabulary, **fields})
+    wanted = {**size, "vocab_size": len(words), "pad_token_id": teacher.config.pad_token_id, **fields}
+    config = _make_config(_CONFIGS[student.attention], wanted)
+    if isinstance(config, InhibiDistilBertConfig):
+        fitting = fitting_inits(config.to_dict(), size["beta_init"])
+        config = _make_config(type(config), {**wanted, **fitting, **fields})
     model: PreTrainedModel = kind(config)
     if config.hidden_size <= words.shape[1]:
         projected = project_embeddings(words, config.hidden_size, std=0.05)
@@ -238,7 +242,7 @@ def save_student(
     dtype: torch.dtype,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write a loadable folder, whole or not at all; weights of two or more dimensions are stored in `dtype`.
+    """Write a loadable folder, whole or not at all; weights of two or more dimensions are stored in `dtype`, but scalars.
 
     weights: in place of the model's, of which this process may hold a part only.
 

@@ -143,20 +143,32 @@ def render_card(folder: Path, config: dict[str, Any], repo_id: str, revision: st
 
 def _model_facts(folder: Path, config: dict[str, Any], repo_id: str, revision: str | None) -> dict[str, Any]:
     architecture = architecture_of(config)
-    normalization = str(config.get("length_normalization", "none"))
+    config = InhibiDistilBertConfig().to_dict() | config
     return {
         "name": repo_id.partition("/")[2],
         "source": Markdown(python_string(repo_id) + (f", revision={python_string(revision)}" if revision else "")),
-        "config": InhibiDistilBertConfig().to_dict() | config,
+        "config": config,
         "weights": weights_of(folder),
         "task": PIPELINE_TAGS.get(architecture, "unknown"),
         "labels": list((config.get("id2label") or {}).values()) if "Classification" in architecture else [],
         "multi_label": is_multi_label(config),
-        "factor": {"none": "β", "sqrt": "β/√n", "mean": "β/n"}.get(normalization, "β"),
-        "inhibition": Markdown("[relu(v⁺ − Z) − relu(v⁻ − Z)]" if config.get("signed", True) else "relu(v − Z)"),
+        "formula": Markdown(_formula(config)),
         "usage": [Markdown(line) for line in usage(architecture, repo_id, revision, is_multi_label(config))],
         "auto_class": Markdown(auto_class(architecture)),
     }
+
+
+def _formula(config: dict[str, Any]) -> str:
+    """From the scores S to the output H."""
+    gate = config["inhibition"] == "gate"
+    factor = {"sqrt": "β/√n", "mean": "β/n"}.get(str(config["length_normalization"]), "β")
+    inhibition = "[relu(v⁺ − Z) − relu(v⁻ − Z)]" if config["signed"] else "relu(v − Z)"
+    if gate:
+        inhibition = "[relu(v/2 − Z) − relu(−v/2 − Z)]"
+    divisor = ""
+    if config["length_normalization"] == "passed":
+        divisor = f" / (0.001 + Σ {'min(1, relu(1/2 − δZ))' if gate else 'relu(1 − δZ)'})"
+    return f"Z = {'S + α' if gate else 'relu(S + α)'}; H = {factor} · Σ {inhibition}{divisor}"
 
 
 def _result_facts(folder: Path, measurements: Sequence[Measurement]) -> dict[str, Any]:

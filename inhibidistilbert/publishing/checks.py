@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_imports
 
+from ..modeling.modeling_inhibidistilbert import SCALARS
 from ..modeling.sources import AUTO_MAP
 from ..support.errors import UserError, reason
 from ..support.files import read_json
@@ -105,7 +106,7 @@ def check_files(candidate: Candidate) -> Iterator[Problem]:
 
 
 def check_weights(candidate: Candidate) -> Iterator[Problem]:
-    """Every tensor is readable and finite, and every attention has its three scalars."""
+    """Every tensor is readable and finite, and every attention has its scalars."""
     names: set[str] = set()
     for file in sorted(candidate.folder.glob("*.safetensors")):
         try:
@@ -120,7 +121,8 @@ def check_weights(candidate: Candidate) -> Iterator[Problem]:
     prefix = "" if any(name.startswith("transformer.") for name in names) else "distilbert."
     # More layers than tensors lack some anyway.
     layers = min(int(candidate.config.get("n_layers", 0)), len(names) + 1)
-    wanted = {f"{prefix}transformer.layer.{i}.attention.{s}" for i in range(layers) for s in ("alpha", "beta", "gamma")}
+    scalars = SCALARS if candidate.config.get("length_normalization") == "passed" else SCALARS[:3]
+    wanted = {f"{prefix}transformer.layer.{i}.attention.{name}" for i in range(layers) for name in scalars}
     if names and (missing := sorted(wanted - names)):
         yield Problem("model.safetensors", f"lacks {len(missing)} scalars of the attention, first {missing[0]}", _SAVE_AGAIN)
 

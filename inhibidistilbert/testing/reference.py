@@ -221,16 +221,14 @@ class _Head:
         distance = {j: sum(abs(a - b) for a, b in zip(self.q[i], self.k[j], strict=True)) for j in seen}
         # The first of several; NaN is less than any.
         nearest = min(seen, key=lambda j: (not math.isnan(distance[j]), distance[j])) if seen else None
-        mean = sum(distance.values()) / len(seen) if self.center == "mean" and seen else 0.0
-        least = distance[nearest] if self.center == "least" and nearest is not None else 0.0
+        center = 0.0
+        if nearest is not None and self.center is not None:
+            center = sum(distance.values()) / len(seen) if self.center == "mean" else distance[nearest]
         shifts: list[dict[int, float]] = []
         sums, shares, total, opened = [], [], [0.0] * self.size, 0.0
         for r, (alpha, beta, gamma) in enumerate(zip(self.alpha, self.beta, self.gamma, strict=True)):
             scale = gamma * root
-            # An infinite scale has no centred score.
-            s = {
-                j: scale * (x - least) + alpha - (scale * mean if self.center == "mean" else 0) for j, x in distance.items()
-            }
+            s = {j: scale * x + alpha - (0.0 if self.center is None else scale * center) for j, x in distance.items()}
             shifts.append(s if self.gate else {j: _relu(x) for j, x in s.items()})
             inhibited = [
                 sum(_passed(self.v[j][c], z, self.signed, self.gate)[0] for j, z in shifts[-1].items() if kept[j])
@@ -258,7 +256,8 @@ class _Head:
                 if kept[j]:
                     dz += self._inhibit(j, z, [self.beta[0] * weight * x for x in g])
                 if self.delta is not None:
-                    slope = _opened(z, self.delta, self.gate)[1] * abs(weight) * d_opened
+                    slope = _opened(z, self.delta, self.gate)[1]
+                    slope = slope * abs(weight) * d_opened if slope else 0.0
                     dz += self.delta * slope
                     self.ddelta += z * slope
                 ds[j] = dz if self.gate else _through_relu(z, dz)
@@ -266,7 +265,7 @@ class _Head:
                 self.dbeta[r] += self.beta[0] * sum(a * b for a, b in zip(g, sums[r], strict=True))
                 self.dbeta[r] += _sign(weight) * shares[r] * d_opened if shares else 0.0
             self.dalpha[r] += sum(ds.values())
-            self.dgamma[r] += root * (sum(ds[j] * (x - least) for j, x in distance.items()) - sum(ds.values()) * mean)
+            self.dgamma[r] += root * (sum(ds[j] * x for j, x in distance.items()) - sum(ds.values()) * center)
             for j, x in ds.items():
                 d_distance[j] += scale * x - (scale * sum(ds.values()) / len(seen) if self.center == "mean" else 0)
             if self.center == "least" and nearest is not None:
@@ -319,7 +318,7 @@ def loop_attention(inputs: Inputs) -> Result:
     visible = visible_keys(query, key, **options)
     kept = options.get("key_dropout_mask")
     kept = torch.ones(batch, key.shape[2], dtype=torch.bool) if kept is None else kept
-    per_head = [_by_head(tensors[name], heads) for name in ("alpha", "beta", "gamma")]
+    per_head = [tensors[name].expand(_radii(tensors), heads).T.tolist() for name in ("alpha", "beta", "gamma")]
     delta = tensors["delta"].expand(heads).tolist() if "delta" in tensors else [None] * heads
 
     done: list[list[_Head]] = []
@@ -345,9 +344,8 @@ def loop_attention(inputs: Inputs) -> Result:
     return Result(gathered("output", query.shape), gathered("scores", visible.shape), gradients, active)
 
 
-def _by_head(scalar: Tensor, heads: int) -> list[list[float]]:
-    """The numbers of each radius, for each head."""
-    return scalar.reshape(-1 if scalar.ndim == 2 else 1, scalar.shape[-1] if scalar.ndim else 1).expand(-1, heads).T.tolist()
+def _radii(tensors: dict[str, Tensor]) -> int:
+    return max(len(tensors[name]) if tensors[name].ndim == 2 else 1 for name in ("alpha", "beta", "gamma"))
 
 
 def _form(options: dict[str, Any]) -> tuple[str | None, bool, bool]:
@@ -368,10 +366,7 @@ def cdist_attention(inputs: Inputs) -> Result:
     leaves = {name: tensor.detach().double().requires_grad_() for name, tensor in inputs.tensors.items()}
     query, key, value = (leaves[name] for name in ("query", "key", "value"))
     options = inputs.options
-    shape = (
-        max(leaves[name].shape[0] if leaves[name].ndim == 2 else 1 for name in ("alpha", "beta", "gamma")),
-        query.shape[1],
-    )
+    shape = (_radii(leaves), query.shape[1])
     alpha, beta, gamma = (leaves[name].expand(shape) for name in ("alpha", "beta", "gamma"))
     center, signed, gate = _form(options)
     visible = visible_keys(query, key, **options)

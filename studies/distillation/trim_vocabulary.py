@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from inhibidistilbert.support.files import replacing_folder
 
 _UNUSED = re.compile(r"\[unused\d+\]")
-_EMBEDDINGS = "word_embeddings.weight"
+_ROW_A_TOKEN = ("word_embeddings.weight", "vocab_projector.weight", "vocab_projector.bias")
 
 
 def trim_vocabulary(folder: Path) -> int:
@@ -36,15 +36,14 @@ def trim_vocabulary(folder: Path) -> int:
     config["pad_token_id"] = numbers[kept[int((rows == config["pad_token_id"]).nonzero())]]
     weights = load_file(folder / "model.safetensors")
     for name, weight in weights.items():
-        if name.endswith(_EMBEDDINGS):
+        if name.endswith(_ROW_A_TOKEN):
             weights[name] = weight[rows].contiguous()
 
     with replacing_folder(folder) as new:
         for file in folder.iterdir():
             (new / file.name).write_bytes(file.read_bytes())
-        (new / "tokenizer.json").write_text(
-            json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":")), encoding="utf-8"
-        )
+        text = json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))
+        (new / "tokenizer.json").write_text(text, encoding="utf-8")
         (new / "config.json").write_text(json.dumps(config, separators=(",", ":")), encoding="utf-8")
         save_file(weights, new / "model.safetensors", metadata={"format": "pt"})
     return len(vocabulary) - len(kept)

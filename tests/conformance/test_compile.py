@@ -1,11 +1,13 @@
 """torch.compile of whole models: one graph without breaks, two compilations for every length, and eager's numbers."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from inhibidistilbert import inhibitor_attention
 from inhibidistilbert.testing.reference import FORWARD_TOLERANCE, relative_rms
 from tests.helpers.tiny import SIZES, SLOW_TASKS, tiny_model, tokens
 from tests.helpers.tiny_batches import NO_DROPOUT, assert_same_gradients, assert_same_output, batch, gradients
@@ -52,6 +54,21 @@ def test_training_steps_of_every_length(implementation, normalization, masked):
     for length in LENGTHS:
         assert_same_training_step(fast, model, batch(TASK, 3, length, masked=masked, labelled=True))
     assert counter.frame_count == 2
+
+
+def test_a_gate():
+    """The operator alone: with two radii a whole model takes long to compile."""
+    form = {"inhibition": "gate", "center": "least", "key_padding_mask": torch.rand(2, 9) < 0.7, "backend": "torch"}
+    scalars = {"alpha": torch.tensor([[-0.5], [0.1]]), "delta": torch.tensor([0.8, 1.2])}
+    leaves = dict(zip(("query", "key", "value"), torch.randn(3, 2, 2, 9, 8).unbind(), strict=True)) | scalars
+    leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
+    fast, counter = compiled(partial(inhibitor_attention, **form))
+    got, want = fast(**leaves), inhibitor_attention(**leaves, **form)
+    assert relative_rms(got, want) < FORWARD_TOLERANCE
+    found = [torch.autograd.grad(output.square().sum(), list(leaves.values())) for output in (got, want)]
+    for one, other in zip(*found, strict=True):
+        assert relative_rms(one, other) < FORWARD_TOLERANCE
+    assert counter.frame_count == 1
 
 
 @torch.no_grad()

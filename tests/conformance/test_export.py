@@ -117,6 +117,14 @@ class Operator(torch.nn.Module):
         )
 
 
+class Gate(torch.nn.Module):
+    """The operator in the form that is furthest from the paper's."""
+
+    def forward(self, query, key, value, padding):
+        form = {"inhibition": "gate", "center": "least", "alpha": torch.tensor([[-0.5], [0.1]]), "delta": 0.8}
+        return inhibitor_attention(query, key, value, key_padding_mask=padding, **form)
+
+
 def operator_inputs(rows: int, queries: int, keys: int) -> dict:
     return {
         "query": torch.randn(rows, 2, queries, 8),
@@ -142,6 +150,20 @@ def test_onnx_of_the_operators_other_options(tmp_path):
         inputs = operator_inputs(*shape)
         for got, want in zip(run_onnx(session, inputs), Operator()(**inputs), strict=True):
             assert relative_rms(got, want) < FORWARD_TOLERANCE
+
+
+@torch.no_grad()
+def test_onnx_of_a_gate(tmp_path):
+    rows, length = Dim("rows", min=1, max=64), Dim("length", min=1, max=64)
+    sizes = {name: {0: rows, 2: length} for name in ("query", "key", "value")} | {"padding": {0: rows, 1: length}}
+
+    def inputs(rows: int, length: int) -> dict:
+        return {name: x for name, x in operator_inputs(rows, length, length).items() if name != "visible"}
+
+    session = onnx_session(Gate(), inputs(3, 7), tmp_path / "gate.onnx", sizes)
+    for shape in ((1, 1), (2, 9), (4, 20)):
+        given = inputs(*shape)
+        assert relative_rms(run_onnx(session, given)[0], Gate()(**given)) < FORWARD_TOLERANCE
 
 
 @torch.no_grad()

@@ -362,6 +362,9 @@ def test_scalar_of_another_shape_is_named(source):
         (["--alpha-init", "0.5"], "--alpha-init does not fit SOURCE .*: its weights hold alpha; leave it out"),
         (["--gamma-init", "1"], "--gamma-init does not fit SOURCE .*: its weights hold gamma; leave it out"),
         (["--length-normalization", "sqrt"], "--length-normalization sqrt does not fit SOURCE .*: its sums are not"),
+        (["--inhibition", "gate"], "--inhibition gate does not fit SOURCE .*: it has the form of the paper; leave it out"),
+        (["--center", "least"], "--center least does not fit SOURCE .*: it has the form of the paper; leave it out"),
+        (["--radii", "2"], "--radii 2 does not fit SOURCE .*: it has the form of the paper; leave it out"),
     ],
     ids=lambda value: "=".join(value) if isinstance(value, list) else "",
 )

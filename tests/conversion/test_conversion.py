@@ -242,6 +242,31 @@ def test_beta_starts_at_what_fits_the_normalization(sources, normalization, beta
     assert all(layer.attention.beta.eq(beta).all() for layer in student.transformer.layer)
 
 
+@pytest.mark.parametrize(
+    ("options", "alpha", "beta"),
+    [
+        ({"inhibition": "gate", "center": "least", "length_normalization": "passed"}, -0.5, 1.0),
+        ({"inhibition": "gate", "center": "least", "length_normalization": "passed", "radii": 2}, [-0.5, 0.1], 1.0),
+        ({"inhibition": "gate"}, 0.0, 1.5),
+        ({"center": "least"}, 0.0, 1.5),
+        ({"radii": 2, "beta_init": [2.0, 0.5]}, [0.5, 1.1], [2.0, 0.5]),
+        ({"inhibition": "gate", "radii": 2, "alpha_init": 0.25}, 0.25, 1.5),
+    ],
+    ids=str,
+)
+def test_scalars_start_at_what_fits_the_form(sources, options, alpha, beta):
+    student, _ = student_from(sources("BertModel"), StudentOptions(scalars_per_head=False, **options))
+    config, attention = student.config, student.transformer.layer[1].attention
+    assert (config.alpha_init, config.beta_init, config.gamma_init, config.delta_init) == (alpha, beta, 1.0, 1.0)
+    assert {name: getattr(config, name) for name in options} == options
+    radii = options.get("radii", 1)
+    for name, init in (("alpha", alpha), ("beta", beta)):
+        expected = torch.tensor(init if isinstance(init, list) else [init] * radii)
+        assert torch.equal(getattr(attention, name).flatten(), expected)
+    assert (attention.delta is not None) == ("length_normalization" in options)
+    assert student(token_ids()).last_hidden_state.isfinite().all()
+
+
 def test_state_dict_alone_is_rekeyed_with_segment_0_folded_in(sources):
     weights = load_file(sources("BertModel") / "model.safetensors")
     ours = bert_to_distilbert(weights, [3])
@@ -633,8 +658,21 @@ def test_code_beside_the_source_is_not_run(bert, tmp_path):
         (["--layers", "0,two"], "--layers must be integers separated by commas, such as 0,2,4; got '0,two'"),
         (["--layers", ""], "--layers must be integers"),
         (["--dtype", "int8"], "--dtype must be one of float32, float16, bfloat16, got 'int8'"),
-        (["--length-normalization", "cube"], "--length-normalization must be one of none, sqrt, mean, got 'cube'"),
+        (["--length-normalization", "cube"], "--length-normalization must be one of none, sqrt, mean, passed, got 'cube'"),
+        (["--inhibition", "door"], "--inhibition must be one of threshold, gate, got 'door'"),
+        (["--center", "median"], "--center must be one of mean, least, got 'median'"),
+        (["--radii", "0"], "--radii must be an integer of at least 1, got 0"),
         (["--alpha-init", "nan"], "--alpha-init must be a finite number, got nan"),
+        (
+            ["--alpha-init", "1,x"],
+            "--alpha-init must be a number, or several with commas between, such as -0.5,0.1; got '1,x'",
+        ),
+        (["--radii", "2", "--beta-init", "1,inf"], "--beta-init must be a finite number, got [1.0, inf]"),
+        (
+            ["--radii", "2", "--alpha-init", "1,2,3"],
+            "--alpha-init must be a number, or one for each of 2 radii (--radii), got [1.0, 2.0, 3.0]",
+        ),
+        (["--delta-init", "1"], "--delta-init needs --length-normalization passed"),
         (["--gamma-init", "inf"], "--gamma-init must be a finite number, got inf"),
     ],
     ids=lambda value: "=".join(value) if isinstance(value, list) else "",
@@ -650,6 +688,19 @@ def test_bad_options_are_one_line_and_exit_code_2(sources, tmp_path, monkeypatch
 
 
 # The command
+
+
+def test_a_form_beyond_the_paper_from_the_command_line(sources, tmp_path, monkeypatch):
+    form = ["--inhibition", "gate", "--center", "least", "--radii", "2", "--length-normalization", "passed"]
+    inits = ["--alpha-init", "-0.25,0.5", "--gamma-init", "2", "--delta-init", "0.75"]
+    with pytest.raises(SystemExit) as stopped:
+        run(sources("BertModel"), tmp_path / "student", *form, *inits, monkeypatch=monkeypatch)
+    assert stopped.value.code == 0
+    attention = InhibiDistilBertModel.from_pretrained(tmp_path / "student").transformer.layer[0].attention
+    assert attention.alpha.tolist() == [[-0.25, -0.25], [0.5, 0.5]]
+    assert attention.beta.tolist() == [[1, 1], [1, 1]]
+    assert attention.gamma.tolist() == [[2, 2], [2, 2]]
+    assert attention.delta.tolist() == [0.75, 0.75]
 
 
 def test_json_is_one_object(sources, tmp_path, monkeypatch, capsys):

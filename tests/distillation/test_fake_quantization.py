@@ -8,6 +8,7 @@ import torch
 from inhibidistilbert import quantize
 from inhibidistilbert.distillation.fake_quantization import fake_quantize, straight_through
 from inhibidistilbert.distillation.run import run_recipe
+from inhibidistilbert.support.errors import UserError
 from tests.helpers.toy_recipe import curve, three_stages
 from tests.helpers.toy_task import VOCABULARY, tiny_student, write_distilbert
 
@@ -62,6 +63,19 @@ def test_dropped_keys_are_the_same_in_both_forms():
         outputs.append(layer.train()(states)[0])
     error = (outputs[0] - outputs[1]).square().mean() / outputs[0].square().mean()
     assert 0 < error.sqrt() < 0.05
+
+
+def test_a_form_without_int8_is_refused():
+    with pytest.raises(UserError, match=r"model has no int8 form: .* and it has inhibition='gate', center='mean', radii=1,"):
+        fake_quantize(student(inhibition="gate"))
+
+
+def test_a_recipe_whose_student_has_no_int8_form_is_refused_before_it_trains(toy, tmp_path):
+    teacher = write_distilbert(tmp_path / "teacher")
+    recipe = three_stages(toy, teacher, "task.fake_quantization=true", "student.config.length_normalization=passed")
+    with pytest.raises(UserError, match=r"task.fake_quantization: the student has no int8 form: .* and it has .*'passed'"):
+        run_recipe(recipe, tmp_path / "out")
+    assert not (tmp_path / "out" / "curves.jsonl").exists()
 
 
 def test_a_stage_trains_for_int8(toy, tmp_path):

@@ -239,8 +239,8 @@ def loss_of(objective, model, batches: list[dict]) -> Tensor:
     return sum(term.weight * term.total / total[term.per] for term in terms)
 
 
-def align_case(**settings):
-    learner, teacher = learner_and_teacher(InhibiDistilBertModel, DistilBertModel)
+def align_case(form: dict | None = None, **settings):
+    learner, teacher = learner_and_teacher(InhibiDistilBertModel, DistilBertModel, **form or {})
     stage = Align(max_steps=1, **settings)
     batch = Collator(TOKENIZER)(rows_of("classification"))
     return learner, AlignObjective(stage, teacher, measure_variances(stage, teacher, [batch])), None, None
@@ -268,9 +268,11 @@ def task_case(kind: str, **settings):
     return learner, TaskObjective(stage, task, teacher), task, None
 
 
+GATE = {"inhibition": "gate", "center": "least", "length_normalization": "passed", "radii": 2, "alpha_init": [-0.5, 0.1]}
 CASES = {
     "align-attention": lambda: align_case(),
     "align-layer-cosine": lambda: align_case(target="layer", loss="cosine", trained="layer"),
+    "align-gate": lambda: align_case(GATE, trained="queries_keys"),
     "align-mse": lambda: align_case(loss="mse", trained="queries_keys"),
     "pretrain-hidden": lambda: pretrain_case(hidden_layer_weights=[1.0, 3.0]),
     "pretrain-mlm": lambda: pretrain_case(mlm_weight=1.0, soft_mlm_weight=2.0),
@@ -307,6 +309,14 @@ def test_a_step_is_the_same_padded_unpadded_and_in_parts(name):
         for key, value in gradient.items():
             scale = whole[key].abs().max().item()
             torch.testing.assert_close(value, whole[key], rtol=1e-3, atol=1e-4 * scale + 1e-7, msg=key)
+
+
+def test_queries_and_keys_learn_with_every_scalar_of_several_radii():
+    learner, objective, _, _ = align_case(GATE, trained="queries_keys")
+    objective.settings.freeze(learner)
+    trained = {name.partition(".attention.")[2] for name, p in learner.student.named_parameters() if p.requires_grad}
+    projections = {f"{linear}.{part}" for linear in ("q_lin", "k_lin") for part in ("weight", "bias")}
+    assert trained == projections | {"alpha", "beta", "gamma", "delta"}
 
 
 def test_the_unexplained_share_of_variance_is_the_formula():

@@ -182,8 +182,56 @@ def test_fields_of_the_configuration_reach_the_student(teacher_folder):
     assert student.distilbert.transformer.layer[0].attention.beta.tolist() == pytest.approx([0.3, 0.3])
 
 
+FORM = {"inhibition": "gate", "center": "least", "length_normalization": "passed", "radii": 2}
+FITTING = {"alpha_init": [-0.5, 0.1], "beta_init": 1.0, "gamma_init": 1.0, "delta_init": 1.0}
+
+
+@pytest.mark.parametrize("source", ["teacher", "tiny", "folder"])
+def test_a_form_beyond_the_paper_from_every_source(teacher_folder, tmp_path, tokenizer, source):
+    """The teacher, a size, and what an earlier stage of the recipe wrote."""
+    student = copied(teacher_folder, source="tiny" if source == "tiny" else "teacher", config=FORM)
+    if source == "folder":
+        with torch.no_grad():
+            student.distilbert.transformer.layer[0].attention.gamma[1] = 0.7
+        save_student(student, tokenizer, tmp_path / "earlier", torch.bfloat16)
+        student = copied(teacher_folder, source=str(tmp_path / "earlier"), config=FORM)
+    assert {name: getattr(student.config, name) for name in FORM | FITTING} == FORM | FITTING
+    attention = student.distilbert.transformer.layer[0].attention
+    assert attention.alpha[:, 0].tolist() == pytest.approx([-0.5, 0.1])
+    assert attention.gamma[:, 0].tolist() == ([1, pytest.approx(0.7)] if source == "folder" else [1, 1])
+    assert attention.delta.tolist() == [1] * student.config.n_heads
+    assert student(INPUT).logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"inhibition": "door"}, "inhibition must be one of"),
+        ({"radii": 2, "alpha_init": [1, 2, 3]}, "alpha.init must be a number, or one for each of 2 radii"),
+        ({"inhibition": "gate", "signed": False}, "signed must be true for inhibition='gate'"),
+        ({"radii": "2"}, "radii"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("source", ["teacher", "tiny"])
+def test_a_form_that_there_is_not_is_refused(teacher_folder, source, config, message):
+    with pytest.raises(UserError, match=message) as caught:
+        copied(teacher_folder, source=source, config=config)
+    assert str(caught.value).startswith("student.config: " if source == "tiny" else ("student.config: ", "--student "))
+
+
+def test_another_form_than_an_earlier_outputs_is_refused(teacher_folder, tmp_path):
+    tiny_student(num_labels=3).save_pretrained(tmp_path)
+    with pytest.raises(
+        UserError, match=r"--student .* does not load: .*attention\.alpha has shape \(1,\) .* but \(2, 1\) by"
+    ):
+        copied(teacher_folder, source=str(tmp_path), config={"radii": 2})
+    with pytest.raises(UserError, match=r"does not load: .* lacks .*attention\.delta"):
+        copied(teacher_folder, source=str(tmp_path), config={"length_normalization": "passed"})
+
+
 def test_the_control_ignores_the_inhibitors_fields_alone(teacher_folder):
-    student = copied(teacher_folder, attention="softmax", config={**FIELDS, "attention_dropout": 0.0})
+    student = copied(teacher_folder, attention="softmax", config={**FIELDS, **FORM, "attention_dropout": 0.0})
     assert student.config.attention_dropout == 0.0
     assert not hasattr(student.config, "scalars_per_head")
 
@@ -223,6 +271,8 @@ def test_the_sizes_are_known():
 
 # Writing
 
+SCALARS = (".alpha", ".beta", ".gamma")
+
 
 @pytest.fixture
 def tokenizer():
@@ -230,15 +280,16 @@ def tokenizer():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("per_head", [False, True], ids=["a-layer", "a-head"])
-def test_matrices_are_stored_in_a_dtype_and_load_as_float32(tmp_path, tokenizer, dtype, per_head):
-    student, folder = tiny_student(scalars_per_head=per_head), tmp_path / "student"
+@pytest.mark.parametrize("fields", [{}, {"scalars_per_head": True}, {"radii": 2}], ids=["a-layer", "a-head", "radii"])
+def test_matrices_are_stored_in_a_dtype_and_load_as_float32(tmp_path, tokenizer, dtype, fields):
+    student, folder = tiny_student(**fields, alpha_init=0.1), tmp_path / "student"
     save_student(student, tokenizer, folder, dtype)
     stored = load_file(folder / "model.safetensors")
     assert stored.keys() == student.state_dict().keys()
     for name, weight in student.state_dict().items():
-        assert stored[name].dtype == (dtype if weight.ndim > 1 else torch.float32), name
-    assert sum(name.endswith((".alpha", ".beta", ".gamma")) for name in stored) == 6
+        is_matrix = weight.ndim > 1 and not name.endswith(SCALARS)
+        assert stored[name].dtype == (dtype if is_matrix else torch.float32), name
+    assert sum(name.endswith(SCALARS) for name in stored) == 6
     loaded = InhibiDistilBertForSequenceClassification.from_pretrained(folder)
     for name, weight in loaded.state_dict().items():
         assert weight.dtype == torch.float32

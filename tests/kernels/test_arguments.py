@@ -102,16 +102,47 @@ def test_masks_on_another_device(name: str) -> None:
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf], ids=str)
-@pytest.mark.parametrize("name", ["alpha", "beta", "gamma"])
+@pytest.mark.parametrize("name", ["alpha", "beta", "gamma", "delta"])
 def test_float_scalars_that_are_not_finite(name: str, number: float) -> None:
     assert_refused(ValueError, f"{name} must be finite", str(number), **{name: number})
 
 
-@pytest.mark.parametrize("shape", [(3,), (1, 1), (2, 1), (1, 2, 1, 1), (0,)], ids=str)
-@pytest.mark.parametrize("name", ["alpha", "beta", "gamma"])
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (0, 2), (1, 2, 1, 1), (0,)], ids=str)
+@pytest.mark.parametrize("name", ["alpha", "beta", "gamma", "delta"])
 def test_scalar_tensor_shapes(name: str, shape: tuple[int, ...]) -> None:
     words = (f"{name} must be a float or a tensor of shape (), (1,) or (2,)", str(shape))
     assert_refused(ValueError, *words, **{name: torch.ones(shape)})
+
+
+def test_radii_that_disagree() -> None:
+    scalars = {"alpha": torch.ones(2, 1), "beta": torch.ones(2), "gamma": torch.ones(3, 2)}
+    assert_refused(
+        ValueError, "alpha, beta and gamma must agree in the number of radii", "'alpha': 2, 'gamma': 3", **scalars
+    )
+    assert_refused(
+        ValueError, "delta must be a float or a tensor of shape (), (1,) or (2,), got (2, 1)", delta=torch.ones(2, 1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"inhibition": "door"}, ("inhibition must be one of 'threshold', 'gate'", "got 'door'")),
+        ({"center": "median"}, ("center must be one of 'mean', 'least'", "got 'median'")),
+        ({"inhibition": "gate", "signed": False}, ("signed must be True for inhibition='gate'", "got False")),
+    ],
+    ids=lambda options: str(options) if isinstance(options, dict) else "",
+)
+def test_forms_that_there_are_not(options: dict, words: tuple[str, ...]) -> None:
+    assert_refused(ValueError, *words, **options)
+
+
+BEYOND = [{"inhibition": "gate"}, {"center": "least"}, {"delta": 1.0}, {"gamma": torch.ones(2, 1)}]
+
+
+@pytest.mark.parametrize("options", BEYOND, ids=lambda options: next(iter(options)))
+def test_quantized_with_a_form_beyond_the_paper(options: dict) -> None:
+    assert_refused(ValueError, "quantized=True cannot be used here", "the published forms alone", quantized=True, **options)
 
 
 @pytest.mark.parametrize("backend", ["flash", "Torch", "", None], ids=repr)

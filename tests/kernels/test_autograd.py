@@ -1,5 +1,6 @@
 """Gradients by finite differences, by homogeneity, and what a second derivative does."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -31,12 +32,14 @@ first_order_backends = pytest.mark.parametrize("backend", [each for each in MATR
 
 
 def call(*tensors: Tensor, **options) -> Tensor | tuple[Tensor, Tensor]:
-    return inhibitor_attention(**dict(zip(NAMES, tensors, strict=True)), **options)
+    names = NAMES if len(tensors) == len(NAMES) else (*NAMES, "delta")
+    return inhibitor_attention(**dict(zip(names, tensors, strict=True)), **options)
 
 
 def leaves(case: Case) -> tuple[list[Tensor], dict]:
     inputs = draw(case)
-    return [inputs.tensors[name].requires_grad_() for name in NAMES], inputs.options
+    names = NAMES if case.delta is None else (*NAMES, "delta")
+    return [inputs.tensors[name].requires_grad_() for name in names], inputs.options
 
 
 @plain_backends
@@ -53,6 +56,24 @@ def test_gradcheck(case: Case, return_scores: bool, backend: str) -> None:
 def test_gradcheck_of_odd_scalars(scalars: dict, backend: str) -> None:
     tensors, options = leaves(Case(**SMALL, padding="holes", **scalars))
     assert torch.autograd.gradcheck(partial(call, **options, backend=backend), tensors, fast_mode=True)
+
+
+GATE = Case(**SMALL, inhibition="gate", center="least", delta=0.9, alpha=-0.3, scalars=(2, 2))
+BEYOND = [
+    *(replace(GATE, **masks) for masks in MASKS),
+    replace(GATE, center="mean", delta=-0.6, scalars=(2,)),
+    Case(**SMALL, center="least", delta=0.7, alpha=-0.2, signed=False, padding="holes"),
+    Case(**SMALL, delta=1.2, scalars=(3, 1), alpha=0.9, causal=True),
+]
+
+
+@plain_backends
+@pytest.mark.parametrize("return_scores", [False, True], ids=["output", "output-and-scores"])
+@pytest.mark.parametrize("case", BEYOND, ids=str)
+def test_gradcheck_beyond_the_paper(case: Case, return_scores: bool, backend: str) -> None:
+    tensors, options = leaves(case)
+    function = partial(call, **options, return_scores=return_scores, backend=backend)
+    assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
 
 
 @plain_backends
@@ -126,6 +147,17 @@ def test_second_derivative_is_refused(first: str, second: str, backend: str) -> 
     (gradient,) = torch.autograd.grad(output.sum(), named[first], create_graph=True)
     with pytest.raises(RuntimeError, match="second derivative"):
         torch.autograd.grad(gradient.square().sum(), named[second])
+
+
+@pytest.mark.parametrize(("first", "return_scores"), [("value", False), ("delta", False), ("value", True)])
+def test_second_derivative_is_refused_beyond_the_paper(first: str, return_scores: bool) -> None:
+    tensors, options = leaves(GATE)
+    output = call(*tensors, **options, return_scores=return_scores, backend="torch")
+    output = output[0] if return_scores else output
+    (gradient,) = torch.autograd.grad(output.square().sum(), tensors[(*NAMES, "delta").index(first)], create_graph=True)
+    for other in tensors:
+        with pytest.raises(RuntimeError, match=r"twice|second derivative"):
+            torch.autograd.grad(gradient.square().sum(), other, retain_graph=True)
 
 
 @first_order_backends

@@ -128,11 +128,35 @@ def test_inputs_are_not_written_to(backend: str) -> None:
         assert torch.equal(tensor, (inputs.tensors | inputs.options)[name]), name
 
 
+# Beyond the paper: a gate that counts from the nearest key, and what its sum is divided by.
+GATE = {"inhibition": "gate", "center": "least"}
+FORMS = [GATE | {"delta": 0.9}, GATE, {"center": "least", "delta": 0.7, "signed": False}, {"delta": 1.1}]
+forms = pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(map(str, form.values())))
+plain_backends = pytest.mark.parametrize("backend", PLAIN_BACKENDS)
+EMPTY = [(0, 4, 5), (2, 0, 5), (2, 4, 0), (2, 0, 0), (0, 0, 0)]
+
+
+@plain_backends
+@forms
+@pytest.mark.parametrize(("batch", "queries", "keys"), EMPTY, ids=lambda n: str(n))
+def test_empty_shapes_of_forms_beyond_the_paper(batch: int, queries: int, keys: int, form: dict, backend: str) -> None:
+    tensors = {"query": torch.randn(batch, 3, queries, 4), "key": torch.randn(batch, 3, keys, 4)}
+    tensors |= {"value": torch.randn(batch, 3, keys, 4), "alpha": torch.tensor([[-0.5], [0.1]])}
+    tensors |= {"delta": torch.tensor([form["delta"]])} if "delta" in form else {}
+    leaves = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
+    output, scores = inhibitor_attention(**(form | leaves), return_scores=True, backend=backend)
+    assert output.shape == tensors["query"].shape
+    assert scores.shape == (batch, 3, queries, keys)
+    assert not output.any()
+    loss = output.sum() + scores.sum() + inhibitor_attention(**(form | leaves), backend=backend).sum()
+    for leaf, gradient in zip(leaves.values(), torch.autograd.grad(loss, list(leaves.values())), strict=True):
+        assert gradient.shape == leaf.shape
+        assert not gradient.any()
+
+
 @every_backend
 @pytest.mark.parametrize("masks", [False, True], ids=["full", "masked"])
-@pytest.mark.parametrize(
-    ("batch", "queries", "keys"), [(0, 4, 5), (2, 0, 5), (2, 4, 0), (2, 0, 0), (0, 0, 0)], ids=lambda n: str(n)
-)
+@pytest.mark.parametrize(("batch", "queries", "keys"), EMPTY, ids=lambda n: str(n))
 def test_empty_shapes(batch: int, queries: int, keys: int, masks: bool, backend: str) -> None:
     query = torch.randn(batch, 3, queries, 4, requires_grad=True)
     key, value = (torch.randn(batch, 3, keys, 4, requires_grad=True) for _ in range(2))
@@ -192,6 +216,29 @@ def test_rows_without_keys_give_zero(masks, rows: tuple, centered: bool, backend
     assert not got.output[rows].any()
     assert not got.gradients["query"][rows].any()
     assert_agrees(got, judge(inputs))
+
+
+@plain_backends
+@forms
+@pytest.mark.parametrize("masks", [_no_keys_for_one_sequence, _no_keys_for_one_query, _no_values_for_one_sequence])
+def test_rows_without_keys_give_zero_beyond_the_paper(masks, form: dict, backend: str) -> None:
+    """A gate that is wide open lets nothing through where there is nothing, and nothing is divided by 0."""
+    rows = (1, slice(None), 2 if masks is _no_keys_for_one_query else slice(None))
+    form = dict(form)
+    tensors = {name: torch.randn(2, 2, 5, 4) for name in ("query", "key", "value")}
+    tensors |= {"alpha": torch.tensor([[-1.3], [-0.2]]), "beta": torch.tensor([[1.3], [0.7]]), "gamma": torch.tensor([0.8])}
+    tensors |= {"delta": torch.tensor([form.pop("delta")])} if "delta" in form else {}
+    inputs = Inputs(
+        tensors,
+        masks() | form,
+        grad_output=torch.randn(2, 2, 5, 4).double(),
+        grad_scores=torch.randn(2, 2, 5, 5).double(),
+    )
+    got = run(inputs, backend, return_scores=True)
+    assert not got.output[rows].any()
+    assert got.output[0].any()
+    assert_agrees(got, judge(inputs, through_scores=True))
+    assert_agrees(run(inputs, backend), judge(inputs))
 
 
 @every_backend_many_cases
@@ -256,6 +303,25 @@ def test_numbers_that_are_not_finite_behind_any_mask(backend: str, masks: dict, 
     """Also through the scores."""
     inputs, want = spoilt(Case(dropout=True, centered="causal" in masks, **masks), number, place, through_scores=True)
     assert_agrees(run(inputs, backend, return_scores=True), want)
+
+
+SPOILT_FORMS = {
+    "place": (*SPOILT, "delta"),
+    "number": NOT_FINITE,
+    "form": FORMS,
+    "masks": ({}, {"padding": "holes", "causal": True}, {"attn_mask": (2, 1, 7, 9), "dropout": True}),
+    "scalars": ((1,), (2, 2)),
+    "alpha": (-0.3, 0.4),
+    "through_scores": (False, True),
+}
+
+
+@plain_backends
+@pytest.mark.parametrize("options", pairwise(SPOILT_FORMS), ids=lambda options: f"{options['number']}-{options['place']}")
+def test_numbers_that_are_not_finite_beyond_the_paper(options: dict[str, Any], backend: str) -> None:
+    case = Case(seed=1, alpha=options["alpha"], scalars=options["scalars"], **options["form"], **options["masks"])
+    inputs, want = spoilt(case, options["number"], options["place"], options["through_scores"])
+    assert_agrees(run(inputs, backend, return_scores=options["through_scores"]), want)
 
 
 @every_backend

@@ -175,6 +175,72 @@ def test_derivative_is_zero_at_every_kink(signed: bool, backend: str) -> None:
     assert_agrees(run(inputs, backend), want)
 
 
+@plain_backends
+@pytest.mark.parametrize("delta", [None, 0.5], ids=["sum", "divided"])
+@pytest.mark.parametrize(
+    "form", [{"inhibition": "gate", "center": "least"}, {"inhibition": "gate"}, {"center": "least"}], ids=str
+)
+def test_derivatives_at_every_kink_beyond_the_paper(form: dict, delta: float | None, backend: str) -> None:
+    """Also where several keys are the nearest, of which the first is meant."""
+    tensors = {name: torch.randint(-2, 3, (2, 2, 6, 4)).float() for name in ("query", "key")}
+    tensors["value"] = torch.randint(-3, 4, (2, 2, 6, 4)).float()
+    tensors["key"][:, :, 3] = tensors["key"][:, :, 1]
+    alpha = torch.tensor([-1.0 if form["center" if "center" in form else "inhibition"] == "least" else -3.0])
+    tensors |= {"alpha": alpha, "beta": torch.ones(1), "gamma": torch.ones(1)}
+    tensors |= {} if delta is None else {"delta": torch.tensor([delta])}
+    inputs = Inputs(
+        tensors,
+        form | {"centered": "center" in form},
+        grad_output=torch.randint(-3, 4, (2, 2, 6, 4)).double(),
+        grad_scores=torch.zeros(2, 2, 6, 6, dtype=torch.float64),
+    )
+    want = judge(inputs)
+    distance = torch.cdist(tensors["query"], tensors["key"], p=1)
+    nearest = distance.amin(-1, keepdim=True)
+    assert ((distance == nearest).sum(-1) > 1).any()
+    shift = (distance - (nearest if "center" in form else 0)) / 2 + alpha
+    if "inhibition" in form:
+        ends = tensors["value"].abs()[..., None, :, :] / 2
+        assert (shift[..., None] == ends).any()
+        assert (shift[..., None] == -ends).any()
+        assert (shift == 1).any()
+        assert (shift == -1).any()
+    assert 0.2 <= want.active <= 0.8
+    assert_agrees(run(inputs, backend), want)
+
+
+@plain_backends
+@pytest.mark.parametrize(
+    ("z", "value", "of_value", "of_z"),
+    [
+        *((1.0, 2.0, 0.0, 0.0), (1.0, -2.0, 0.0, 0.0), (0.0, 0.0, 0.0, 0.0), (0.0, 2.0, 0.5, -1.0), (0.0, -2.0, 0.5, 1.0)),
+        *((-1.0, 2.0, 0.5, -1.0), (-1.0, -2.0, 0.5, 1.0), (-1.0, 0.0, 1.0, 0.0), (-1.5, -2.0, 1.0, 0.0)),
+    ],
+)
+def test_the_gate_by_hand(z: float, value: float, of_value: float, of_z: float, backend: str) -> None:
+    """One pair, whose distance is 0: at the end where nothing passes 0, at the other that of the ramp."""
+    at_once = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    v, alpha = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (value, z))
+    output = inhibitor_attention(at_once, at_once, v.expand(1, 1, 1, 1), alpha=alpha, inhibition="gate", backend=backend)
+    assert output.item() == max(value / 2 - z, 0) - max(-value / 2 - z, 0)
+    assert [x.item() for x in torch.autograd.grad(output, (v, alpha))] == [of_value, of_z]
+
+
+@plain_backends
+@pytest.mark.parametrize(
+    ("z", "share", "slope"), [(1.0, 0.0, -0.5), (1.5, 0.0, 0.0), (0.5, 0.25, -0.5), (-1.0, 1.0, -0.5), (-1.5, 1.0, 0.0)]
+)
+def test_what_a_gates_sum_is_divided_by_by_hand(z: float, share: float, slope: float, backend: str) -> None:
+    """What passes of 8, divided by 0.001 and the share of a constant 2: a ramp, whose slope holds at both its ends."""
+    at_once = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    alpha = torch.tensor(z, dtype=torch.float64, requires_grad=True)
+    output = inhibitor_attention(at_once, at_once, at_once + 8, alpha=alpha, delta=0.5, inhibition="gate", backend=backend)
+    passed = 4 - z
+    assert output.item() == pytest.approx(passed / (share + 1e-3))
+    (of_z,) = torch.autograd.grad(output, alpha)
+    assert of_z.item() == pytest.approx(-1 / (share + 1e-3) - passed * slope / (share + 1e-3) ** 2)
+
+
 @every_backend_many_cases
 @every_flag
 def test_free_inputs(flags: dict, backend: str) -> None:

@@ -14,10 +14,14 @@ pytestmark = pytest.mark.portable
 
 OWN_FIELDS = {
     "centered": True,
+    "center": "mean",
     "signed": True,
+    "inhibition": "threshold",
+    "radii": 1,
     "alpha_init": 0.5,
     "beta_init": 1.0,
     "gamma_init": 1.0,
+    "delta_init": 1.0,
     "scalars_per_head": False,
     "length_normalization": "none",
     "quantized": False,
@@ -58,6 +62,22 @@ def test_saved_configuration_comes_back(tmp_path):
         assert {name: getattr(loaded, name) for name in fields} == fields
 
 
+def test_a_form_beyond_the_paper_comes_back(tmp_path):
+    fields = {
+        "center": "least",
+        "inhibition": "gate",
+        "radii": 2,
+        "alpha_init": [-0.5, 0.1],
+        "beta_init": 1,
+        "gamma_init": [1, 2.0],
+        "delta_init": 0.75,
+        "length_normalization": "passed",
+    }
+    tiny_config(**fields).save_pretrained(tmp_path)
+    for loaded in (InhibiDistilBertConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
+        assert {name: getattr(loaded, name) for name in fields} == fields
+
+
 def test_a_distilbert_configuration_is_read_with_default_scalars(tmp_path):
     DistilBertConfig(dim=48, n_heads=6, sinusoidal_pos_embds=True).save_pretrained(tmp_path)
     config = InhibiDistilBertConfig.from_pretrained(tmp_path, beta_init=0.5)
@@ -73,7 +93,20 @@ def test_a_distilbert_configuration_is_read_with_default_scalars(tmp_path):
         ({"n_heads": 0}, "n_heads must be at least 1, got 0"),
         ({"vocab_size": 0}, "vocab_size must be at least 1, got 0"),
         ({"max_position_embeddings": -1}, "max_position_embeddings must be at least 1, got -1"),
-        ({"length_normalization": "max"}, "length_normalization must be one of 'none', 'sqrt', 'mean', got 'max'"),
+        ({"length_normalization": "max"}, "length_normalization must be one of 'none', 'sqrt', 'mean', 'passed', got"),
+        ({"center": "median"}, "center must be one of 'mean', 'least', got 'median'"),
+        ({"inhibition": "door"}, "inhibition must be one of 'threshold', 'gate', got 'door'"),
+        ({"inhibition": "gate", "signed": False}, "signed must be true for inhibition='gate'"),
+        ({"center": "least", "centered": False}, "centered must be true for center='least'"),
+        ({"radii": 0}, "radii must be at least 1, got 0"),
+        ({"delta_init": math.inf}, "delta_init must be finite, got inf"),
+        ({"radii": 2, "gamma_init": [1, math.nan]}, r"gamma_init must be finite, got \[1, nan\]"),
+        ({"radii": 2, "alpha_init": [1.0]}, r"alpha_init must be a number, or one for each of 2 radii, got \[1.0\]"),
+        ({"beta_init": [1.0, 2.0]}, r"beta_init must be a number, or one for each of 1 radii, got \[1.0, 2.0\]"),
+        *(
+            ({"quantized": True, **beyond}, "quantized must be false for what is not published")
+            for beyond in ({"inhibition": "gate"}, {"center": "least"}, {"radii": 2}, {"length_normalization": "passed"})
+        ),
         ({"alpha_init": math.nan}, "alpha_init must be finite, got nan"),
         ({"beta_init": math.inf}, "beta_init must be finite, got inf"),
         ({"gamma_init": -math.inf}, "gamma_init must be finite, got -inf"),
@@ -107,7 +140,17 @@ def test_bad_values_are_refused_by_name(fields, message):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"alpha_init": "0.5"}, {"n_heads": "4"}, {"centered": "yes"}, {"quantized": "int8"}], ids=str
+    "fields",
+    [
+        {"alpha_init": "0.5"},
+        {"delta_init": [1.0]},
+        {"radii": 2.0},
+        {"center": True},
+        {"n_heads": "4"},
+        {"centered": "yes"},
+        {"quantized": "int8"},
+    ],
+    ids=str,
 )
 def test_values_of_a_wrong_type_are_refused_by_name(fields):
     with pytest.raises(StrictDataclassFieldValidationError, match=next(iter(fields))):

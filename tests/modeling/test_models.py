@@ -330,6 +330,62 @@ def test_the_attention_module_is_the_operator_as_configured(centered, signed, no
     assert difference(attention(hidden_states, mask)[0], expected) < 1e-5
 
 
+GATE = {"inhibition": "gate", "center": "least", "radii": 2, "length_normalization": "passed", "scalars_per_head": True}
+GATE |= {"alpha_init": [-0.5, 0.1], "beta_init": [1.0, 0.6], "gamma_init": 0.7, "delta_init": 0.8}
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        GATE,
+        {"center": "least", "alpha_init": 0.0, "length_normalization": "mean"},
+        {"radii": 2, "alpha_init": [0.5, 1.1], "signed": False, "length_normalization": "sqrt"},
+        {"length_normalization": "passed", "centered": False, "alpha_init": -4.0, "delta_init": 0.3},
+    ],
+    ids=["gate", "least", "radii", "passed"],
+)
+def test_the_attention_module_is_the_operator_in_forms_beyond_the_paper(fields, implementation):
+    model = tiny_model(attn_implementation=implementation, **fields)
+    attention, hidden_states = model.transformer.layer[0].attention, torch.randn(2, 6, 32)
+    padding = torch.tensor([[1, 0, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]]).bool()
+    mask = padding if implementation == "inhibitor" else additive(padding[:, None, None, :].expand(2, 1, 6, 6))
+    form = {name: fields[name] for name in ("inhibition", "center", "centered", "signed") if name in fields}
+    output = operator_output(attention, hidden_states, key_padding_mask=padding, delta=attention.delta, **form)
+    exponent = {"sqrt": 0.5, "mean": 1.0}.get(fields["length_normalization"], 0.0)
+    output = output / torch.tensor([3.0, 6.0]).pow(exponent)[:, None, None, None]
+    expected = attention.out_lin(output.transpose(1, 2).flatten(2))
+    assert expected.abs().mean() > 0.05
+    assert difference(attention(hidden_states, mask)[0], expected) < 1e-5
+    assert (attention.delta is None) == (fields["length_normalization"] != "passed")
+    assert attention.alpha.shape[0] == fields.get("radii", attention.alpha.shape[0])
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_attentions_of_a_gate_are_the_scores_of_its_first_radius(implementation):
+    model = tiny_model(attn_implementation=implementation, **GATE)
+    input_ids, padding = tokens(2, 6), torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])
+    outputs = model(input_ids, attention_mask=padding, output_attentions=True, output_hidden_states=True)
+    attention, states = model.transformer.layer[0].attention, outputs.hidden_states[0]
+    form = {"inhibition": "gate", "center": "least", "key_padding_mask": padding.bool(), "return_scores": True}
+    _, expected = operator_output(attention, states, delta=attention.delta, **form)
+    assert difference(outputs.attentions[0], expected) < 1e-5
+    # The nearest key of each query stands at alpha of the first radius.
+    nearest = expected.masked_fill(~padding.bool()[:, None, None], 9).amin(-1)
+    assert torch.equal(nearest, torch.full_like(nearest, -0.5))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_padding_changes_nothing_for_a_gate(implementation):
+    model = tiny_model(attn_implementation=implementation, **GATE)
+    sentence, rows = tokens(7), [arrange(tokens(12, seed=3), list(range(12)), 12)]
+    rows += [arrange(sentence, slots, 12) for slots in SLOTS.values()]
+    expected = model(sentence[None]).last_hidden_state[0]
+    padded = model(**{name: torch.stack([row[name] for row in rows]) for name in rows[0]}).last_hidden_state[1:]
+    for (where, slots), row in zip(SLOTS.items(), padded, strict=True):
+        assert difference(row[slots], expected) < 1e-5, where
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_attentions_are_the_scores_of_the_operator(implementation):
     model = tiny_model(attn_implementation=implementation, scalars_per_head=True)
@@ -464,6 +520,39 @@ def test_loaded_in_half_precision_the_scalars_stay_exact(tmp_path, dtype):
             expected = {"alpha": 0.1, "beta": 0.3, "gamma": 1.7}[name.rpartition(".")[2]]
             assert torch.equal(scalar, torch.tensor([expected])), name
     assert model(tokens(2, 5)).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", HALF_TYPES)
+def test_scalars_of_several_radii_stay_exact_in_half_precision(tmp_path, dtype):
+    """Cast, saved and loaded, and read from a DistilBERT, which has none."""
+    tiny_model("ForSequenceClassification", **GATE).to(dtype).save_pretrained(tmp_path / "a")
+    tiny_distilbert().save_pretrained(tmp_path / "b")
+    loaded = model_class("ForSequenceClassification").from_pretrained(tmp_path / "a", dtype=dtype)
+    dirty_the_allocator()
+    for model in (loaded, InhibiDistilBertModel.from_pretrained(tmp_path / "b", dtype=dtype, **GATE)):
+        attention = model.base_model.transformer.layer[1].attention
+        assert attention.q_lin.weight.dtype == dtype
+        for name in (*SCALARS, "delta"):
+            expected = torch.tensor(GATE[f"{name}_init"])[..., None].expand((4,) if name == "delta" else (2, 4))
+            assert torch.equal(getattr(attention, name), expected), name
+    assert loaded(tokens(2, 5)).logits.isfinite().all()
+
+
+def test_a_gate_learns_all_its_scalars():
+    model = tiny_model("ForSequenceClassification", **GATE).train()
+    model(tokens(2, 6), labels=torch.tensor([0, 1])).loss.backward()
+    for layer in model.distilbert.transformer.layer:
+        assert layer.attention.scalars().keys() == {*SCALARS, "delta"}
+        assert all(scalar.grad.any() for scalar in layer.attention.scalars().values())
+
+
+def test_a_checkpoint_without_its_delta_is_refused(tmp_path):
+    tiny_model(**GATE).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["transformer.layer.1.attention.delta"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks transformer\.layer\.1\.attention\.delta"):
+        InhibiDistilBertModel.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", HALF_TYPES)

@@ -57,6 +57,8 @@ INHIBITOR_FIELDS = {
     "scalars_per_head": True,
     "length_normalization": "sqrt",
 }
+# What one of the models has instead.
+GATE = {"inhibition": "gate", "center": "least", "length_normalization": "passed", "radii": 2, "alpha_init": [-0.5, 0.1]}
 WORDS = ["the", "a", "film", "was", "quiet", "joy", "dull", "slow", "story", "and", "people", "##s"]
 
 
@@ -86,12 +88,12 @@ def tiny_model(auto_class: str) -> PreTrainedModel:
         n_layers=2,
         id2label=dict(enumerate(labels)),
         label2id={label: index for index, label in enumerate(labels)},
-        **INHIBITOR_FIELDS,
+        **INHIBITOR_FIELDS | (GATE if auto_class == "AutoModelForMultipleChoice" else {}),
     )
     model = getattr(inhibidistilbert, CLASS_NAMES[auto_class])(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith((".alpha", ".beta", ".gamma")):
+            if name.endswith((".alpha", ".beta", ".gamma", ".delta")):
                 parameter.add_(torch.randn_like(parameter), alpha=0.2)
             elif parameter.ndim == 2:
                 # Large enough that answers differ from sentence to sentence.

@@ -72,6 +72,10 @@ SPOILT = {
         set_weights(lambda weights: weights[ALPHA].fill_(float("inf"))),
         ("weights", "model.safetensors", "alpha is not finite"),
     ),
+    "delta missing": (
+        set_config(length_normalization="passed"),
+        ("weights", "model.safetensors", "layer.0.attention.delta"),
+    ),
     "scalar missing": (set_weights(lambda weights: weights.pop(ALPHA)), ("weights", "model.safetensors", "layer.1")),
     "weights cut short": (write("model.safetensors", "short"), ("weights", "model.safetensors", "cannot be read")),
     "a header that is no object": (header("[1]"), ("weights", "model.safetensors", "cannot be read")),

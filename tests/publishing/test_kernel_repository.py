@@ -190,6 +190,15 @@ def test_layer_is_the_operator():
     assert all(torch.equal(got[name], want[name]) for name in got)
 
 
+def test_layer_has_the_forms_beyond_the_paper():
+    layer, heads = InhibitorAttention(), {name: torch.randn(1, 2, 5, 4) for name in ("query", "key", "value")}
+    given = {"alpha": torch.tensor([[-0.5], [0.1]]), "beta": torch.ones(1), "gamma": torch.ones(1), "delta": torch.ones(2)}
+    given |= {"centered": True, "signed": True, "center": "least", "inhibition": "gate"}
+    for name, value in given.items():
+        setattr(layer, name, value)
+    assert torch.equal(layer(**heads), inhibitor_attention(**heads, **given))
+
+
 class TestOutputFolder:
     def test_former_build_is_replaced(self, tmp_path):
         build_kernel_repository(tmp_path / "kernel")

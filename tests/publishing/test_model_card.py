@@ -123,6 +123,30 @@ class TestText:
         assert formula in text
         assert factor in text
 
+    @pytest.mark.parametrize(
+        ("fields", "formula"),
+        [
+            (
+                {"inhibition": "gate", "center": "least", "length_normalization": "passed", "radii": 2},
+                "S = (γ/√d) · Σ|q − k|, less that of the nearest visible key; Z = S + α; "
+                "H = Σ β · [relu(v/2 − Z) − relu(−v/2 − Z)] / (0.001 + Σ min(1, relu(1/2 − δZ)))\n\n"
+                "The sums over keys also run over 2 radii, each with an α, a β and a γ of its own.\n\n"
+                "d the head size, and α, β, γ, δ learned",
+            ),
+            (
+                {"signed": False, "length_normalization": "passed"},
+                "centred over the visible keys; Z = relu(S + α); H = β · Σ relu(v − Z) / (0.001 + Σ relu(1 − δZ))\n\n"
+                "d the head size, and α, β, γ, δ learned",
+            ),
+        ],
+        ids=["gate", "threshold"],
+    )
+    def test_formula_beyond_the_paper(self, fields, formula, checkpoint, tmp_path):
+        edit_json(checkpoint / "config.json", lambda config: config.update(fields))
+        text = (assembled(checkpoint, tmp_path / "x").folder / "README.md").read_text()
+        assert formula in text
+        assert "divides by how much they let pass" in text
+
     def test_nothing_measured(self, checkpoint, tmp_path):
         for name in ("eval_results.json", "distillation.json"):
             (checkpoint / name).unlink()

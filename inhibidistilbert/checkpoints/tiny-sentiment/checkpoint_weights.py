@@ -93,7 +93,7 @@ def check_names(model: Any, info: Any, from_files: bool, ignore_mismatched_sizes
         )
     if not from_files or own == missing | set(model.all_tied_weights_keys):
         return
-    scalars = {name for name in own if name.rpartition(".")[2] in ("alpha", "beta", "gamma")}
+    scalars = {name for name in own if name.rpartition(".")[2] in ("alpha", "beta", "gamma", "delta")}
     # A DistilBERT has none of the scalars.
     lost = {name for name in missing if _within_encoder(name, prefix) and (name not in scalars or scalars - missing)}
     # A head's layer comes whole or not.

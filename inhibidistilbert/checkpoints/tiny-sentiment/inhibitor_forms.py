@@ -1,11 +1,12 @@
 """Which inhibition an operator computes: how scores are centred, how they inhibit, and what the sum is divided by.
 
-Source of the gate, the anchor and the normaliser: measured in `docs/study.md`; of all else, Zhang and Brännvall, arXiv
-2503.15983.
+The gate, counting from the nearest key, dividing by what passes, and several radii are this project's own. All else:
+Zhang and Brännvall, arXiv 2503.15983.
 """
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 CENTERS = ("mean", "least")
@@ -60,3 +61,14 @@ class Form(NamedTuple):
         """How much of a constant value of 1 / delta passes, as a share."""
         ramp = self.ramp(shift, delta)
         return ramp.clamp(0, 1) if self.gate else ramp.relu()
+
+
+def nearest_key(distance: Tensor, visible: Tensor | None) -> Tensor:
+    """The first of the nearest visible keys of each query, `(B, H, M, N)` -> `(B, H, M, 1)`; NaN is nearest of all.
+
+    A query without a visible key has the first key.
+    """
+    if visible is not None:
+        # An infinite distance still is less than that of an invisible key.
+        distance = distance.clamp(max=torch.finfo(distance.dtype).max).masked_fill(~visible, torch.inf)
+    return distance.argmin(-1, keepdim=True)

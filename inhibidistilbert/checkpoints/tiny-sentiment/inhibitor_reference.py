@@ -4,12 +4,10 @@ Source: Brännvall, "The Inhibitor" (arXiv 2310.02041), with the centring and th
 Zhang and Brännvall, "InhibiDistilbert" (arXiv 2503.15983).
 """
 
-import math
-
 import torch
 from torch import Tensor
 
-from .inhibitor_forms import NOTHING_PASSES, Form
+from .inhibitor_forms import NOTHING_PASSES, Form, nearest_key
 from .inhibitor_masks import KeyMasks
 
 
@@ -43,23 +41,21 @@ def naive_inhibitor_attention(
     if visible is not None:
         difference = difference.masked_fill(~visible[..., None], 0)
     distance = difference.abs().sum(-1)
+    center = None
     if form.center == "mean":
         count = max(1, key.shape[-2]) if visible is None else visible.sum(-1, keepdim=True).clamp(min=1)
-    elif form.center == "least":
-        # The gradient goes to one key, the first of the nearest.
-        seen = distance if visible is None else distance.masked_fill(~visible, math.inf)
-        least = seen.min(-1, keepdim=True).values if key.shape[-2] else distance.new_zeros(*distance.shape[:-1], 1)
-        least = least if visible is None else least.masked_fill(~visible.any(-1, keepdim=True), 0)
+        center = distance.sum(-1, keepdim=True) / count
+    elif form.center == "least" and key.shape[-2]:
+        # One of several nearest keys alone has the gradient.
+        center = distance.gather(-1, nearest_key(distance, visible))
 
     outputs: list[Tensor] = []
     openings, scores = [], []
     for alpha_r, beta_r, gamma_r in zip(alpha, beta, gamma, strict=True):
         scale = gamma_r * query.shape[-1] ** -0.5
         score = scale * distance
-        if form.center == "mean":
-            score = score - scale * (distance.sum(-1, keepdim=True) / count)
-        elif form.center == "least":
-            score = scale * (distance - least)
+        if center is not None:
+            score = score - scale * center
         z = form.shift(score + alpha_r)
         if visible is not None:
             z = z.masked_fill(~visible, 0)
