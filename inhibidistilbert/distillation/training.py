@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, set_seed
 from transformers.integrations import unset_hf_deepspeed_config
 
 from ..conversion import DTYPES
+from ..support.files import write_text
 from .arguments import training_arguments
 from .batches import Collator
 from .checkpoints import check_space, last_checkpoint
@@ -25,7 +26,6 @@ from .objectives import set_dropout
 from .stages import Prepared, Stage
 from .student import build_student, save_student
 from .trainer import LogBeforeSaving, StageTrainer, TermProgress, scores
-from .work_folder import write
 
 
 def run_stage(prepared: Prepared, stage: Stage, before: Stage | None) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def run_stage(prepared: Prepared, stage: Stage, before: Stage | None) -> dict[st
             prepared.tokenizer.model_max_length = model.config.max_position_embeddings
             dtype = DTYPES[recipe.save_dtype] if is_last else torch.float32
             save_student(model, prepared.tokenizer, folder / "model", dtype, weights)
-            write(record, json.dumps(result))
+            write_text(record, json.dumps(result))
         PartialState().wait_for_everyone()
     else:
         prepared.inputs.bind(stage, before, prepared.trust_remote_code)
