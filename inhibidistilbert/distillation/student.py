@@ -17,7 +17,8 @@ from ..modeling.configuration_inhibidistilbert import LENGTH_NORMALIZATIONS, Inh
 from ..modeling.modeling_inhibidistilbert import SCALARS
 from ..support.errors import UserError, reason
 from ..support.files import replacing_folder
-from ..support.foreign import load_pretrained, read_config
+from ..support.foreign import read_config
+from ..support.models import any_weight, load_model
 from ..support.quiet import quiet_transformers
 from ..support.sizes import published_sizes, size_config
 from .sizes import project_embeddings, word_embeddings
@@ -168,26 +169,17 @@ def _load(student: Student, kind: Any, source: str, fields: dict[str, Any], devi
 
 
 def _pretrained(kind: Any, source: str, fields: dict[str, Any], device: str | None) -> PreTrainedModel:
-    with quiet_transformers():
-        try:
-            # A head for another number of classes is replaced by a new one.
-            model, info = load_pretrained(
-                kind,
-                source,
-                dtype=torch.float32,
-                device_map=device,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                **fields,
-            )
-        except Exception as error:  # the libraries raise nothing more special for damaged files
-            raise UserError(f"{_ARGUMENT}: {source!r} does not load: {reason(error)}") from error
-    # An encoder is not.
-    for name, found, wanted in sorted(info["mismatched_keys"]):
-        if ".layer." in name or "embeddings." in name:
-            shapes = f"shape {tuple(found)} in the weights but {tuple(wanted)} by its configuration and student.config"
-            raise UserError(f"{_ARGUMENT}: {source!r} does not load: {name} has {shapes}.")
-    return model
+    def of_head(model: PreTrainedModel, name: str) -> bool:
+        """A head for another number of classes is replaced by a new one; an encoder is not."""
+        return not _in_encoder(name)
+
+    where, shaped_by = f"{_ARGUMENT}: {source!r}", "its configuration and student.config"
+    options = fields | {"dtype": torch.float32, "device_map": device}
+    return load_model(kind, source, where, may_lack=any_weight, may_differ=of_head, shaped_by=shaped_by, **options).model
+
+
+def _in_encoder(name: str) -> bool:
+    return ".layer." in name or "embeddings." in name
 
 
 def _copy(student: Student, kind: Any, source: str, fields: dict[str, Any], device: str | None) -> PreTrainedModel:
@@ -211,8 +203,7 @@ def _copy(student: Student, kind: Any, source: str, fields: dict[str, Any], devi
     # A head of another kind, or for other classes, stays as it was drawn.
     fitting = {name: weight for name, weight in weights.items() if name in own and own[name].shape == weight.shape}
     missing = model.load_state_dict(fitting, strict=False).missing_keys
-    encoder = [name for name in missing if ".layer." in name or "embeddings." in name]
-    if encoder:
+    if encoder := list(filter(_in_encoder, missing)):
         raise UserError(f"{_ARGUMENT}: {source!r} does not fit student.config: {encoder[0]} has another shape.")
     return model
 

@@ -61,17 +61,20 @@ def replacing_folder(path: Path, argument: str = "folder") -> Iterator[Path]:
             raise
 
 
-def read_json(file: Path, called: str | None = None) -> dict[str, Any]:
+def read_json(file: Path, called: str | None = None, *, finite: bool = True) -> dict[str, Any]:
     """The JSON object in `file`, which errors name `called`.
 
+    finite: refuse numbers that are none, such as NaN.
+
     Raises:
-        UserError: it cannot be read, holds something else, or a number that is none, such as NaN.
+        UserError: it cannot be read, or holds something else.
     """
     name = called or str(file)
+    parsers: dict[str, Any] = {"parse_constant": _no_number, "parse_float": _finite} if finite else {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_number, parse_float=_finite)
+        content = json.loads(file.read_text(encoding="utf-8"), **parsers)
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{name!r} cannot be read as JSON: {reason(error)}") from error
+        raise UserError(f"{name!r} cannot be read as JSON: {reason(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{name!r} must hold a JSON object, got {type(content).__name__}.")
     return content
