@@ -27,7 +27,7 @@ def finished_log(folder: Path) -> DistillationLog | None:
     """The log of a finished distillation; None where there is none."""
     try:
         return DistillationLog.read(folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except UserError:
         return None
 
 
