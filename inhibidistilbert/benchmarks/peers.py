@@ -19,7 +19,7 @@ from ..support.errors import UserError
 from ..support.models import any_weight, has_tokenizer, load_config, load_model, load_tokenizer
 from ..support.quiet import quiet_transformers
 from ..support.sizes import published_sizes, size_config
-from .composed import AUTHORS
+from .operators import AUTHORS
 from .timing import SEED, Refused
 
 INHIBITOR = "inhibitor"
