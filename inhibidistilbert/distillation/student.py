@@ -21,7 +21,7 @@ from ..support.foreign import read_config
 from ..support.models import any_weight, load_model
 from ..support.quiet import quiet_transformers
 from ..support.sizes import published_sizes, size_config
-from .sizes import project_embeddings, word_embeddings
+from .networks import principal_axes, word_embeddings
 
 _ARGUMENT = "--student (student.source)"
 _CONFIGS: dict[str, type[PreTrainedConfig]] = {"inhibitor": InhibiDistilBertConfig, "softmax": DistilBertConfig}
@@ -132,6 +132,13 @@ def _new(student: Student, kind: Any, teacher: PreTrainedModel | None, fields: d
         projected = project_embeddings(words, config.hidden_size, std=0.05)
         word_embeddings(model).weight.data.copy_(projected)
     return model
+
+
+@torch.no_grad()
+def project_embeddings(teacher: torch.Tensor, dim: int, std: float) -> torch.Tensor:
+    """Word embeddings `(vocab, width)` on their first `dim` principal components, scaled to `std`: `(vocab, dim)`."""
+    projected = (teacher.float() - teacher.float().mean(0)) @ principal_axes(teacher, dim)
+    return projected * (std / projected.std())
 
 
 def _carried(config: PreTrainedConfig, attention: str) -> dict[str, Any]:

@@ -14,8 +14,7 @@ from transformers import (
 )
 
 from inhibidistilbert import InhibiDistilBertForSequenceClassification
-from inhibidistilbert.distillation.sizes import project_embeddings
-from inhibidistilbert.distillation.student import Student, save_student
+from inhibidistilbert.distillation.student import Student, project_embeddings, save_student
 from inhibidistilbert.distillation.student import build_student as build
 from inhibidistilbert.support.errors import UserError
 from inhibidistilbert.support.sizes import published_sizes, size_config
