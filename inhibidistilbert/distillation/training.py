@@ -126,7 +126,8 @@ def _train(
     trainer.check_texts()
     history = [record for record in trainer.state.log_history if "loss" in record]
     last: dict[str, Any] = history[-1] if history else {}
-    alignment = [1 - value for name, value in sorted(last.items(), key=_layer_number) if name.startswith("unexplained_")]
+    terms = (f"unexplained_{layer}" for layer in range(model.config.num_hidden_layers))
+    alignment = [1 - last[term] for term in terms if term in last]
     result = {
         "steps": trainer.state.global_step,
         "seconds": round(trainer.seconds, 1),
@@ -138,8 +139,3 @@ def _train(
     # Or models would from now on be loaded as the shards of DeepSpeed's ZeRO stage 3, frozen teachers too.
     unset_hf_deepspeed_config()
     return result, weights
-
-
-def _layer_number(entry: tuple[str, Any]) -> int:
-    number = entry[0].rpartition("_")[2]
-    return int(number) if number.isdigit() else -1

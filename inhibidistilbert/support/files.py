@@ -123,8 +123,7 @@ def write_csv(path: Path, header: Row, rows: Sequence[Row]) -> None:
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    with replacing(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+    write_text(path, text.getvalue())
 
 
 def write_json(path: Path, header: Row, rows: Sequence[Row], **more: Sequence[Row]) -> None:
@@ -133,8 +132,7 @@ def write_json(path: Path, header: Row, rows: Sequence[Row], **more: Sequence[Ro
     for name, table in {"results": rows, **more}.items():
         lines = ",\n".join(json.dumps(row) for row in table)
         tables.append(f'"{name}": [\n{lines}\n]')
-    with replacing(path) as temporary:
-        temporary.write_text("{" + ",\n".join(tables) + "}\n", encoding="utf-8")
+    write_text(path, "{" + ",\n".join(tables) + "}\n")
 
 
 def write_text(path: Path, text: str) -> None:
