@@ -71,8 +71,7 @@ class Teacher:
 
     @contextmanager
     def _recorded(self) -> Iterator[list[Tensor]]:
-        model_type = str(self.model.config.model_type)
-        path = _ATTENTION_OUTPUTS[model_type]
+        path = _ATTENTION_OUTPUTS[str(self.model.config.model_type)]
         outputs: dict[int, Tensor] = {}
         recorded: list[Tensor] = []
         hooks = [
