@@ -18,7 +18,7 @@ from ..modeling.modeling_inhibidistilbert import SCALARS
 from ..support.errors import UserError, reason
 from ..support.files import replacing_folder
 from ..support.foreign import read_config
-from ..support.models import any_weight, load_model
+from ..support.models import any_weight, load_config, load_model
 from ..support.quiet import quiet_transformers
 from ..support.sizes import published_sizes, size_config
 from .networks import principal_axes, word_embeddings
@@ -84,10 +84,8 @@ def build_student(
         UserError: a source or configuration that does not fit.
     """
     kind = student_class(student.attention, head)
-    fields = _config_fields(student) | labels
+    fields = _config_fields(student, teacher_source) | labels
     if student.attention == "own":
-        if student.source in published_sizes():
-            raise UserError(f"student.attention: 'own' needs a folder to train, not the size {student.source!r}.")
         model = _pretrained(kind, _source(student, teacher_source), fields, device)
     elif student.source in published_sizes():
         model = _new(student, kind, teacher, fields)
@@ -99,14 +97,19 @@ def build_student(
     return model.float().eval()
 
 
-def _config_fields(student: Student) -> dict[str, Any]:
-    """The fields that are to differ from the source's, all known by name."""
+def _config_fields(student: Student, teacher_source: str | None) -> dict[str, Any]:
+    """The fields that are to differ from the source's, all known by name: others could make transformers run code."""
+    kind, aliases = InhibiDistilBertConfig, {}
     if student.attention == "own":
-        return dict(student.config)
-    known = {item.name for item in dataclasses.fields(InhibiDistilBertConfig)}
+        if student.source in published_sizes():
+            raise UserError(f"student.attention: 'own' needs a folder to train, not the size {student.source!r}.")
+        source = _source(student, teacher_source)
+        kind = type(load_config(source, f"{_ARGUMENT}: {source!r}"))
+        aliases = kind.attribute_map
+    known = {item.name for item in dataclasses.fields(kind)} | aliases.keys()
     for name in student.config:
         if name not in known:
-            raise UserError(f"student.config: unknown field {name!r}; see InhibiDistilBertConfig.")
+            raise UserError(f"student.config: unknown field {name!r}; see {kind.__name__}.")
     ignored = _INHIBITOR_FIELDS if student.attention == "softmax" else set()
     return {name: value for name, value in student.config.items() if name not in ignored}
 
