@@ -1,7 +1,7 @@
 """Writes the source files that make a checkpoint folder loadable with `trust_remote_code=True`."""
 
-import ast
 import os
+import re
 from pathlib import Path
 
 _HEADS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
@@ -10,6 +10,7 @@ AUTO_MAP = {
     "AutoModel": "modeling_inhibidistilbert.InhibiDistilBertModel",
     **{f"AutoModel{head}": f"modeling_inhibidistilbert.InhibiDistilBert{head}" for head in _HEADS},
 }
+_RELATIVE_IMPORT = re.compile(r"^( *from )(\.+)([\w.]+)(?= import )", re.MULTILINE)
 # Not part of a model: the layers of the Hub kernel.
 _LEFT_OUT = ("__init__.py", "layers.py")
 
@@ -30,16 +31,12 @@ def source_files() -> dict[str, Path]:
 
 def flat_source(file: Path, names: dict[Path, str]) -> str:
     """The text of `file`, one of `names`, whose relative imports name its siblings in a checkpoint."""
-    text = file.read_text(encoding="utf-8")
-    lines = text.splitlines(keepends=True)
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            module = str(node.module)
-            target = file.parents[node.level - 1].joinpath(*module.split(".")).with_suffix(".py")
-            place = node.lineno - 1
-            flat = "." + names[target].removesuffix(".py")
-            lines[place] = lines[place].replace("." * node.level + module, flat, 1)
-    return "".join(lines)
+
+    def flat(found: re.Match[str]) -> str:
+        target = file.parents[len(found[2]) - 1].joinpath(*found[3].split(".")).with_suffix(".py")
+        return f"{found[1]}.{names[target].removesuffix('.py')}"
+
+    return _RELATIVE_IMPORT.sub(flat, file.read_text(encoding="utf-8"))
 
 
 def write_remote_code(folder: str | os.PathLike) -> None:
