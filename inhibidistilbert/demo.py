@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .prediction import TextClassifier, default_checkpoint
-from .support.clean_process import BLOCK_PACKAGE, clean_environment
+from .support.clean_process import ProcessError, run_script
 from .support.quiet import quiet_transformers
 
 SENTENCES = (
@@ -22,16 +21,15 @@ SENTENCES = (
     "What a waste of a talented cast and two hours of my evening.",
 )
 TOLERANCE = 1e-5
-CHILD_SECONDS = 80
 
 CLASSIFY = """
-import contextlib, json
+import json, sys
+from pathlib import Path
+from transformers import pipeline
 
-with contextlib.redirect_stdout(sys.stderr):
-    from transformers import pipeline
-    classify = pipeline("sentiment-analysis", model=sys.argv[1], trust_remote_code=True, device="cpu")
-    answers = [classify(sentence)[0] for sentence in json.load(sys.stdin)]
-json.dump(answers, sys.stdout)
+_, folder, sentences, answers = sys.argv
+classify = pipeline("sentiment-analysis", model=folder, trust_remote_code=True, device="cpu")
+Path(answers).write_text(json.dumps([classify(sentence)[0] for sentence in json.loads(sentences)]))
 """
 
 
@@ -61,20 +59,15 @@ def predict_elsewhere(folder: Path, sentences: Sequence[str]) -> list[Answer]:
     Raises:
         RuntimeError: when that process fails; the message is its last words.
     """
-    with tempfile.TemporaryDirectory() as empty:
-        child = subprocess.run(
-            [sys.executable, "-I", "-c", BLOCK_PACKAGE + CLASSIFY, str(folder.resolve())],
-            input=json.dumps(list(sentences)),
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            cwd=empty,
-            env=clean_environment(Path(empty)),
-            timeout=CHILD_SECONDS,
-        )
-    if child.returncode:
-        raise RuntimeError(f"the exported folder does not load without this package:\n{child.stderr[-2000:]}")
-    return [Answer(**answer) for answer in json.loads(child.stdout)]
+    with tempfile.TemporaryDirectory() as temporary:
+        home = Path(temporary)
+        script, answers = home / "classify.py", home / "answers.json"
+        script.write_text(CLASSIFY)
+        try:
+            run_script(str(script), folder.resolve(), json.dumps(list(sentences)), answers, folder=home, home=home)
+        except ProcessError as error:
+            raise RuntimeError(f"the exported folder does not load without this package: {error}") from error
+        return [Answer(**answer) for answer in json.loads(answers.read_text())]
 
 
 def largest_difference(here: Sequence[Answer], elsewhere: Sequence[Answer]) -> float:

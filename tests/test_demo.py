@@ -7,6 +7,7 @@ import pytest
 
 from inhibidistilbert import demo
 from inhibidistilbert.demo import Answer, largest_difference
+from inhibidistilbert.support.clean_process import BLOCK_PACKAGE
 from tests.helpers.tiny_sentiment import write_tiny_checkpoint
 
 HERE = [Answer("POSITIVE", 0.9), Answer("NEGATIVE", 0.7)]
@@ -32,7 +33,7 @@ def test_demo_reports_a_folder_that_does_not_load(tmp_path):
 
 
 def test_the_child_process_cannot_import_the_package():
-    program = demo.BLOCK_PACKAGE + "import inhibidistilbert"
+    program = BLOCK_PACKAGE + "import inhibidistilbert"
     child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert child.returncode == 1
     assert "ModuleNotFoundError: No module named 'inhibidistilbert'" in child.stderr

@@ -215,6 +215,7 @@ def exact_matches(outputs, encoded) -> float:
     return sum(span == answer for span, (_, _, answer) in zip(spans, QUESTIONS, strict=True)) / len(spans)
 
 
+@pytest.mark.slow  # embeddings and tags stay
 def test_spans_that_answer_questions(tokenizer):
     model = AutoModelForQuestionAnswering.from_pretrained(default_checkpoint())
     passages, questions, answers = map(list, zip(*QUESTIONS, strict=True))

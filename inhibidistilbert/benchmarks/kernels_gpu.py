@@ -13,8 +13,7 @@ from ..support.benchmark_results import KernelRow, Shape
 from ..support.errors import UserError
 from ..support.memory import peak_memory
 from ..support.results import Quantiles
-from .composed import composed_attention
-from .operators import BASELINE, FORWARD, TRAINING, Operator
+from .operators import BASELINE, FORWARD, TRAINING, Operator, composed_attention
 from .timing import Budget, Work, interleave, ratios, warm_up
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)

@@ -21,8 +21,8 @@ from ..support.benchmark_results import ModelRow, RatioRow, Setting, Tokens
 from ..support.errors import UserError
 from ..support.memory import peak_memory
 from ..support.results import Quantiles
-from .composed import AUTHORS
 from .energy import Meter
+from .operators import AUTHORS
 from .peers import INHIBITOR, Checkpoint, ModelPeer, build, weight_bytes
 from .timing import SEED, Budget, Refused, interleave, ratios, torch_threads, wall_time, warm_up
 

@@ -16,10 +16,10 @@ from ..modeling import modeling_inhibidistilbert
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from ..quantization import quantize
 from ..support.errors import UserError
-from ..support.models import any_weight, has_tokenizer, load_config, load_model, load_tokenizer
+from ..support.models import any_weight, check_model_type, has_tokenizer, load_config, load_model, load_tokenizer
 from ..support.quiet import quiet_transformers
 from ..support.sizes import published_sizes, size_config
-from .composed import AUTHORS
+from .operators import AUTHORS
 from .timing import SEED, Refused
 
 INHIBITOR = "inhibitor"
@@ -59,11 +59,7 @@ class Checkpoint:
         if not (Path(source) / "config.json").is_file():
             raise UserError(f"CHECKPOINT {source!r} is neither a folder with a config.json nor one of {', '.join(sizes)}.")
         config = load_config(source, f"CHECKPOINT {source!r}")
-        if config.model_type != InhibiDistilBertConfig.model_type:
-            raise UserError(
-                f"CHECKPOINT {source!r} must hold model_type {InhibiDistilBertConfig.model_type!r}, got "
-                f"{config.model_type!r}; give it with --against."
-            )
+        check_model_type(config.to_dict(), f"CHECKPOINT {source!r}", "; give it with --against")
         architecture = (config.architectures or ["InhibiDistilBertModel"])[0]
         if _class_of(modeling_inhibidistilbert, architecture, config) is None:
             raise UserError(f"CHECKPOINT {source!r} has the architecture {architecture!r}, which is not known here.")

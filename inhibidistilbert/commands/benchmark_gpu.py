@@ -28,7 +28,7 @@ def gpu(
     import torch
 
     from ..benchmarks import timing
-    from ..benchmarks.gpu import report, run
+    from ..benchmarks.gpu import goals, run
     from ..support import files, machine
 
     names = [each.name for each in run.PARTS]
@@ -42,15 +42,15 @@ def gpu(
     device = torch.cuda.get_device_name()
     runtime = {"cuda": torch.version.cuda} if torch.version.hip is None else {"rocm": torch.version.hip}
     header = machine.header(gpu=device, seed=timing.SEED, **runtime)
-    file = None if output is None else output / f"{report.file_stem(device)}.json"
+    file = None if output is None else output / f"{goals.file_stem(device)}.json"
     outcomes: list[run.Outcome] = []
     with progress_bar("Measuring", len(chosen)) as advance:
         for outcome in run.run(chosen):
             outcomes.append(outcome)
             if file is not None:  # after every part: nothing is lost when the run is cut off
-                save(report.results(header, outcomes), file)
+                save(goals.results(header, outcomes), file)
             advance()
-    results = report.results(header, outcomes)
+    results = goals.results(header, outcomes)
     deliver(results, None, "", as_json, print_run)
     if file is not None and not as_json:
         print(f"{device}: every figure is in {file.with_suffix('.csv')} and the files beside it.")

@@ -14,11 +14,9 @@ import typer
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from rich import box
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
-from rich.table import Table
 
 from ..publishing.assemble import Candidate
 from ..publishing.card import CARD
@@ -32,6 +30,7 @@ from ..publishing.secrets import redact
 from ..publishing.upload import Published, send, telling
 from ..publishing.verify import sent_completely, verify_repository
 from ..support.errors import UserError
+from .output import new_table
 
 
 def publish(
@@ -236,9 +235,7 @@ class Report:
             self._json |= {"parent": remote.head, "left_out": left_out, "left_out_sections": sections, "card": card}
             self._json["files"] = [dataclasses.asdict(file) | {"path": redact(file.path, token)} for file in plan.files]
             return
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("file", no_wrap=True)
-        table.add_column("size", justify="right")
+        table = new_table(("file",), ("size",))
         table.add_column("on the Hub")
         for file in plan.files:
             table.add_row(escape(redact(file.path, token)), decimal(file.size), file.state)

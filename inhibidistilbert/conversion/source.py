@@ -37,7 +37,7 @@ def read_source_config(source: str) -> transformers.PreTrainedConfig:
         )
     try:
         raw = read_config(source)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UserError) as error:
         kind = "cannot be read" if folder.is_dir() else "is not a folder, and could not be read from the Hub as a model id"
         raise UserError(f"SOURCE {source!r} {kind}: {reason(error)}") from error
     _check_supported(source, raw)

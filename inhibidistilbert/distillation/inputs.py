@@ -20,10 +20,11 @@ from accelerate.utils import gather_object
 from ..support.digests import Content, change, content_of
 from ..support.distillation_log import DistillationLog
 from ..support.errors import UserError
+from ..support.files import write_text
 from .data import EVAL, TEST, TEXTS, TRAIN, TRANSFER
 from .recipe import Recipe, build_recipe
 from .stages import Stage
-from .work_folder import is_folder, write
+from .work_folder import is_folder
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +171,7 @@ class Inputs:
                     shutil.rmtree(folder / "labelled", ignore_errors=True)
                 record = {"inputs": now, "environments": [environment]}
             folder.mkdir(exist_ok=True)
-            write(folder / RECORD, json.dumps(record, indent=2))
+            write_text(folder / RECORD, json.dumps(record, indent=2))
         PartialState().wait_for_everyone()
 
     def recorded(self, stage: Stage) -> dict[str, Any]:

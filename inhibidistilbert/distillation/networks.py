@@ -1,7 +1,7 @@
 """What a training step runs: the frozen teacher, and the student with projections to the teacher's width."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
 from ..support.errors import UserError
-from .sizes import principal_axes, word_embeddings
 
 # The module of a layer that gives the attention's output, before it is added to the layer's input.
 _ATTENTION_OUTPUTS = {
@@ -60,7 +59,8 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, batch: Mapping[str, Tensor], attention: bool = False) -> TeacherStates:
-        with self._recorded() if attention else _nothing() as recorded:
+        recording: AbstractContextManager[list[Tensor]] = self._recorded() if attention else nullcontext([])
+        with recording as recorded:
             result = self.model(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True
             )
@@ -71,8 +71,7 @@ class Teacher:
 
     @contextmanager
     def _recorded(self) -> Iterator[list[Tensor]]:
-        model_type = str(self.model.config.model_type)
-        path = _ATTENTION_OUTPUTS[model_type]
+        path = _ATTENTION_OUTPUTS[str(self.model.config.model_type)]
         outputs: dict[int, Tensor] = {}
         recorded: list[Tensor] = []
         hooks = [
@@ -98,11 +97,6 @@ def check_attention(model_type: str, argument: str) -> None:
         )
 
 
-@contextmanager
-def _nothing() -> Iterator[list[Tensor]]:
-    yield []
-
-
 def _attention_output(layer: nn.Module, state: Tensor, mask: Tensor | None) -> Tensor:
     """The attention output of a layer, which may be sharded.
 
@@ -118,6 +112,19 @@ def _attention_output(layer: nn.Module, state: Tensor, mask: Tensor | None) -> T
     finally:
         hook.remove()
     return outputs[0] + 0 * whole
+
+
+def word_embeddings(model: PreTrainedModel) -> nn.Embedding:
+    return cast(nn.Embedding, model.get_input_embeddings())
+
+
+@torch.no_grad()
+def principal_axes(embeddings: torch.Tensor, dim: int) -> torch.Tensor:
+    """The first `dim` principal axes of `(vocab, width)`, orthonormal columns `(width, dim)`."""
+    centered = embeddings.float() - embeddings.float().mean(0)
+    # From the small (width, width) covariance.
+    _, axes = torch.linalg.eigh(centered.T @ centered)
+    return axes.flip(1)[:, :dim]
 
 
 class Learner(nn.Module):

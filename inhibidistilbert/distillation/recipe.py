@@ -76,16 +76,13 @@ def recipe_names() -> list[str]:
 
 def read_settings(source: str) -> dict[str, Any]:
     """The mapping in a recipe file: one of `recipe_names()`, or a path."""
-    if source in recipe_names():
-        text = (files("inhibidistilbert") / "hub_configs/recipes" / f"{source}.yaml").read_text(encoding="utf-8")
-    else:
-        try:
-            text = Path(source).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            known = ", ".join(recipe_names())
-            raise UserError(
-                f"--recipe: {source!r} is neither a readable file nor one of {known}: {reason(error)}"
-            ) from error
+    known = recipe_names()
+    file = files("inhibidistilbert") / "hub_configs/recipes" / f"{source}.yaml" if source in known else Path(source)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        names = ", ".join(known)
+        raise UserError(f"--recipe: {source!r} is neither a readable file nor one of {names}: {reason(error)}") from error
     settings = _parse(text, f"--recipe {source!r}")
     if not isinstance(settings, dict):
         raise UserError(f"--recipe: {source!r} must hold a mapping with the key stages.")

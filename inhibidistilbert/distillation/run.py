@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, set_seed
 from ..evaluation.fine_tuning import trainer_arguments
 from ..support.distillation_log import DistillationLog, StageResult
 from ..support.errors import UserError, reason
-from ..support.quiet import quiet_transformers
+from ..support.models import load_model
 from .batches import Collator
 from .inputs import MODULES, Inputs, check_finished
 from .prepare import prepare
@@ -103,8 +103,7 @@ def _tests(prepared: Prepared, stage: Stage) -> dict[str, dict[str, dict[str, fl
     models: dict[str, PreTrainedModel | None] = {"teacher": prepared.teacher(stage) if stage.answers else None}
     prepared.inputs.check_models(stage)
     kind = student_class(prepared.recipe.student.attention, prepared.task.head)
-    with quiet_transformers():
-        models["student"] = kind.from_pretrained(str(prepared.folder(stage) / "model"), dtype=torch.float32)
+    models["student"] = load_model(kind, prepared.folder(stage) / "model", "the student", dtype=torch.float32).model
     arguments = trainer_arguments(
         prepared.work_dir / "test", per_device_eval_batch_size=32, remove_unused_columns=False, label_names=["labels"]
     )

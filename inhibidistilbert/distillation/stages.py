@@ -18,9 +18,8 @@ from ..support.files import replacing_folder
 from ..support.sizes import published_sizes
 from .batches import Collator, Masking
 from .data import EVAL, SHORTEST, TEST, TEXTS, TRAIN, TRANSFER, Data
-from .networks import Learner, Teacher, check_attention, layer_map
+from .networks import Learner, Teacher, check_attention, layer_map, word_embeddings
 from .objectives import AlignObjective, Objective, PretrainObjective, TaskObjective, measure_variances
-from .sizes import word_embeddings
 from .task_vector import add_task_vector, check_fit, task_vector
 from .tasks import TaskKind
 from .teacher import add_teacher_logits, load_teacher

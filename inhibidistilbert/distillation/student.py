@@ -17,10 +17,11 @@ from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from ..modeling.modeling_inhibidistilbert import SCALARS
 from ..support.errors import UserError, reason
 from ..support.files import replacing_folder
-from ..support.foreign import load_pretrained, read_config
+from ..support.foreign import read_config
+from ..support.models import any_weight, load_config, load_model
 from ..support.quiet import quiet_transformers
 from ..support.sizes import published_sizes, size_config
-from .sizes import project_embeddings, word_embeddings
+from .networks import principal_axes, word_embeddings
 
 _ARGUMENT = "--student (student.source)"
 _CONFIGS: dict[str, type[PreTrainedConfig]] = {"inhibitor": InhibiDistilBertConfig, "softmax": DistilBertConfig}
@@ -86,10 +87,8 @@ def build_student(
         UserError: a source or configuration that does not fit.
     """
     kind = student_class(student.attention, head)
-    fields = _config_fields(student) | labels
+    fields = _config_fields(student, teacher_source) | labels
     if student.attention == "own":
-        if student.source in published_sizes():
-            raise UserError(f"student.attention: 'own' needs a folder to train, not the size {student.source!r}.")
         model = _pretrained(kind, _source(student, teacher_source), fields, device)
     elif student.source in published_sizes():
         model = _new(student, kind, teacher, fields)
@@ -101,14 +100,19 @@ def build_student(
     return model.float().eval()
 
 
-def _config_fields(student: Student) -> dict[str, Any]:
-    """The fields that are to differ from the source's, all known by name."""
+def _config_fields(student: Student, teacher_source: str | None) -> dict[str, Any]:
+    """The fields that are to differ from the source's, all known by name: others could make transformers run code."""
+    kind, aliases = InhibiDistilBertConfig, {}
     if student.attention == "own":
-        return dict(student.config)
-    known = {item.name for item in dataclasses.fields(InhibiDistilBertConfig)}
+        if student.source in published_sizes():
+            raise UserError(f"student.attention: 'own' needs a folder to train, not the size {student.source!r}.")
+        source = _source(student, teacher_source)
+        kind = type(load_config(source, f"{_ARGUMENT}: {source!r}"))
+        aliases = kind.attribute_map
+    known = {item.name for item in dataclasses.fields(kind)} | aliases.keys()
     for name in student.config:
         if name not in known:
-            raise UserError(f"student.config: unknown field {name!r}; see InhibiDistilBertConfig.")
+            raise UserError(f"student.config: unknown field {name!r}; see {kind.__name__}.")
     ignored = _INHIBITOR_FIELDS if student.attention == "softmax" else set()
     return {name: value for name, value in student.config.items() if name not in ignored}
 
@@ -135,6 +139,13 @@ def _new(student: Student, kind: Any, teacher: PreTrainedModel | None, fields: d
         projected = project_embeddings(words, config.hidden_size, std=0.05)
         word_embeddings(model).weight.data.copy_(projected)
     return model
+
+
+@torch.no_grad()
+def project_embeddings(teacher: torch.Tensor, dim: int, std: float) -> torch.Tensor:
+    """Word embeddings `(vocab, width)` on their first `dim` principal components, scaled to `std`: `(vocab, dim)`."""
+    projected = (teacher.float() - teacher.float().mean(0)) @ principal_axes(teacher, dim)
+    return projected * (std / projected.std())
 
 
 def _carried(config: PreTrainedConfig, attention: str) -> dict[str, Any]:
@@ -172,26 +183,17 @@ def _load(student: Student, kind: Any, source: str, fields: dict[str, Any], devi
 
 
 def _pretrained(kind: Any, source: str, fields: dict[str, Any], device: str | None) -> PreTrainedModel:
-    with quiet_transformers():
-        try:
-            # A head for another number of classes is replaced by a new one.
-            model, info = load_pretrained(
-                kind,
-                source,
-                dtype=torch.float32,
-                device_map=device,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                **fields,
-            )
-        except Exception as error:  # the libraries raise nothing more special for damaged files
-            raise UserError(f"{_ARGUMENT}: {source!r} does not load: {reason(error)}") from error
-    # An encoder is not.
-    for name, found, wanted in sorted(info["mismatched_keys"]):
-        if ".layer." in name or "embeddings." in name:
-            shapes = f"shape {tuple(found)} in the weights but {tuple(wanted)} by its configuration and student.config"
-            raise UserError(f"{_ARGUMENT}: {source!r} does not load: {name} has {shapes}.")
-    return model
+    def of_head(model: PreTrainedModel, name: str) -> bool:
+        """A head for another number of classes is replaced by a new one; an encoder is not."""
+        return not _in_encoder(name)
+
+    where, shaped_by = f"{_ARGUMENT}: {source!r}", "its configuration and student.config"
+    options = fields | {"dtype": torch.float32, "device_map": device}
+    return load_model(kind, source, where, may_lack=any_weight, may_differ=of_head, shaped_by=shaped_by, **options).model
+
+
+def _in_encoder(name: str) -> bool:
+    return ".layer." in name or "embeddings." in name
 
 
 def _copy(student: Student, kind: Any, source: str, fields: dict[str, Any], device: str | None) -> PreTrainedModel:
@@ -215,8 +217,7 @@ def _copy(student: Student, kind: Any, source: str, fields: dict[str, Any], devi
     # A head of another kind, or for other classes, stays as it was drawn.
     fitting = {name: weight for name, weight in weights.items() if name in own and own[name].shape == weight.shape}
     missing = model.load_state_dict(fitting, strict=False).missing_keys
-    encoder = [name for name in missing if ".layer." in name or "embeddings." in name]
-    if encoder:
+    if encoder := list(filter(_in_encoder, missing)):
         raise UserError(f"{_ARGUMENT}: {source!r} does not fit student.config: {encoder[0]} has another shape.")
     return model
 

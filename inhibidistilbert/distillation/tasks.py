@@ -121,7 +121,8 @@ class TaskKind:
         return F.cross_entropy(student.float(), batch["labels"], ignore_index=NO_LABEL, reduction="sum"), "rows"
 
     def predict(self, logits: Tensor, batch: Batch) -> Tensor:
-        return logits.argmax(-1)
+        """What `score` takes, beside the batch's labels."""
+        return logits
 
     def score(self, prediction: EvalPrediction) -> dict[str, float]:
         return metrics.compute(self.metrics, prediction.predictions, prediction.label_ids)
@@ -132,9 +133,6 @@ class Classification(TaskKind):
     problem_type = SINGLE_LABEL
     head = "ForSequenceClassification"
     metrics = (metrics.Accuracy, metrics.F1, metrics.MatthewsCorrelation)
-
-    def predict(self, logits: Tensor, batch: Batch) -> Tensor:
-        return logits
 
     def score(self, prediction: EvalPrediction) -> dict[str, float]:
         """Two classes are ranked too."""
@@ -194,9 +192,6 @@ class MultiLabelClassification(TaskKind):
         known = ~labels.isnan().any(-1)
         losses = F.binary_cross_entropy_with_logits(student.float()[known], labels[known], reduction="none")
         return losses.mean(-1).sum(), "rows"
-
-    def predict(self, logits: Tensor, batch: Batch) -> Tensor:
-        return logits
 
     def score(self, prediction: EvalPrediction) -> dict[str, float]:
         labels = np.asarray(prediction.label_ids).astype(np.int64)
@@ -298,6 +293,9 @@ class TokenClassification(TaskKind):
         )
         return total, "labelled"
 
+    def predict(self, logits: Tensor, batch: Batch) -> Tensor:
+        return logits.argmax(-1)
+
 
 class QuestionAnswering(TaskKind):
     """First and last token of the answer in a context; `[CLS]` for a question whose answer is not in what was kept of it.
@@ -307,7 +305,7 @@ class QuestionAnswering(TaskKind):
 
     name = "question-answering"
     head = "ForQuestionAnswering"
-    no_label: ClassVar[Any] = None
+    no_label: ClassVar[Any] = {"text": [], "answer_start": [NO_LABEL]}
     metrics = (metrics.QuestionAnswering,)
 
     def text_columns(self) -> list[Column]:
@@ -327,11 +325,6 @@ class QuestionAnswering(TaskKind):
                     raise UserError(
                         f"{argument}: row {row}: the answer {text!r} does not stand at answer_start {start} of its context."
                     )
-
-    def read_unlabelled(self, files: Sequence[str], argument: str) -> Dataset:
-        texts = read_columns(files, argument, self.text_columns(), drop_empty=True)
-        empty = {"text": [], "answer_start": [NO_LABEL]}
-        return texts.add_column("label", [empty] * len(texts)).cast_column("label", self.label_column().feature)
 
     def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
         def encode(batch: Mapping[str, list]) -> dict[str, list]:

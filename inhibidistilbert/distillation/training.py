@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, set_seed
 from transformers.integrations import unset_hf_deepspeed_config
 
 from ..conversion import DTYPES
+from ..support.files import write_text
 from .arguments import training_arguments
 from .batches import Collator
 from .checkpoints import check_space, last_checkpoint
@@ -25,7 +26,6 @@ from .objectives import set_dropout
 from .stages import Prepared, Stage
 from .student import build_student, save_student
 from .trainer import LogBeforeSaving, StageTrainer, TermProgress, scores
-from .work_folder import write
 
 
 def run_stage(prepared: Prepared, stage: Stage, before: Stage | None) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def run_stage(prepared: Prepared, stage: Stage, before: Stage | None) -> dict[st
             prepared.tokenizer.model_max_length = model.config.max_position_embeddings
             dtype = DTYPES[recipe.save_dtype] if is_last else torch.float32
             save_student(model, prepared.tokenizer, folder / "model", dtype, weights)
-            write(record, json.dumps(result))
+            write_text(record, json.dumps(result))
         PartialState().wait_for_everyone()
     else:
         prepared.inputs.bind(stage, before, prepared.trust_remote_code)
@@ -126,7 +126,8 @@ def _train(
     trainer.check_texts()
     history = [record for record in trainer.state.log_history if "loss" in record]
     last: dict[str, Any] = history[-1] if history else {}
-    alignment = [1 - value for name, value in sorted(last.items(), key=_layer_number) if name.startswith("unexplained_")]
+    terms = (f"unexplained_{layer}" for layer in range(model.config.num_hidden_layers))
+    alignment = [1 - last[term] for term in terms if term in last]
     result = {
         "steps": trainer.state.global_step,
         "seconds": round(trainer.seconds, 1),
@@ -138,8 +139,3 @@ def _train(
     # Or models would from now on be loaded as the shards of DeepSpeed's ZeRO stage 3, frozen teachers too.
     unset_hf_deepspeed_config()
     return result, weights
-
-
-def _layer_number(entry: tuple[str, Any]) -> int:
-    number = entry[0].rpartition("_")[2]
-    return int(number) if number.isdigit() else -1

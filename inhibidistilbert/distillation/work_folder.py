@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import uuid
 from pathlib import Path
@@ -13,7 +14,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from ..support.distillation_log import FILE as LOG
 from ..support.distillation_log import DistillationLog
 from ..support.errors import UserError, reason
-from ..support.files import write_text
+from ..support.files import replacing_folder, write_text
 from ..support.sizes import published_sizes
 from .curves import FILE as CURVES
 from .curves import draw_curves, read_curves
@@ -26,7 +27,7 @@ def finished_log(folder: Path) -> DistillationLog | None:
     """The log of a finished distillation; None where there is none."""
     try:
         return DistillationLog.read(folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except UserError:
         return None
 
 
@@ -56,7 +57,7 @@ def claim(work_dir: Path, recipe: Recipe) -> None:
     """Make the work folder, or renew the record in it. Raises a UserError where it cannot be written."""
     try:
         work_dir.mkdir(parents=True, exist_ok=True)
-        write(work_dir / "recipe.json", json.dumps(plain(recipe), indent=2))
+        write_text(work_dir / "recipe.json", json.dumps(plain(recipe), indent=2))
     except OSError as error:
         raise UserError(f"OUTPUT_DIR: {str(work_dir)!r} cannot be written: {reason(error)}") from error
 
@@ -126,23 +127,19 @@ def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def write(path: Path, text: str) -> None:
-    """All of it or nothing."""
-    write_text(path, text)
-
-
 def finish(work_dir: Path, stages: list[str], output_dir: Path, log: DistillationLog) -> None:
-    """The last stage's student with its log and all curves, whole and at once, in its place."""
-    finished = work_dir / "finished"
-    shutil.rmtree(finished, ignore_errors=True)
+    """The last stage's student with its log and all curves, whole and at once, in its place.
+
+    Raises a UserError where that cannot be written, or has come to be in the meantime.
+    """
     try:
-        shutil.copytree(work_dir / stages[-1] / "model", finished)
-        records = [record for stage in stages for record in read_curves(work_dir / stage / CURVES)]
-        write(finished / CURVES, "".join(json.dumps(record) + "\n" for record in records))
-        draw_curves(records, finished / "curves.png")
-        write(finished / LOG, json.dumps(log.as_json(), indent=2) + "\n")
+        with replacing_folder(output_dir, "OUTPUT_DIR") as new:
+            shutil.copytree(work_dir / stages[-1] / "model", new, dirs_exist_ok=True)
+            records = [record for stage in stages for record in read_curves(work_dir / stage / CURVES)]
+            write_text(new / CURVES, "".join(json.dumps(record) + "\n" for record in records))
+            draw_curves(records, new / "curves.png")
+            write_text(new / LOG, json.dumps(log.as_json(), indent=2) + "\n")
+            if os.path.lexists(output_dir):
+                raise FileExistsError("it exists by now")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(finished)
-        raise UserError(f"OUTPUT_DIR: {str(finished)!r} cannot be written: {reason(error)}; the work is kept.") from error
-    finished.rename(output_dir)
+        raise UserError(f"OUTPUT_DIR: {str(output_dir)!r} cannot be written: {reason(error)}; the work is kept.") from error

@@ -7,14 +7,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import (
-    DataCollatorWithPadding,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from ..modeling.modeling_inhibidistilbert import SCALARS
 
@@ -74,7 +67,6 @@ def fine_tune(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Dataset, recipe: Recipe, seed: int, folder: Path
 ) -> None:
     """Train `model` in place, by its own loss, on rows with `input_ids`, `length` and `labels`."""
-    set_seed(seed)
     arguments = trainer_arguments(
         folder,
         num_train_epochs=recipe.epochs,
@@ -87,6 +79,5 @@ def fine_tune(
         save_strategy="no",
         logging_steps=100,
     )
-    collator = DataCollatorWithPadding(tokenizer)
-    trainer = FineTuner(model=model, args=arguments, train_dataset=data, data_collator=collator, processing_class=tokenizer)
-    trainer.train()
+    # The Trainer sets the seed, and pads by the tokenizer.
+    FineTuner(model=model, args=arguments, train_dataset=data, processing_class=tokenizer).train()

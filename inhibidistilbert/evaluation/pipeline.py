@@ -184,8 +184,8 @@ def _results(splits: Sequence[Split], scored: dict[str, dict[str, Scored]]) -> I
         for split in splits:
             if split.labelled:
                 mine = of_splits[split.name]
-                rivals = others if checkpoint == first else []
-                differences = {other: compare(mine, scored[other][split.name]) for other in rivals}
+                peers = others if checkpoint == first else []
+                differences = {peer: compare(mine, scored[peer][split.name]) for peer in peers}
                 yield SplitResult(split, checkpoint, mine.values(), mine.intervals(), differences)
 
 

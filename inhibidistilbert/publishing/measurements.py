@@ -5,7 +5,7 @@
 `inhibidistilbert benchmark … --output`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +21,6 @@ from .metadata import hub_id_problem, metric_problem
 CPU, KERNELS = "cpu.json", "kernels_gpu.json"
 COSTS = ("model_cpu.json", "model_gpu.json")
 RESULT_FILES = (DISTILLATION, EVAL_RESULTS, CPU, KERNELS, *COSTS)
-T = TypeVar("T")
 R = TypeVar("R", bound=Results)
 
 
@@ -66,24 +65,19 @@ def _count(name: str, value: Any) -> int:
     return value
 
 
-def _read(folder: Path, parsers: Mapping[str, Callable[[dict[str, Any]], Iterable[T]]]) -> list[T]:
-    """What the parsers find in those of the files of results that are there, by their names."""
-    found: list[T] = []
-    for name, parse in parsers.items():
-        if (folder / name).is_file():
-            content = read_json(folder / name, name)
-            with form_of(name):
-                found.extend(parse(content))
-    return found
-
-
 def read_measurements(folder: Path) -> list[Measurement]:
     """All evaluations in the folder, published datasets first.
 
     Raises:
         UserError: a file of results that is not of its form.
     """
-    return _read(folder, {EVAL_RESULTS: _evaluations, DISTILLATION: _tests})
+    found: list[Measurement] = []
+    for name, parse in ((EVAL_RESULTS, _evaluations), (DISTILLATION, _tests)):
+        if (folder / name).is_file():
+            content = read_json(folder / name, name)
+            with form_of(name):
+                found += parse(content)
+    return found
 
 
 def read_distillation(folder: Path) -> DistillationLog | None:
@@ -92,7 +86,8 @@ def read_distillation(folder: Path) -> DistillationLog | None:
     Raises:
         UserError: a file of results that is not of its form.
     """
-    return next(iter(_read(folder, {DISTILLATION: lambda content: [DistillationLog.from_json(content)]})), None)
+    file = folder / DISTILLATION
+    return DistillationLog.from_json(read_json(file, DISTILLATION)) if file.is_file() else None
 
 
 def _evaluations(content: dict[str, Any]) -> Iterator[Measurement]:

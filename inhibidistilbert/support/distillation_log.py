@@ -1,11 +1,12 @@
 """The schema of `distillation.json`: what a model was distilled by and from, how that went, and what its tests came to."""
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+
+from .files import form_of, read_json
 
 FILE = "distillation.json"
 
@@ -51,17 +52,17 @@ class DistillationLog:
         """What `as_json` gave; fields that are not known are left out.
 
         Raises:
-            KeyError, TypeError, AttributeError: content of another form.
+            UserError: content of another form.
         """
-        stages = {name: StageResult(**_known(StageResult, result)) for name, result in content["stages"].items()}
-        teacher = content.get("teacher")
-        values = {**_known(cls, content), "stages": stages, "teacher": teacher and cls.from_json(teacher)}
-        return cls(**values)
+        with form_of(FILE):
+            stages = {name: StageResult(**_known(StageResult, result)) for name, result in content["stages"].items()}
+            teacher = content.get("teacher")
+            return cls(**{**_known(cls, content), "stages": stages, "teacher": teacher and cls.from_json(teacher)})
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """That of the model in `folder`. Raises as `from_json`, and OSError or ValueError for a file that cannot be read."""
-        return cls.from_json(json.loads((folder / FILE).read_text(encoding="utf-8")))
+        """That of the model in `folder`. Raises `UserError`: it cannot be read, or is of another form."""
+        return cls.from_json(read_json(folder / FILE, finite=False))  # a score may be NaN
 
     def as_json(self) -> dict[str, Any]:
         """Without the fields that few have."""

@@ -61,17 +61,20 @@ def replacing_folder(path: Path, argument: str = "folder") -> Iterator[Path]:
             raise
 
 
-def read_json(file: Path, called: str | None = None) -> dict[str, Any]:
+def read_json(file: Path, called: str | None = None, *, finite: bool = True) -> dict[str, Any]:
     """The JSON object in `file`, which errors name `called`.
 
+    finite: refuse numbers that are none, such as NaN.
+
     Raises:
-        UserError: it cannot be read, holds something else, or a number that is none, such as NaN.
+        UserError: it cannot be read, or holds something else.
     """
     name = called or str(file)
+    parsers: dict[str, Any] = {"parse_constant": _no_number, "parse_float": _finite} if finite else {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_number, parse_float=_finite)
+        content = json.loads(file.read_text(encoding="utf-8"), **parsers)
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{name!r} cannot be read as JSON: {reason(error)}") from error
+        raise UserError(f"{name!r} cannot be read as JSON: {reason(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{name!r} must hold a JSON object, got {type(content).__name__}.")
     return content
@@ -120,8 +123,7 @@ def write_csv(path: Path, header: Row, rows: Sequence[Row]) -> None:
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    with replacing(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+    write_text(path, text.getvalue())
 
 
 def write_json(path: Path, header: Row, rows: Sequence[Row], **more: Sequence[Row]) -> None:
@@ -130,8 +132,7 @@ def write_json(path: Path, header: Row, rows: Sequence[Row], **more: Sequence[Ro
     for name, table in {"results": rows, **more}.items():
         lines = ",\n".join(json.dumps(row) for row in table)
         tables.append(f'"{name}": [\n{lines}\n]')
-    with replacing(path) as temporary:
-        temporary.write_text("{" + ",\n".join(tables) + "}\n", encoding="utf-8")
+    write_text(path, "{" + ",\n".join(tables) + "}\n")
 
 
 def write_text(path: Path, text: str) -> None:

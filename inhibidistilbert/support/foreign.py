@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from ..modeling.attention_interface import ATTENTION_FORWARDS
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
-from .errors import reason
+from .errors import UserError
+from .files import read_json
 
 CONFIG, TOKENIZER, GENERATION, ADAPTER = (
     "config.json",
@@ -95,6 +97,8 @@ _TOKEN_FIELDS = {"__type", "content", "id", "lstrip", "normalized", "rstrip", "s
 # Parameters of tokenizers that are their vocabulary, or name a file of it.
 _IS_VOCABULARY = re.compile(r"vocab|merges|tokenizer_object|.*_file")
 
+_read_json = partial(read_json, finite=False)  # some configurations of transformers have Infinity
+
 
 class ForeignFieldError(ValueError):
     """A folder chooses code or another source. The message names the file and the field; callers add the folder."""
@@ -127,7 +131,7 @@ def read_config(source: str | os.PathLike) -> dict[str, Any]:
     """The content of `config.json` in a folder or a Hub repository, once it is known to choose nothing.
 
     Raises:
-        OSError, ForeignFieldError: it cannot be had or read, or it chooses something.
+        OSError, UserError, ForeignFieldError: it cannot be had, or not be read, or it chooses something.
     """
     fields = _read_json(_fetch(source, weights=False) / CONFIG)
     _refuse(fields, CONFIG)
@@ -150,7 +154,7 @@ def choices(folder: Path) -> Iterator[tuple[str, str]]:
                     readers[name](fields)
                 if name != CONFIG and fields.get("auto_map"):
                     raise ForeignFieldError(f"{name}: auto_map names code, {fields['auto_map']!r}")
-            except ForeignFieldError as error:
+            except (ForeignFieldError, UserError) as error:
                 yield name, str(error).removeprefix(f"{name}: ")
 
 
@@ -294,17 +298,6 @@ def _tokenizer_class(name: Any, fields: dict[str, Any], file: str) -> type[PreTr
 def _is_small(kind: Any) -> bool:
     """Whether the class reads no weights."""
     return kind in (AutoConfig, AutoTokenizer) or issubclass(kind, PreTrainedConfig | PreTrainedTokenizerBase)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """Raises `OSError` or `ForeignFieldError`: it cannot be had, or is no JSON object."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ForeignFieldError(f"{file.name}: cannot be read as JSON: {reason(error)}") from None
-    if not isinstance(content, dict):
-        raise ForeignFieldError(f"{file.name}: must hold a JSON object, got {type(content).__name__}")
-    return content
 
 
 def _fetch(source: str | os.PathLike, weights: bool) -> Path:

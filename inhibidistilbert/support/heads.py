@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from operator import eq
 from typing import Any, Final, Literal
 
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
@@ -67,10 +68,6 @@ def are_numbers(names: Sequence[str]) -> bool:
     return all(name in (str(place), f"label{place}") for place, name in enumerate(_plain(names)))
 
 
-def _same(one: str, other: str) -> bool:
-    return one == other
-
-
 def _abbreviates(one: str, other: str) -> bool:
     """As "neg" does "negative"."""
     return min(len(one), len(other)) >= 3 and (one.startswith(other) or other.startswith(one))
@@ -89,7 +86,7 @@ def output_order(names: Sequence[str], wanted: Sequence[str]) -> list[int] | Non
     shared = min(len(ours), len(theirs))
     if ours[:shared] == theirs[:shared]:
         return by_place
-    for match in (_same, _abbreviates):
+    for match in (eq, _abbreviates):
         found = [[place for place, name in enumerate(ours) if match(name, class_)] for class_ in theirs]
         if all(len(places) == 1 for places in found) and len({places[0] for places in found}) == len(names):
             return [places[0] for places in found]

@@ -166,8 +166,8 @@ HALF_CASES = tuple(
     Case(off_kinks=False, **options)
     for options in (
         {},
-        {"signed": False, "M": 3},
-        {"centered": False, "padding": "left"},
+        {"B": 1, "signed": False, "M": 3},
+        {"B": 1, "centered": False, "padding": "left"},
         {"causal": True, "dropout": True, "padding": "holes", "scalars": (2,)},
         {"B": 1, "H": 1, "M": 17, "N": 65, "D": 32, "padding": "right"},
         {"B": 1, "H": 1, "M": 33, "N": 17, "D": 48, "causal": True},

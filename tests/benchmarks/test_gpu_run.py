@@ -10,7 +10,7 @@ import torch
 
 from inhibidistilbert import cli
 from inhibidistilbert.benchmarks import pictures
-from inhibidistilbert.benchmarks.gpu import goals, kernels, matrix_rate, models, report
+from inhibidistilbert.benchmarks.gpu import goals, kernels, matrix_rate, models
 from inhibidistilbert.benchmarks.gpu import run as gpu_run
 from inhibidistilbert.benchmarks.gpu.findings import Finding
 from inhibidistilbert.benchmarks.gpu.models import FULL, PEER, SENTENCES, Place
@@ -114,7 +114,7 @@ OUTCOMES = [
 
 
 def test_verdicts() -> None:
-    verdicts = {row.goal: (row.value, row.met) for row in report.results({}, OUTCOMES).goals}
+    verdicts = {row.goal: (row.value, row.met) for row in goals.results({}, OUTCOMES).goals}
     assert list(verdicts.values()) == [
         (1, False),  # checks
         (0.8, True),
@@ -135,19 +135,19 @@ def test_a_batch_without_a_figure_is_no_verdict_on_the_worst() -> None:
 
 
 def test_nothing_measured_meets_no_goal() -> None:
-    assert {row.met for row in report.results({}, []).goals} == {None}
+    assert {row.met for row in goals.results({}, []).goals} == {None}
 
 
 @pytest.mark.parametrize(
     ("device", "stem"), [("NVIDIA H200", "gpu_nvidia_h200"), ("NVIDIA H100 80GB HBM3", "gpu_nvidia_h100_80gb_hbm3")]
 )
 def test_file_names(device: str, stem: str) -> None:
-    assert report.file_stem(device) == stem
+    assert goals.file_stem(device) == stem
 
 
 def test_the_picture_shows_what_there_is() -> None:
     header = {"gpu": "Some GPU"}
-    figure = pictures.gpu(report.results(header, OUTCOMES))
+    figure = pictures.gpu(goals.results(header, OUTCOMES))
     kernel, model = figure.axes
     assert [axes.get_title() for axes in (kernel, model)] == [
         f"attention alone, {FORWARD}",
@@ -156,7 +156,7 @@ def test_the_picture_shows_what_there_is() -> None:
     drawn = {each.get_label(): list(each.lines[0].get_ydata()) for axes in figure.axes for each in axes.containers}
     assert drawn["inhibitor, float32"] == [4.0]
     assert drawn["DistilBERT, SDPA, CUDA graph"] == [100, 100, 100, 100]
-    assert pictures.gpu(report.results(header, [])) is None
+    assert pictures.gpu(goals.results(header, [])) is None
 
 
 # The command

@@ -10,9 +10,8 @@ import torch
 
 from inhibidistilbert import cli, inhibitor_attention
 from inhibidistilbert.benchmarks import kernels_gpu
-from inhibidistilbert.benchmarks.composed import composed_attention
 from inhibidistilbert.benchmarks.kernels_gpu import run
-from inhibidistilbert.benchmarks.operators import BASELINE, FORWARD, TRAINING, Operator
+from inhibidistilbert.benchmarks.operators import BASELINE, FORWARD, TRAINING, Operator, composed_attention
 from inhibidistilbert.benchmarks.timing import Budget
 from inhibidistilbert.kernels.triton.launch import triton_refusal
 from inhibidistilbert.support.benchmark_results import Shape

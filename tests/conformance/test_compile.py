@@ -9,18 +9,16 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from inhibidistilbert import inhibitor_attention
 from inhibidistilbert.testing.reference import FORWARD_TOLERANCE, relative_rms
-from tests.helpers.tiny import SIZES, SLOW_TASKS, tiny_model, tokens
+from tests.helpers.tiny import SIZES, TASKS, tiny_model, tokens
 from tests.helpers.tiny_batches import NO_DROPOUT, assert_same_gradients, assert_same_output, batch, gradients
 
 TASK = "ForSequenceClassification"
 LENGTHS = (9, 13, 7, 20, 24)
 ONE_LAYER = {"n_layers": 1}
 
-implementations = pytest.mark.parametrize("implementation", ["inhibitor", "eager"])
-# The eager form is compiled in the training steps; `make test-full` compiles it here too.
-implementations_of_the_rest = pytest.mark.parametrize(
-    "implementation", ["inhibitor", pytest.param("eager", marks=pytest.mark.slow)]
-)
+slow = pytest.mark.slow
+# `make test` compiles the eager form with the mask of four dimensions alone.
+implementations = pytest.mark.parametrize("implementation", ["inhibitor", pytest.param("eager", marks=slow)])
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +43,8 @@ def assert_same_training_step(fast: torch.nn.Module, model: torch.nn.Module, inp
 
 
 @implementations
-@pytest.mark.parametrize("normalization", [pytest.param("none", marks=pytest.mark.slow), "sqrt"])
-@pytest.mark.parametrize("masked", [pytest.param(False, id="nomask", marks=pytest.mark.slow), pytest.param(True, id="mask")])
+@pytest.mark.parametrize("normalization", [pytest.param("none", marks=slow), "sqrt"])
+@pytest.mark.parametrize("masked", [pytest.param(False, id="nomask", marks=slow), pytest.param(True, id="mask")])
 def test_training_steps_of_every_length(implementation, normalization, masked):
     fields = ONE_LAYER | NO_DROPOUT | {"length_normalization": normalization}
     model = tiny_model(TASK, attn_implementation=implementation, **fields).train()
@@ -72,7 +70,9 @@ def test_a_gate():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("task", SLOW_TASKS)
+@pytest.mark.parametrize(
+    "task", [task if task == "ForQuestionAnswering" else pytest.param(task, marks=slow) for task in TASKS]
+)
 def test_every_class_at_every_batch_and_length(task):
     model = tiny_model(task, **ONE_LAYER, length_normalization="sqrt")
     fast, counter = compiled(model)
@@ -94,9 +94,8 @@ def test_training_steps_through_the_default_compiler():
     assert counter.frame_count == 2
 
 
-@pytest.mark.parametrize(
-    "reentrant", [pytest.param(False, id=""), pytest.param(True, id="reentrant", marks=pytest.mark.slow)]
-)
+@slow
+@pytest.mark.parametrize("reentrant", [False, True], ids=["", "reentrant"])
 def test_gradient_checkpointing(reentrant):
     model = tiny_model(TASK, **NO_DROPOUT).train()
     plain = tiny_model(TASK, **NO_DROPOUT).train()
@@ -108,9 +107,7 @@ def test_gradient_checkpointing(reentrant):
     assert counter.frame_count == 2
 
 
-@pytest.mark.parametrize(
-    "checkpointed", [pytest.param(False, id=""), pytest.param(True, id="checkpointed", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("checkpointed", [pytest.param(False, id=""), pytest.param(True, id="checkpointed", marks=slow)])
 def test_dropout_draws_what_eager_draws(checkpointed):
     model = tiny_model(TASK, **ONE_LAYER, attention_dropout=0.4).train()
     if checkpointed:
@@ -126,6 +123,7 @@ def test_dropout_draws_what_eager_draws(checkpointed):
     assert counter.frame_count == 2
 
 
+@slow
 def test_autocast():
     model = tiny_model(TASK, **ONE_LAYER, **NO_DROPOUT).train()
     fast, counter = compiled(model)
@@ -136,7 +134,7 @@ def test_autocast():
 
 
 @torch.no_grad()
-@implementations_of_the_rest
+@pytest.mark.parametrize("implementation", [pytest.param("inhibitor", marks=slow), "eager"])
 def test_a_4d_mask(implementation):
     model = tiny_model(attn_implementation=implementation, **ONE_LAYER, length_normalization="sqrt")
     fast, counter = compiled(model)
@@ -146,9 +144,10 @@ def test_a_4d_mask(implementation):
     assert counter.frame_count == 2
 
 
+@slow
 @torch.no_grad()
-@implementations_of_the_rest
-@pytest.mark.parametrize("wanted", [pytest.param("hidden_states", marks=pytest.mark.slow), "attentions"])
+@pytest.mark.parametrize("implementation", ["inhibitor", "eager"])
+@pytest.mark.parametrize("wanted", ["hidden_states", "attentions"])
 def test_inner_outputs_after_one_eager_call(implementation, wanted):
     """The first call that asks for them installs transformers' hooks, under a lock that no model can compile."""
     model = tiny_model(attn_implementation=implementation, **ONE_LAYER)
@@ -164,6 +163,7 @@ def test_inner_outputs_after_one_eager_call(implementation, wanted):
     assert counter.frame_count == 2
 
 
+@slow
 @torch.no_grad()
 def test_too_long_inputs_still_name_both_lengths():
     fast, _ = compiled(tiny_model(**ONE_LAYER), dynamic=True)

@@ -167,6 +167,7 @@ def compare_sharded_with_whole(rank: int, processes: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_a_training_step_sharded_over_two_processes_equals_the_whole_models(tmp_path):
     multiprocessing.spawn(compare_sharded_with_whole, (2, str(tmp_path)), nprocs=2)
     results = torch.load(tmp_path / "results.pt")

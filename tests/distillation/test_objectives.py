@@ -387,7 +387,13 @@ def mpnet():
     return MPNetModel(MPNetConfig(vocab_size=len(VOCABULARY), max_position_embeddings=64, initializer_range=0.2, **settings))
 
 
-@pytest.mark.parametrize("teacher_model", [lambda: random_teacher(BertModel), mpnet], ids=["bert-12-layers", "mpnet"])
+@pytest.mark.parametrize(
+    "teacher_model",
+    [
+        pytest.param(lambda: random_teacher(BertModel), id="bert-12-layers", marks=pytest.mark.slow),
+        pytest.param(mpnet, id="mpnet"),
+    ],
+)
 def test_a_deeper_and_wider_teacher_is_learned_from(teacher_model):
     """Both stages bring their losses down by at least a third in 60 steps, through maps that the student's folder lacks."""
     student, teacher_model = random_student(InhibiDistilBertModel), teacher_model()

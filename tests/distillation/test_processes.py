@@ -125,8 +125,8 @@ def test_two_processes_train_what_one_does(toy, tmp_path):
     teacher = write_distilbert(tmp_path / "teacher", initializer_range=0.3)
     masked = write_distilbert(tmp_path / "masked", DistilBertForMaskedLM, initializer_range=0.3)
     mlm = [f"pretrain.teacher={masked}", "pretrain.mlm_weight=1", "pretrain.soft_mlm_weight=1"]
-    changes = [*mlm, *(f"{stage}.dropout=0" for stage in STAGES)]
-    recipe = three_stages(toy, teacher, *changes)
+    changes = [*mlm, *(f"{stage}.{change}" for stage in STAGES for change in ("dropout=0", "max_steps=4"))]
+    recipe = three_stages(toy, teacher, *changes, "trainer.logging_steps=1")
     run_recipe(recipe, tmp_path / "one")
     program = tmp_path / "careful.py"
     program.write_text(CAREFUL)

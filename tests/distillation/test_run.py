@@ -25,7 +25,9 @@ from inhibidistilbert.distillation import training
 from inhibidistilbert.distillation.recipe import Recipe, read_recipe
 from inhibidistilbert.distillation.run import run_recipe
 from inhibidistilbert.distillation.trainer import StageTrainer
+from inhibidistilbert.distillation.work_folder import finish
 from inhibidistilbert.modeling.sources import source_files
+from inhibidistilbert.support.distillation_log import DistillationLog
 from inhibidistilbert.support.errors import UserError
 from tests.helpers.toy_recipe import curve
 from tests.helpers.toy_task import POSITIONS, VOCABULARY, sentences, tiny_student, write_bert, write_csv, write_distilbert
@@ -372,6 +374,17 @@ def test_an_output_folder_that_exists_is_left_alone(toy, tmp_path):
     with pytest.raises(UserError, match=r"OUTPUT_DIR: '.*out' exists already"):
         run_recipe(teacher_recipe(toy), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_output_folder_that_has_come_up_meanwhile_is_left_alone(tmp_path):
+    work, output = tmp_path / "out.work", tmp_path / "out"
+    (work / "task" / "model").mkdir(parents=True)
+    (work / "task" / "curves.jsonl").write_text('{"stage": "task", "step": 1, "loss": 0.5}\n')
+    output.mkdir()
+    with pytest.raises(UserError, match=r"OUTPUT_DIR: '.*out' cannot be written: it exists by now; the work is kept"):
+        finish(work, ["task"], output, DistillationLog({}, {}))
+    assert sorted(tmp_path.iterdir()) == [output, work]
+    assert not any(output.iterdir())
 
 
 @pytest.mark.parametrize("make", [Path.touch, lambda path: (path / "mine").mkdir(parents=True)], ids=["file", "folder"])

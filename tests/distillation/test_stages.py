@@ -48,6 +48,14 @@ def whole(toy, teacher, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def aligned(toy, teacher, tmp_path_factory) -> Path:
+    """The first stage alone."""
+    folder = tmp_path_factory.mktemp("aligned") / "out"
+    run_recipe(three_stages(toy, teacher, stage="align"), folder)
+    return folder
+
+
 def log_of(folder: Path) -> dict:
     return json.loads((folder / "distillation.json").read_text())
 
@@ -183,6 +191,9 @@ def test_a_teacher_without_that_head_is_refused(toy, teacher, tmp_path):
         run_recipe(three_stages(toy, teacher, "pretrain.mlm_weight=1", stage="pretrain"), tmp_path / "out")
 
 
+FOUR_STEPS = [f"{stage}.max_steps=4" for stage in STAGES]
+
+
 def write_deep_bert(folder: Path) -> Path:
     torch.manual_seed(0)
     settings = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 12, "num_attention_heads": 4}
@@ -196,8 +207,8 @@ def write_deep_bert(folder: Path) -> Path:
 def test_twelve_layers_become_six(toy, tmp_path, attention):
     """Copied from the layers the authors chose, and learning from them."""
     teacher = write_deep_bert(tmp_path / "bert")
-    layers = ["student.layers=[0, 2, 4, 7, 9, 11]", f"student.attention={attention}", "task.max_steps=4"]
-    log = run_recipe(three_stages(toy, teacher, *layers), tmp_path / "out")
+    layers = ["student.layers=[0, 2, 4, 7, 9, 11]", f"student.attention={attention}"]
+    log = run_recipe(three_stages(toy, teacher, *layers, *FOUR_STEPS), tmp_path / "out")
     assert len(log["stages"]["align"]["alignment"]) == 6
     student = InhibiDistilBertForSequenceClassification if attention == "inhibitor" else DistilBertForSequenceClassification
     assert student.from_pretrained(tmp_path / "out").config.n_layers == 6
@@ -206,7 +217,7 @@ def test_twelve_layers_become_six(toy, tmp_path, attention):
 def test_a_small_student_of_a_deep_wide_teacher_keeps_no_maps(toy, tmp_path):
     teacher = write_deep_bert(tmp_path / "bert")
     config = "student.config={n_layers: 3, dim: 32, n_heads: 2, hidden_dim: 64}"
-    log = run_recipe(three_stages(toy, teacher, "student.source=tiny", config), tmp_path / "out")
+    log = run_recipe(three_stages(toy, teacher, "student.source=tiny", config, *FOUR_STEPS), tmp_path / "out")
     assert len(log["stages"]["align"]["alignment"]) == 3
     student, info = InhibiDistilBertForSequenceClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert student.config.dim == 32
@@ -260,7 +271,7 @@ STRUCTURED = {
 }
 
 
-@pytest.mark.parametrize("kind", STRUCTURED)
+@pytest.mark.parametrize("kind", ["token-classification", pytest.param("question-answering", marks=pytest.mark.slow)])
 def test_tokens_and_answers_are_learned_by_a_teacher_and_distilled(toy, tmp_path, kind):
     rows, metrics = STRUCTURED[kind]
     file = jsonl(tmp_path / "rows.jsonl", rows)
@@ -323,6 +334,7 @@ MOODY = [
 ]
 
 
+@pytest.mark.slow  # a teacher of several labels that is given stays
 def test_several_labels_are_learned_from_files_and_then_distilled(toy, tmp_path):
     """By the words in the text; the teacher's from CSV, the student's from numbers in JSON, in addition to its answers."""
     words = {"good": "funny", "dull": "dark"}
@@ -483,23 +495,26 @@ def same_curve(folder: Path, whole: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "half_written", "kept"),
-    # Three checkpoints a stage: the second of the alignment, and the last of the task.
+    ("stage", "checkpoint", "half_written", "kept"),
+    # Three checkpoints a stage: the second of the alignment alone, and the last of the task after the other stages.
     [
-        pytest.param(2, True, ("align", {"checkpoint-4"}), id="weights-half-written"),
-        pytest.param(9, False, ("task", {"checkpoint-4", "checkpoint-8"}), id="not-yet-renamed", marks=pytest.mark.slow),
+        pytest.param("align", 2, True, ("align", {"checkpoint-4"}), id="weights-half-written"),
+        pytest.param(
+            None, 9, False, ("task", {"checkpoint-4", "checkpoint-8"}), id="not-yet-renamed", marks=pytest.mark.slow
+        ),
     ],
 )
-def test_killed_while_a_checkpoint_is_written(toy, teacher, whole, tmp_path, checkpoint, half_written, kept):
-    recipe, output = three_stages(toy, teacher), tmp_path / "out"
+def test_killed_while_a_checkpoint_is_written(toy, teacher, request, tmp_path, stage, checkpoint, half_written, kept):
+    recipe, output = three_stages(toy, teacher, stage=stage), tmp_path / "out"
     process = run_in_a_process(run_until_killed_at, recipe, output, checkpoint, half_written)
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
+    whole = "whole" if stage is None else "aligned"
     stage, names = kept
     assert {path.name for path in (tmp_path / "out.work" / stage).glob("checkpoint-*")} == names
     assert any((tmp_path / "out.work" / stage / "unfinished").iterdir())
     run_recipe(recipe, output)
-    same_curve(output, whole)
+    same_curve(output, request.getfixturevalue(whole))
 
 
 @pytest.mark.slow
@@ -550,8 +565,8 @@ def full_disk_from(call: int, error: Exception):
         pytest.param(RuntimeError("PytorchStreamWriter failed writing file"), id="torch", marks=pytest.mark.slow),
     ],
 )
-def test_a_disk_that_fills_up_leaves_the_earlier_checkpoints(toy, teacher, whole, tmp_path, monkeypatch, error):
-    recipe, output = three_stages(toy, teacher), tmp_path / "out"
+def test_a_disk_that_fills_up_leaves_the_earlier_checkpoints(toy, teacher, aligned, tmp_path, monkeypatch, error):
+    recipe, output = three_stages(toy, teacher, stage="align"), tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "save_file", full_disk_from(2, error))
         with pytest.raises(
@@ -561,10 +576,12 @@ def test_a_disk_that_fills_up_leaves_the_earlier_checkpoints(toy, teacher, whole
     assert "\n" not in str(caught.value)
     assert [path.name for path in (tmp_path / "out.work" / "align").glob("*") if path.is_dir()] == ["checkpoint-4"]
     run_recipe(recipe, output)
-    same_curve(output, whole)
+    same_curve(output, aligned)
 
 
-@pytest.mark.parametrize("stage", ["align", "pretrain", "task"])
+@pytest.mark.parametrize(
+    "stage", [pytest.param(stage, marks=() if stage == "pretrain" else pytest.mark.slow) for stage in STAGES]
+)
 def test_a_loss_that_is_no_number_stops_the_run(toy, teacher, tmp_path, monkeypatch, stage):
     """The weights of layer 1 are spoilt in the sixth step: step, stage and layer are told, and step 4 is kept."""
     step = StageTrainer.training_step

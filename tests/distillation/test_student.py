@@ -14,8 +14,7 @@ from transformers import (
 )
 
 from inhibidistilbert import InhibiDistilBertForSequenceClassification
-from inhibidistilbert.distillation.sizes import project_embeddings
-from inhibidistilbert.distillation.student import Student, save_student
+from inhibidistilbert.distillation.student import Student, project_embeddings, save_student
 from inhibidistilbert.distillation.student import build_student as build
 from inhibidistilbert.support.errors import UserError
 from inhibidistilbert.support.sizes import published_sizes, size_config
@@ -249,9 +248,19 @@ def test_a_softmax_student_cannot_come_from_an_inhibitor(tmp_path):
 
 def test_a_source_is_fine_tuned_as_what_it_is(tmp_path):
     folder = write_bert(tmp_path / "bert")
-    student = build(Student(source=str(folder), attention="own"), "ForSequenceClassification", None, None, num_labels=4)
+    settings = Student(source=str(folder), attention="own", config={"hidden_dropout_prob": 0.25})
+    student = build(settings, "ForSequenceClassification", None, None, num_labels=4)
     assert type(student) is BertForSequenceClassification
     assert student.classifier.weight.shape[0] == 4
+    assert student.config.hidden_dropout_prob == 0.25
+
+
+@pytest.mark.parametrize("name", ["trust_remote_code", "weights_only", "attn_implementation"])
+def test_what_is_no_field_does_not_reach_the_loader(tmp_path, name):
+    """It could make transformers run code of the folder, or of another place."""
+    settings = Student(source=str(write_bert(tmp_path / "bert")), attention="own", config={name: True})
+    with pytest.raises(UserError, match=rf"student\.config: unknown field '{name}'; see BertConfig\."):
+        build(settings, "ForSequenceClassification", None, None)
 
 
 @pytest.mark.parametrize(("fields", "beta"), [({}, 2.5), ({"length_normalization": "sqrt"}, 0.5), ({"beta_init": 3.0}, 3.0)])

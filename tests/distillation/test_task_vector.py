@@ -19,7 +19,7 @@ from inhibidistilbert.distillation.student import Student, build_student
 from inhibidistilbert.distillation.task_vector import add_task_vector, task_vector
 from inhibidistilbert.modeling.modeling_inhibidistilbert import SCALARS
 from inhibidistilbert.support.errors import UserError
-from tests.helpers.toy_recipe import three_stages
+from tests.helpers.toy_recipe import STAGES, three_stages
 from tests.helpers.toy_task import SIZES, VOCABULARY, write_distilbert
 
 HEAD = "ForSequenceClassification"
@@ -118,8 +118,9 @@ def test_a_stage_starts_from_it(toy, base, teacher, tmp_path):
 
 
 def test_all_stages_in_one_go(toy, base, teacher, tmp_path):
-    recipe = three_stages(toy, base, f"task.teacher={teacher}", f"task.teacher_base={base}", "task.learning_rate=1e-12")
-    run_recipe(recipe, tmp_path / "out")
+    changes = [f"task.teacher={teacher}", f"task.teacher_base={base}", "task.learning_rate=1e-12"]
+    steps = [f"{stage}.max_steps=1" for stage in STAGES]
+    run_recipe(three_stages(toy, base, *changes, *steps), tmp_path / "out")
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", teacher))
     assert torch.equal(ours["classifier.bias"], theirs["classifier.bias"])
 

@@ -68,8 +68,10 @@ def outputs(sources: dict[str, str], target: str, revision: str | None = None) -
     tensors = {}
     for auto_class, source in sources.items():
         tokenizer = load("AutoTokenizer", source, revision=revision)
-        for name in IMPLEMENTATIONS:
-            model = load(auto_class, source, attn_implementation=name, revision=revision)
+        first, *others = reversed(IMPLEMENTATIONS)  # the default last
+        model = load(auto_class, source, attn_implementation=first, revision=revision)
+        for name in (first, *others):
+            model.set_attn_implementation(name)
             tensors[f"{auto_class}/{name}"] = model_outputs(model, tokenizer)
     save_file(tensors, target)
 

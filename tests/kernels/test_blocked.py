@@ -78,17 +78,35 @@ def memory_bound(queries: int, keys: int) -> int:
     return 4 * (6 * max(BLOCK, HEADS * keys * SIZE) + 4 * HEADS * (queries + 2 * keys) * SIZE)
 
 
+OPTIONS = {
+    "signed-centered": {},
+    "unsigned-uncentered": {"signed": False, "centered": False},
+    "causal": {"causal": True},
+    "padding-dropout": {"masks": True},
+}
+# `make test` has each length and each options once.
+FEW = [
+    (256, 256, "causal"),
+    (256, 256, "padding-dropout"),
+    (1024, 128, "unsigned-uncentered"),
+    (128, 1024, "signed-centered"),
+]
+
+
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"signed": False, "centered": False}, {"causal": True}, {"masks": True}],
-    ids=["signed-centered", "unsigned-uncentered", "causal", "padding-dropout"],
+    ("queries", "keys", "options"),
+    [
+        pytest.param(*lengths, OPTIONS[name], id=f"{lengths[0]}-{lengths[1]}-{name}", marks=() if few else pytest.mark.slow)
+        for lengths in ((256, 256), (1024, 128), (128, 1024))
+        for name in OPTIONS
+        for few in [(*lengths, name) in FEW]
+    ],
 )
-@pytest.mark.parametrize(("queries", "keys"), [(256, 256), (1024, 128), (128, 1024)], ids=lambda n: str(n))
 def test_peak_memory_is_a_block(
     queries: int, keys: int, options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_block(monkeypatch, BLOCK)
-    if options.pop("masks", False):
+    if "masks" in options:
         real, kept = torch.rand(2, 1, keys) < 0.8
         options = {"key_padding_mask": real, "key_dropout_mask": kept}
     forward, backward = forward_and_backward(leaves(queries, keys), tmp_path, "torch", **options)
@@ -134,7 +152,11 @@ def test_nothing_of_size_queries_by_keys_is_saved_but_the_scores_asked_for(causa
 
 # The default compiler takes 10 s or more for one graph: the scores go through the tracer alone.
 @pytest.mark.parametrize(
-    ("compiler", "return_scores"), [("inductor", False), ("aot_eager", True)], ids=["inductor-output", "aot_eager-scores"]
+    ("compiler", "return_scores"),
+    [
+        pytest.param("inductor", False, id="inductor-output", marks=pytest.mark.slow),
+        pytest.param("aot_eager", True, id="aot_eager-scores"),
+    ],
 )
 def test_compiled_equals_eager(compiler: str, return_scores: bool) -> None:
     inputs = draw(Case(padding="holes", dropout=True, causal=True, scalars=(2,)))

@@ -1,7 +1,7 @@
 """The Triton kernels over all they distinguish, in Triton's interpreter where there is no GPU.
 
-`make test` runs a list in which every pair of values of any two options occurs together; `make test-full` the full product
-of what selects code, at small lengths.
+`make test` runs rows in which every value of every option occurs; `make test-full` those in which every pair of values of
+any two options occurs together, and the full product of what selects code, at small lengths.
 """
 
 import os
@@ -40,16 +40,24 @@ from inhibidistilbert.testing.matrix import (
     spoilt_pairs,
 )
 from inhibidistilbert.testing.reference import Case, Inputs, Result, assert_agrees, draw, judge, judged, relative_rms
+from tests.helpers.slow import slow_but_first
 
 pytestmark = pytest.mark.skipif(launch.triton is None, reason="triton is not installed")
 
 
-@pytest.mark.parametrize("row", pairs(), ids=str)
+def values(row: Row | SpoiltRow) -> set[tuple[str, Any]]:
+    if isinstance(row, SpoiltRow):
+        return values(row.row) | {("number", str(row.number)), ("place", row.place)}
+    rest = {("lengths", (row.case.M, row.case.N)), ("scalars", row.scalars), ("layout", row.layout)}
+    return {*vars(row.case).items()} | rest
+
+
+@pytest.mark.parametrize("row", slow_but_first(pairs(), values), ids=str)
 def test_every_pair_of_options(row: Row) -> None:
     assert_row_agrees(row, *judged(row.case))
 
 
-@pytest.mark.parametrize("row", spoilt_pairs(), ids=str)
+@pytest.mark.parametrize("row", slow_but_first(spoilt_pairs(), values), ids=str)
 def test_every_pair_of_options_where_something_is_not_finite(row: SpoiltRow) -> None:
     row.check()
 
@@ -106,7 +114,12 @@ TILED = [
     pytest.param(Case(B=1, H=1, M=9, N=11, D=20, signed=False, causal=True), id="unsigned", marks=pytest.mark.slow),
 ]
 # For the head size 20, which is padded to 32 = C · T.
-TILES = [Tile(1, 32, 1, 1, 1), Tile(4, 8, 2, 2, 4), Tile(2, 16, 4, 16, 2), Tile(1, 2, 1, 2, 16)]
+TILES = [
+    pytest.param(Tile(1, 32, 1, 1, 1), marks=pytest.mark.slow),
+    Tile(4, 8, 2, 2, 4),
+    Tile(2, 16, 4, 16, 2),
+    Tile(1, 2, 1, 2, 16),
+]
 
 
 @pytest.mark.parametrize("tile", TILES, ids=lambda tile: "-".join(f"{name}{n}" for name, n in tile._asdict().items()))

@@ -121,7 +121,7 @@ def test_scalar_shapes(flags: dict, shape: tuple[int, ...], backend: str) -> Non
 
 
 @every_backend
-@pytest.mark.parametrize("case", [Case(scalars=(2,), **s) for s in SCALARS], ids=str)
+@pytest.mark.parametrize("case", [Case(B=1, scalars=(2,), **s) for s in SCALARS], ids=str)
 def test_scalar_values(case: Case, backend: str) -> None:
     assert_case_agrees(case, backend)
 
@@ -139,7 +139,8 @@ def test_float_scalars_equal_tensor_scalars(backend: str) -> None:
 @every_backend
 @pytest.mark.parametrize(
     "case",
-    [Case(offset=100.0, **flags) for flags in FLAGS] + [Case(offset=-100.0, padding="holes", causal=True)],
+    [Case(B=1, H=1, offset=100.0, **flags) for flags in FLAGS]
+    + [Case(B=1, H=1, offset=-100.0, padding="holes", causal=True)],
     ids=str,
 )
 def test_common_offset_of_queries_and_keys(case: Case, backend: str) -> None:
@@ -147,7 +148,7 @@ def test_common_offset_of_queries_and_keys(case: Case, backend: str) -> None:
 
 
 @every_backend
-@pytest.mark.parametrize("case", [Case(ties=True, seed=3, **flags) for flags in FLAGS], ids=str)
+@pytest.mark.parametrize("case", [Case(B=1, H=1, ties=True, seed=3, **flags) for flags in FLAGS], ids=str)
 def test_query_equal_to_a_key(case: Case, backend: str) -> None:
     inputs, _ = judged(case)
     assert torch.equal(inputs.tensors["query"][:, :, 0], inputs.tensors["key"][:, :, 0])

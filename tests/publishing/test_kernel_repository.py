@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -245,10 +246,12 @@ class TestOutputFolder:
         assert [entry.name for entry in tmp_path.iterdir()] == ["kernel"]
         assert (tmp_path / "kernel" / "build" / "torch-rocm" / "metadata.json").read_bytes() == metadata
 
-    def test_refusal_of_the_command_is_one_line(self, tmp_path):
+    def test_refusal_of_the_command_is_one_line(self, tmp_path, monkeypatch):
         (tmp_path / "notes.txt").touch()
-        command = [sys.executable, "-m", "inhibidistilbert.publishing.kernel_repository", str(tmp_path)]
-        refused = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert refused.returncode == 1
-        assert refused.stderr.startswith(f"error: output {tmp_path} is not empty")
-        assert refused.stderr.count("\n") == 1
+        monkeypatch.setattr(sys, "argv", ["kernel_repository", str(tmp_path)])
+        monkeypatch.delitem(sys.modules, kernel_repository.__name__)
+        with pytest.raises(SystemExit) as refused:
+            runpy.run_module(kernel_repository.__name__, run_name="__main__")
+        # Text, which the interpreter prints as the last line and exits with 1.
+        assert refused.value.code.startswith(f"error: output {tmp_path} is not empty")
+        assert "\n" not in refused.value.code

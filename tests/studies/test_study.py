@@ -280,6 +280,7 @@ stages:
 """
 
 
+@pytest.mark.slow
 def test_real_rows_of_a_toy_study(toy, tmp_path, monkeypatch):
     """The very commands, in this process."""
     monkeypatch.chdir(tmp_path)

@@ -88,6 +88,11 @@ def test_json_of_another_form(tmp_path: Path, text: str, message: str):
         read_json(tmp_path / "a.json")
 
 
+def test_json_of_others_may_hold_infinity(tmp_path: Path):
+    (tmp_path / "a.json").write_text('{"a": Infinity}')
+    assert read_json(tmp_path / "a.json", finite=False) == {"a": float("inf")}
+
+
 def test_folder_that_cannot_be(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"--output .*file.* cannot be written to"):

@@ -268,7 +268,6 @@ def test_with_trust_everything_is_left_to_transformers(own):
 OWN_FILES = {
     "support/foreign.py": 2,
     "support/sizes.py": 1,
-    "distillation/run.py": 1,
     "publishing/stranger.py": 3,
     "studies/distillation/review_data.py": 2,
 }

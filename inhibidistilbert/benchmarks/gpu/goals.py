@@ -1,5 +1,6 @@
-"""What the figures of a run are held against."""
+"""What a run hands over: every figure, how its parts went, and the verdicts on the goals."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -8,8 +9,9 @@ from ..operators import FORWARD
 from ..peers import INHIBITOR
 from . import kernels, matrix_rate, models
 from .execution import MODES
-from .findings import Finding, Verdict
+from .findings import Finding, GpuResults, Verdict
 from .models import FULL, PEER, SENTENCES, Place
+from .run import Outcome
 
 Findings = Mapping[str, Sequence[Finding]]  # by the name of their part
 Figure = Callable[[Findings], float | None]
@@ -105,3 +107,18 @@ GOALS = (
     Goal("one-bit / bf16 instruction rate, mma", _bit_rate("mma")),
     Goal("one-bit / bf16 instruction rate, wgmma", _bit_rate("wgmma")),
 )
+
+
+def file_stem(device: str) -> str:
+    """`gpu_nvidia_h200`"""
+    return "gpu_" + re.sub(r"\W+", "_", device.lower()).strip("_")
+
+
+def results(machine: Mapping[str, str], outcomes: Sequence[Outcome]) -> GpuResults:
+    """A row of every finding; before those of a part, how long it took and what was wrong."""
+    found = []
+    for outcome in outcomes:
+        overall = Finding("the part", metric="time", value=round(outcome.seconds, 1), unit="s", note=outcome.summary)
+        found += [replace(finding, part=outcome.part.name) for finding in (overall, *outcome.findings)]
+    by_part = {outcome.part.name: outcome.findings for outcome in outcomes}
+    return GpuResults(machine, found, [outcome.state() for outcome in outcomes], [goal.judge(by_part) for goal in GOALS])
