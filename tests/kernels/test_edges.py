@@ -316,7 +316,7 @@ SPOILT_FORMS = {
 }
 
 
-@plain_backends
+@every_backend
 @pytest.mark.parametrize("options", pairwise(SPOILT_FORMS), ids=lambda options: f"{options['number']}-{options['place']}")
 def test_numbers_that_are_not_finite_beyond_the_paper(options: dict[str, Any], backend: str) -> None:
     case = Case(seed=1, alpha=options["alpha"], scalars=options["scalars"], **options["form"], **options["masks"])

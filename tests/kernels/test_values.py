@@ -176,7 +176,7 @@ def test_derivative_is_zero_at_every_kink(signed: bool, backend: str) -> None:
     assert_agrees(run(inputs, backend), want)
 
 
-@plain_backends
+@every_backend
 @pytest.mark.parametrize("delta", [None, 0.5], ids=["sum", "divided"])
 @pytest.mark.parametrize(
     "form", [{"inhibition": "gate", "center": "least"}, {"inhibition": "gate"}, {"center": "least"}], ids=str
@@ -215,11 +215,17 @@ def test_derivatives_at_every_kink_beyond_the_paper(form: dict, delta: float | N
     ("z", "value", "of_value", "of_z"),
     [
         *((1.0, 2.0, 0.0, 0.0), (1.0, -2.0, 0.0, 0.0), (0.0, 0.0, 0.0, 0.0), (0.0, 2.0, 0.5, -1.0), (0.0, -2.0, 0.5, 1.0)),
-        *((-1.0, 2.0, 0.5, -1.0), (-1.0, -2.0, 0.5, 1.0), (-1.0, 0.0, 1.0, 0.0), (-1.5, -2.0, 1.0, 0.0)),
+        *(
+            (-1.0, 2.0, 1.0, 0.0),
+            (-1.0, -2.0, 1.0, 0.0),
+            (-1.0, 0.0, 1.0, 0.0),
+            (-0.5, 2.0, 0.5, -1.0),
+            (-1.5, -2.0, 1.0, 0.0),
+        ),
     ],
 )
 def test_the_gate_by_hand(z: float, value: float, of_value: float, of_z: float, backend: str) -> None:
-    """One pair, whose distance is 0: at the end where nothing passes 0, at the other that of the ramp."""
+    """One pair, whose distance is 0: at both ends of the ramp the derivative is that beside it."""
     at_once = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     v, alpha = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (value, z))
     output = inhibitor_attention(at_once, at_once, v.expand(1, 1, 1, 1), alpha=alpha, inhibition="gate", backend=backend)

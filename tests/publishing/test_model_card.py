@@ -129,8 +129,10 @@ class TestText:
             (
                 {"inhibition": "gate", "center": "least", "length_normalization": "passed", "radii": 2},
                 "S = (γ/√d) · Σ|q − k|, less that of the nearest visible key; Z = S + α; "
-                "H = Σ β · [relu(v/2 − Z) − relu(−v/2 − Z)] / (0.001 + Σ min(1, relu(1/2 − δZ)))\n\n"
-                "The sums over keys also run over 2 radii, each with an α, a β and a γ of its own.\n\n"
+                "H = β · Σ [relu(v/2 − Z) − relu(−v/2 − Z)] / (0.001 + Σ min(1, relu(1/2 − δZ)))\n\n"
+                "Z and the sums are computed for 2 radii, each with an α and a γ of its own, and added up. Those of the "
+                "first count once, those of\nanother times its own β (in the divisor times |β|); the first β scales the "
+                "output.\n\n"
                 "d the head size, and α, β, γ, δ learned",
             ),
             (
