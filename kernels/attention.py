@@ -92,7 +92,7 @@ def _plain_operations_only(*inputs: Tensor) -> bool:
 
 
 def _choose(
-    backend: str, query: Tensor, needs_plain: str | None, beyond: bool, quantized: bool
+    backend: str, query: Tensor, needs_plain: str | None, quantized: bool, beyond: bool = False
 ) -> tuple[Callable[..., Any], bool]:
     """The operator for this call, and whether it is a compiled one; `needs_plain` says what only the others can do, `beyond`
     whether there is an option beyond the paper.
@@ -166,7 +166,7 @@ def attend(
         needs_plain = f"its int8 form takes up to {LARGEST_KEYS} keys, and these are {key.shape[2]}"
     operator, compiled = BACKENDS["naive"].load(), False
     if not transformed:
-        operator, compiled = _choose(backend, query, needs_plain, beyond, quantized)
+        operator, compiled = _choose(backend, query, needs_plain, quantized, beyond)
     if compiled:
         return operator(query, key, value, padding, dropout, alpha, beta, gamma, delta, *form.numbers, causal), None
 

@@ -33,7 +33,7 @@ def test_package_and_remote_code_each_keep_their_operator(implementation, tmp_pa
     ours.save_pretrained(folder)
     for file, once, doubled in (
         ("inhibitor_attention.py", "return output.to(outside), None if", "return 2 * output.to(outside), None if"),
-        ("inhibitor_custom_op.py", "        return output, mean\n", "        return 2 * output, mean\n"),
+        ("inhibitor_custom_op.py", "        return output, statistics\n", "        return 2 * output, statistics\n"),
     ):
         source = (folder / file).read_text()
         assert source.count(once) == 1

@@ -54,9 +54,9 @@ def repository(tmp_path_factory) -> Path:
 def doubled_sources() -> dict[str, str]:
     """Those of another version, whose compiled operators give twice the output."""
     sources = kernel_repository.kernel_sources()
-    custom_op, result = sources["custom_op.py"], "        return output, mean\n"
+    custom_op, result = sources["custom_op.py"], "        return output, statistics\n"
     assert custom_op.count(result) == 1
-    return sources | {"custom_op.py": custom_op.replace(result, "        return output.mul_(2), mean\n")}
+    return sources | {"custom_op.py": custom_op.replace(result, "        return output.mul_(2), statistics\n")}
 
 
 @pytest.fixture(scope="module")

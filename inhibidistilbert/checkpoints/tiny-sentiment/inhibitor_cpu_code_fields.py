@@ -11,20 +11,10 @@ from .inhibitor_llvm_jit import Machine
 # A block is two parts: words that depend on shapes, strides and options alone, …
 SHAPE_FIELDS = (
     *("items", "splits", "threads", "workspace_size", "layout"),  # how the threads share the work and their memory
-    *(
-        "heads",
-        "queries",
-        "keys",
-        "size",
-        "dtype",
-        "center",
-        "inhibition",
-        "causal",
-    ),  # center and inhibition as `Form.numbers`
-    *(
-        "normalized",
-        "staged",
-    ),  # whether there is a delta; whether scores are finished once all distances of a panel are known
+    *("heads", "queries", "keys", "size", "dtype"),
+    *("center", "inhibition", "causal"),  # the first two as `Form.numbers`
+    "normalized",  # whether there is a delta
+    "staged",  # whether scores are finished once all distances of a panel are known
     *("padded_keys", "padded_size"),  # rounded up to whole vectors
     *("root", "one"),  # float32: 1 / sqrt(size), and 1, which the compiler must not know
 )

@@ -179,12 +179,11 @@ def _define_value_gradient_tile(g: Generator, gate: bool, height: int) -> None:
                 ramp = f.number(g.vector, start) - slope * shifts[r]
                 on_ramp = (ramp >= 0.0) & (ramp <= most) if gate else ramp > 0.0
                 # Keys that a query does not see do not count, whatever they make of the ramp.
-                grad = (on_ramp & (shifts[r] < FULLY_INHIBITED)).where(g.splat(f, grad_opened.load(F32, r)), g.zero(f))
+                counts = on_ramp & (shifts[r] < FULLY_INHIBITED)
+                grad = counts.where(g.splat(f, grad_opened.load(F32, r)), g.zero(f))
                 through[r].value = g.zero(f) - slope * grad
                 place = totals.at(3 * g.lanes)
-                place.store(
-                    place.load(g.vector) - (on_ramp & (shifts[r] < FULLY_INHIBITED)).where(shifts[r], g.zero(f)) * grad
-                )
+                place.store(place.load(g.vector) - counts.where(shifts[r], g.zero(f)) * grad)
         for r in range(height):
             gradient = g.zero(f) - dz[r].value
             beta = f.fma(shifts[r], gradient, beta)

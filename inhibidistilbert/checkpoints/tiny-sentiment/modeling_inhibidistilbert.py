@@ -201,7 +201,7 @@ class InhibiDistilBertPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
     _supports_attention_backend = True
     _no_split_modules = ["Embeddings", "TransformerBlock"]
-    _keep_in_fp32_modules_strict: list[str] | set[str] | None = list(SCALARS)
+    _keep_in_fp32_modules_strict: list[str] | set[str] | None = list(SCALARS[:3])  # those that every model has
     _can_record_outputs = {"hidden_states": TransformerBlock, "attentions": InhibiDistilBertSelfAttention}
 
     def __init__(self, config: InhibiDistilBertConfig, *inputs: Any, **kwargs: Any) -> None:
@@ -210,13 +210,15 @@ class InhibiDistilBertPreTrainedModel(PreTrainedModel):
 
     def post_init(self) -> None:
         super().post_init()
+        if self.config.length_normalization == "passed":
+            self._keep_in_fp32_modules_strict = set(SCALARS)
         self._settle_int8()
 
     def _settle_int8(self) -> None:
         """Where the weights are int8: the model is for inference, so none asks for a gradient, and scales stay float32."""
         if self.config.int8_weights:
             self.requires_grad_(False)
-            self._keep_in_fp32_modules_strict = {*SCALARS, "weight_scale"}
+            self._keep_in_fp32_modules_strict = {*SCALARS[:3], "weight_scale"}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -260,14 +260,8 @@ def backward_ir(machine: Machine) -> str:
     define_prefetch(g, reads=("query", "key", "value", "grad_output"), writes=("grad_query", "grad_key", "grad_value"))
     for define in (
         *(_define_pack_head, _define_pack_queries, _define_hide_unseen, _define_note_nearest, _define_score_gradients),
-        *(
-            _define_center_gradients,
-            _define_query_gradients,
-            _define_panel,
-            _define_turn_value_grads,
-            _define_store_keys,
-            _define_item,
-        ),
+        *(_define_center_gradients, _define_query_gradients, _define_panel, _define_turn_value_grads, _define_store_keys),
+        _define_item,
     ):
         define(g)
     define_entry(g, "backward")
