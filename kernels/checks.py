@@ -77,18 +77,22 @@ def check_scalars(heads: int, alpha: Scalar, beta: Scalar, gamma: Scalar, delta:
             if scalar is not None and not math.isfinite(scalar):
                 raise ValueError(f"{name} must be finite, got {scalar}.")
             continue
+        if scalar.ndim < 2 and scalar.numel() in (1, heads):
+            continue
         shape, wanted = tuple(scalar.shape), f"(), (1,) or ({heads},)"
         if name != "delta":
             wanted += f", or for several radii (radii, 1) or (radii, {heads})"
         if scalar.ndim == 2 and name != "delta" and shape[0] >= 1 and shape[1] in (1, heads):
             radii[name] = shape[0]
-        elif scalar.ndim > 1 or scalar.numel() not in (1, heads):
+        else:
             raise ValueError(f"{name} must be a float or a tensor of shape {wanted}, got {shape}.")
     if len(set(radii.values())) > 1:
         raise ValueError(f"alpha, beta and gamma must agree in the number of radii, got {radii}.")
 
 
 def check_form(inhibition: str, center: str, signed: bool) -> None:
+    if inhibition == "threshold" and center == "mean":
+        return
     for name, value, known in (("inhibition", inhibition, INHIBITIONS), ("center", center, CENTERS)):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}.")

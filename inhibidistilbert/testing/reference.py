@@ -23,6 +23,8 @@ PLAIN_BACKENDS = tuple(name for name, backend in TABLE.items() if backend.refusa
 _SMALL = torch.zeros(1, 1, 1, 1)
 COMPILED_BACKENDS = tuple(name for name, each in TABLE.items() if each.refusal is not None and each.refusal(_SMALL) is None)
 BACKENDS = PLAIN_BACKENDS + COMPILED_BACKENDS
+# Those that compute forms beyond the paper themselves.
+BEYOND_BACKENDS = PLAIN_BACKENDS + tuple(name for name in COMPILED_BACKENDS if TABLE[name].beyond)
 
 FORWARD_TOLERANCE = 1e-5
 GRADIENT_TOLERANCES = {"query": 1e-5, "key": 1e-5, "value": 1e-5, "alpha": 3e-4, "beta": 3e-4, "gamma": 3e-4}

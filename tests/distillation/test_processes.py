@@ -152,6 +152,7 @@ def test_two_hosts_train_what_one_process_does(toy, tmp_path):
     same_curves(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_hosts_that_share_no_folder_are_told_so(toy, tmp_path):
     folders = [tmp_path / "first", tmp_path / "second"]
     for folder in folders:

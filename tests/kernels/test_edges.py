@@ -11,6 +11,7 @@ from inhibidistilbert import inhibitor_attention
 from inhibidistilbert.testing.covering import pairwise
 from inhibidistilbert.testing.reference import (
     BACKENDS,
+    BEYOND_BACKENDS,
     NOT_FINITE,
     PLAIN_BACKENDS,
     SPOILT,
@@ -45,6 +46,7 @@ HALF_CASES = [
 ]
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
+every_form_backend = pytest.mark.parametrize("backend", BEYOND_BACKENDS)
 every_backend_many_cases = pytest.mark.parametrize("backend", MATRIX_BACKENDS)
 
 
@@ -316,7 +318,7 @@ SPOILT_FORMS = {
 }
 
 
-@every_backend
+@every_form_backend
 @pytest.mark.parametrize("options", pairwise(SPOILT_FORMS), ids=lambda options: f"{options['number']}-{options['place']}")
 def test_numbers_that_are_not_finite_beyond_the_paper(options: dict[str, Any], backend: str) -> None:
     case = Case(seed=1, alpha=options["alpha"], scalars=options["scalars"], **options["form"], **options["masks"])

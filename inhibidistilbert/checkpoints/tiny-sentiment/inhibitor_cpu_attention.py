@@ -106,7 +106,7 @@ def _run(
     strides = strides_of(scalars, masks, tensors)
     options = (*flags, scalars[3] is not None)
     plan = _plan(name, machine(), query.shape, key.shape[2], query.dtype, options, torch.get_num_threads(), strides)
-    more = (0, *(0 if x is None else x.data_ptr() for x in (*per_query, sums)))
+    more = [0, *[0 if x is None else x.data_ptr() for x in (*per_query, sums)]]
     read = _READ_BY[name]
     block = run(plan, more, (*scalars, *masks, *tensors[:read]), tensors[read:])
     return block[len(plan.words) + _FLAWED] != b"\0"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 CENTERS = ("mean", "least")
 INHIBITIONS = ("threshold", "gate")
+_CENTER_NUMBERS = {None: 0, "mean": 1, "least": 2}
 # Added to what passes before the sum is divided by it: a query that lets nothing pass gets 0.
 NOTHING_PASSES = 1e-3
 
@@ -30,12 +31,14 @@ class Form(NamedTuple):
     @classmethod
     def of(cls, inhibition: str, center: str, centered: bool, signed: bool) -> "Form":
         """From the options of the operator and of the configuration."""
+        if centered and signed and center == "mean" and inhibition == "threshold":
+            return PUBLISHED
         return cls(center if centered else None, signed, inhibition == "gate")
 
     @property
     def numbers(self) -> tuple[int, int]:
         """Center and inhibition as compiled code takes them; of the published forms False and True mean the same."""
-        return (None, *CENTERS).index(self.center), 2 if self.gate else int(self.signed)
+        return _CENTER_NUMBERS[self.center], 2 if self.gate else int(self.signed)
 
     @classmethod
     def of_numbers(cls, center: int, inhibition: int) -> "Form":
@@ -61,6 +64,9 @@ class Form(NamedTuple):
         """How much of a constant value of 1 / delta passes, as a share."""
         ramp = self.ramp(shift, delta)
         return ramp.clamp(0, 1) if self.gate else ramp.relu()
+
+
+PUBLISHED = Form()  # made once: a call of the operator has microseconds to spare for little else
 
 
 def nearest_key(distance: Tensor, visible: Tensor | None) -> Tensor:
