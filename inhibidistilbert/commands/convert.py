@@ -29,8 +29,8 @@ def convert(
         str | None,
         typer.Option(
             metavar="none|sqrt|mean|passed",
-            help="Divide the sum over the n visible keys by 1, √n, n or how much passes. Only the last two carry over to "
-            "texts of another length.",
+            help="Divide the sum over the n visible keys by 1, √n, n or how much passes. By n it was seen to carry over "
+            "to texts of another length, by √n or 1 not.",
             show_default="mean",
         ),
     ] = None,

@@ -115,6 +115,9 @@ def test_every_width(machine: str, queries: int, keys: int, size: int, flags: di
         Case(M=20, N=70, D=7, causal=True, offset=100.0),
         Case(B=1, H=1, M=9, N=150, D=4, padding="right", signed=False),
         Case(B=1, H=1, M=5, N=6, D=140),
+        Case(M=21, N=70, D=9, causal=True, dropout=True, inhibition="gate", center="least", delta=0.9, alpha=-0.3),
+        Case(M=9, N=37, D=20, padding="holes", inhibition="gate", alpha=0.2, scalars=(2,)),
+        Case(M=17, N=33, D=12, padding="left", signed=False, center="least", delta=0.7, alpha=-0.3),
     ],
     ids=str,
 )
