@@ -18,7 +18,7 @@ class Task:
     """A labelled task; its files are named after it.
 
     metric: in `distillation.json`, of the test files. epochs: of its students, if not those of the recipe. stages: of the
-    encoders of its students, after those of the model.
+    encoders of its students, after those of the model. pair: its texts come in pairs.
     also_tested: `{task: file}`, more texts with the same labels that the same models are tested on, at `test_max_length`, by
     `METRIC_ELSEWHERE`.
     """
@@ -30,6 +30,7 @@ class Task:
     test_max_length: int | None = None
     epochs: int | None = None
     stages: tuple[str, ...] = ()
+    pair: bool = False
     also_tested: dict[str, str] = field(default_factory=dict)
 
 
@@ -42,13 +43,15 @@ TASKS = {
         Task("sarcasm"),
         # Eight times the keys of a sentence: a mean over them is another, and an epoch takes two to three times as long.
         Task("imdb", max_length=256, epochs=2, stages=("pretrain_long",)),
+        Task("next_sentence", pair=True),
+        Task("word_sense", pair=True),
     )
 }
 
 
 @dataclass(frozen=True)
 class Model:
-    """A student: what differs from the study's inhibitor.
+    """A student: what differs from the study's inhibitor, whose form is the paper's.
 
     overrides: `KEY=VALUE` of the recipe, for every stage. stages: those before the task, in order; none for a student that
     starts as the encoder. by_authors: by the recipe of the inhibitor's authors instead of the study's.
@@ -60,20 +63,23 @@ class Model:
     by_authors: bool = False
 
 
+_GATE = (
+    *("student.config.inhibition=gate", "student.config.center=least"),
+    *("student.config.length_normalization=passed", "student.config.beta_init=1"),
+)
+# Models of every task that are compared with one another.
+CONTROLS, STUDENTS = ("softmax", "softmax_aligned"), ("gate", "inhibitor")
 # Alignment and pretraining make a student like the encoder. The softmax control starts as a copy of it and needs neither.
-_STUDENTS = (Model("inhibitor"), Model("softmax", ("student.attention=softmax",), stages=()))
+_STUDENTS = (Model("gate", _GATE), Model("softmax", ("student.attention=softmax",), stages=()), Model("inhibitor"))
 # A second control that goes through these stages all the same, whatever they do to it.
 _SAME_STAGES = Model("softmax_aligned", ("student.attention=softmax",))
-# Each starts with sums of about the same size at 25 visible keys. Without centring, scores have a mean of 7 to 8, which only
-# a shift below zero lets any value pass.
 _ABLATIONS = (
-    Model("inhibitor_length_none", ("student.config.length_normalization=none", "student.config.beta_init=0.06")),
-    Model("inhibitor_length_sqrt", ("student.config.length_normalization=sqrt", "student.config.beta_init=0.3")),
-    Model("inhibitor_not_aligned", stages=("pretrain",)),
-    Model("inhibitor_uncentered", ("student.config.centered=false", "student.config.alpha_init=-7")),
+    Model("gate_two_radii", (*_GATE[:-1], "student.config.radii=2", "student.config.beta_init=[1,1.5]")),
+    # One part of the gate's form taken away.
+    Model("gate_threshold", (*_GATE, "student.config.inhibition=threshold")),
+    Model("gate_from_mean", (*_GATE, "student.config.center=mean")),
+    Model("gate_length_mean", (*_GATE, "student.config.length_normalization=mean", "student.config.beta_init=1.5")),
     Model("inhibitor_authors_recipe", stages=("align_queries_keys", "align_layers", "pretrain"), by_authors=True),
-    Model("inhibitor_unsigned", ("student.config.signed=false",)),
-    Model("inhibitor_scalars_per_layer", ("student.config.scalars_per_head=false",)),
 )
 
 
@@ -199,6 +205,8 @@ def _overrides(overrides: tuple[str, ...]) -> Iterator[str]:
 def _task_arguments(settings: Settings, task: Task, stage: str) -> Iterator[str]:
     if task.kind != "classification":
         yield from ("--set", f"data.kind={task.kind}")
+    if task.pair:
+        yield from ("--set", "data.text_pair_column=text_pair")
     if task.max_length is not None:
         yield from ("--set", f"{stage}.max_length={task.max_length}")
     if task.test_max_length is not None:

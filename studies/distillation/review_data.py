@@ -64,6 +64,7 @@ MOVIE_SNIPPETS = "movieReviewSnippets"
 IMDB_TEST_SIZE = 2000
 LONGEST_PASSAGE = 110  # words, about 150 tokens
 Labelled = tuple[str, int]
+Row = tuple[str, float] | tuple[str, str, float]
 
 
 def fetch(archive: Archive, cache: Path) -> Path:
@@ -194,16 +195,16 @@ def fragments(sentence: str, generator: random.Random, count: int = 5) -> list[s
     return result
 
 
-def texts_of(files: Mapping[str, Sequence[tuple[str, float]]]) -> dict[str, list[str]]:
-    """The texts alone of rows of text and label, by the same names."""
-    return {name: [text for text, _ in rows] for name, rows in files.items()}
+def texts_of(files: Mapping[str, Sequence[Row]]) -> dict[str, list[str]]:
+    """The texts alone of rows, by the same names."""
+    return {name: [text for row in rows for text in row[:-1]] for name, rows in files.items()}
 
 
-def write_csv(path: Path, rows: Sequence[tuple[str, float]]) -> None:
-    """Rows of text and label below these names; says what it wrote."""
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Rows of text and label, or of two texts and label, below these names; says what it wrote."""
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer)
-    writer.writerow(["text", "label"])
+    writer.writerow(["text", "text_pair", "label"] if rows and len(rows[0]) == 3 else ["text", "label"])
     writer.writerows(rows)
     _write(path, buffer.getvalue())
     print(f"{path.name}: {len(rows)} texts")

