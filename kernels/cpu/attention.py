@@ -59,11 +59,12 @@ def _plan(
     threads: int,
     strides: Strides,
 ) -> Plan:
-    """For the pass `name`, queries of `shape` and `keys` keys; `flags`: center, inhibition, causal, and whether there is a
-    delta; `strides`, in elements: of the scalars, of the masks, and of the tensors."""
+    """For the pass `name`, queries of `shape` and `keys` keys; `flags`: center, inhibition, causal, whether there is a
+    delta, and the number of radii; `strides`, in elements: of the scalars, of the masks, and of the tensors."""
     batch, heads, queries, size = shape
     lanes = panel_width(machine)
-    offsets, workspace_size = workspace_layout(lanes, queries, keys, size, name == "backward")
+    center, inhibition, _, normalized, radii = flags
+    offsets, workspace_size = workspace_layout(lanes, keys, size, name == "backward", radii)
     layout = (c_int64 * len(offsets))(*offsets)
     threads = min(threads, ceil(batch * heads * queries * keys * size / _WORTH_A_THREAD))
     splits = 1
@@ -74,18 +75,24 @@ def _plan(
     threads = min(threads, items)
     padded = ceil(keys / lanes) * lanes, ceil(size / lanes) * lanes
     of_scalars, of_masks, of_tensors = strides
-    center, inhibition, _, normalized = flags
-    staged = center > 0 or inhibition == 2 or normalized
+    staged = center > 0 or inhibition == 2 or normalized or radii > 1
     words = (
         *(items, splits, threads, workspace_size, addressof(layout)),
         *(heads, queries, keys, size, _DTYPES[dtype], *flags, staged, *padded, float_bits(size**-0.5), float_bits(1.0)),
-        *(4 * stride for (stride,) in of_scalars),
+        *(4 * stride for of_scalar in of_scalars for stride in of_scalar),
         *(stride for of_mask in of_masks for stride in of_mask),
         *(dtype.itemsize * stride for of_tensor in of_tensors for stride in of_tensor),
     )
     lengths = (queries, keys, keys, queries)[: _READ_BY[name]]
-    reaches = reaches_of(shape, lengths, dtype.itemsize, strides)
+    reaches = reaches_of(shape, lengths, dtype.itemsize, strides, radii)
     return Plan(entry(name, _PASSES[name], machine), pack(words), threads, threads * workspace_size, reaches, layout)
+
+
+def _radii(scalars: tuple[Tensor, Tensor, Tensor, Tensor | None]) -> int:
+    alpha, beta, gamma, _ = scalars
+    return max(
+        len(alpha) if alpha.ndim == 2 else 1, len(beta) if beta.ndim == 2 else 1, len(gamma) if gamma.ndim == 2 else 1
+    )
 
 
 def _run(
@@ -104,7 +111,7 @@ def _run(
     """
     query, key = tensors[:2]
     strides = strides_of(scalars, masks, tensors)
-    options = (*flags, scalars[3] is not None)
+    options = (*flags, scalars[3] is not None, _radii(scalars))
     plan = _plan(name, machine(), query.shape, key.shape[2], query.dtype, options, torch.get_num_threads(), strides)
     more = [0, *[0 if x is None else x.data_ptr() for x in (*per_query, sums)]]
     read = _READ_BY[name]
@@ -148,18 +155,31 @@ def _backward(
         inverse = statistics[-1].reciprocal()
         grad_opened = (grad_output.float() * output.float()).sum(-1).mul_(inverse).neg_()
     per_query = statistics if center else None, inverse, grad_opened
-    sums = torch.empty(*query.shape[:2], 4, dtype=torch.float32)
+    radii = _radii(scalars)
+    sums = torch.empty(*query.shape[:2], 4 * radii + 1, dtype=torch.float32)
     if _run("backward", tensors, masks, scalars, flags, per_query, sums):
         gradients = torch_backward(grad_output, query, key, value, *masks, *scalars, *flags)
         for destination, gradient in zip(tensors[4:], gradients, strict=False):
             destination.copy_(gradient)
         return gradients[3:]
     given = [scalar for scalar in scalars if scalar is not None]
-    if all(scalar.numel() == 1 for scalar in given):
+    if radii == 1 and all(scalar.numel() == 1 for scalar in given):
         # Tensors of their own, as torch wants them of an operator.
-        return tuple([x.clone() for x in sums.sum((0, 1), dtype=torch.float64).float().split(1)[: len(given)]])
-    by_head = sums.sum(0, dtype=torch.float64).unbind(-1)
-    return tuple(x.sum_to_size(y.shape).float() for x, y in zip(by_head, given, strict=False))
+        totals = sums.sum((0, 1), dtype=torch.float64).float().split(1)
+        return tuple([x.clone().view(y.shape) for x, y in zip(totals, given, strict=False)])
+    return _scalar_gradients(sums.sum(0, dtype=torch.float64), beta, radii, given)
+
+
+def _scalar_gradients(sums: Tensor, beta: Tensor, radii: int, given: list[Tensor]) -> tuple[Tensor, ...]:
+    """The gradients of alpha, beta, gamma and delta from the sums of each head, `(H, 4 · radii + 1)` float64."""
+    alpha, by_beta, gamma = sums[:, : 3 * radii].view(-1, radii, 3).permute(2, 1, 0)
+    delta, opened = sums[:, 3 * radii], sums[:, 3 * radii + 1 :].t()
+    weights = beta.double().expand(radii, len(sums)).clone()
+    first, weights[0] = weights[0].clone(), 1
+    of_first = (weights * by_beta).sum(0)
+    of_beta = torch.cat([of_first[None], (first * by_beta + weights.sign() * opened)[1:]])
+    gradients = (alpha, of_beta, gamma, delta)
+    return tuple(x.sum_to_size(y.shape).float() for x, y in zip(gradients, given, strict=False))
 
 
 cpu_attention = register_backend(op_namespace(__name__, __file__), _forward, _backward)

@@ -42,21 +42,28 @@ def float_bits(number: float) -> int:
 
 
 def strides_of(scalars: Sequence[Tensor | None], masks: Sequence[Tensor | None], tensors: Sequence[Tensor]) -> Strides:
-    """In elements; 0 for a scalar that all heads share, and for a scalar or a mask that is not there."""
+    """In elements. Of scalars from radius to radius and from head to head; 0 where they share it, and for a scalar or a mask
+    that is not there."""
     return (
-        tuple([(0,) if scalar is None or scalar.numel() == 1 else scalar.stride() for scalar in scalars]),
+        tuple([(0, 0) if scalar is None or scalar.numel() == 1 else _scalar_strides(scalar) for scalar in scalars]),
         tuple([(0, 0) if mask is None else mask.stride() for mask in masks]),
         tuple([tensor.stride() for tensor in tensors]),
     )
 
 
-def reaches_of(shape: Sequence[int], lengths: Sequence[int], item: int, strides: Strides) -> tuple[int, ...]:
+def _scalar_strides(scalar: Tensor) -> tuple[int, int]:
+    """Of `(H,)`, or of `(R, 1)` or `(R, H)`."""
+    strides = scalar.stride()
+    return (strides[0], strides[1] * (scalar.shape[1] > 1)) if scalar.ndim == 2 else (0, strides[0])
+
+
+def reaches_of(shape: Sequence[int], lengths: Sequence[int], item: int, strides: Strides, radii: int = 1) -> tuple[int, ...]:
     """`Plan.reaches` for queries of `shape`: of the scalars, of the masks, and of as many tensors, of `item` bytes an
     element, as there are `lengths`; the second is the number of keys."""
     batch, heads, _, size = shape
     of_scalars, of_masks, of_tensors = strides
     return (
-        *(4 * reach((heads,), each) for each in of_scalars),
+        *(4 * reach((radii, heads), each) for each in of_scalars),
         *(reach((batch, lengths[1]), each) for each in of_masks),
         *(item * reach((batch, heads, n, size), each) for n, each in zip(lengths, of_tensors, strict=False)),
     )

@@ -391,8 +391,8 @@ def test_a_forked_child_computes_too() -> None:
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("lanes", [4, 8, 16])
 def test_a_thread_needs_less_than_a_megabyte(lanes: int, backward: bool) -> None:
-    _, at_512 = workspace_layout(lanes, 512, 512, 64, backward)
-    _, at_2048 = workspace_layout(lanes, 2048, 2048, 64, backward)
+    _, at_512 = workspace_layout(lanes, 512, 64, backward)
+    _, at_2048 = workspace_layout(lanes, 2048, 64, backward)
     assert at_512 < 1 << 20
     assert at_2048 < 4 * at_512
 

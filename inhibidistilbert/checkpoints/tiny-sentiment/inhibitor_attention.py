@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .inhibitor_blocked import torch_inhibitor_attention
+from .inhibitor_blocked import per_radius, torch_inhibitor_attention
 from .inhibitor_checks import check_attn_mask, check_form, check_inference, check_key_mask, check_scalars, check_tensors
 from .inhibitor_cpu_attention import cpu_attention, cpu_refusal
 from .inhibitor_cpu_int8_attention import int8_attention, int8_refusal
@@ -31,7 +31,7 @@ class Backend(NamedTuple):
         of the signature of `torch_inhibitor_attention`.
     refusal: why it cannot take such a query, None where it can. Without this function it takes every call.
     int8: the form for `quantized=True`, for the same devices; without one such calls take plain torch.
-    beyond: whether it computes the options beyond the paper, but for several radii.
+    beyond: whether it computes the options beyond the paper, but for several radii. several: whether those too.
     """
 
     devices: tuple[str, ...]
@@ -39,6 +39,7 @@ class Backend(NamedTuple):
     refusal: Callable[[Tensor], str | None] | None = None
     int8: "Backend | None" = None
     beyond: bool = False
+    several: bool = False
 
 
 def _triton() -> Callable[..., Tensor]:
@@ -57,7 +58,9 @@ BACKENDS = {
     "naive": Backend((), lambda: naive_inhibitor_attention),
     "torch": Backend((), lambda: torch_inhibitor_attention),
     "triton": Backend(("cuda",), _triton, _triton_refusal),
-    "cpu": Backend(("cpu",), lambda: cpu_attention, cpu_refusal, Backend((), lambda: int8_attention, int8_refusal), True),
+    "cpu": Backend(
+        ("cpu",), lambda: cpu_attention, cpu_refusal, Backend((), lambda: int8_attention, int8_refusal), True, True
+    ),
 }
 
 
@@ -73,12 +76,6 @@ def _accumulated(scalar: float | Tensor, name: str, query: Tensor, dtype: torch.
     return scalar if scalar.ndim else scalar.reshape(1)
 
 
-def _per_radius(*scalars: Tensor) -> list[Tensor]:
-    """Scalars `(1 or H,)` or `(R, 1 or H)` as `(R, 1 or H, 1, 1)`."""
-    radii = max(len(x) if x.ndim == 2 else 1 for x in scalars)
-    return [x.view(-1 if x.ndim == 2 else 1, x.shape[-1], 1, 1).expand(radii, -1, -1, -1) for x in scalars]
-
-
 def _plain_operations_only(*inputs: Tensor) -> bool:
     """Whether something is at work that cannot look into an `autograd.Function`.
 
@@ -92,10 +89,10 @@ def _plain_operations_only(*inputs: Tensor) -> bool:
 
 
 def _choose(
-    backend: str, query: Tensor, needs_plain: str | None, quantized: bool, beyond: bool = False
+    backend: str, query: Tensor, needs_plain: str | None, quantized: bool, beyond: bool = False, several: bool = False
 ) -> tuple[Callable[..., Any], bool]:
     """The operator for this call, and whether it is a compiled one; `needs_plain` says what only the others can do, `beyond`
-    whether there is an option beyond the paper.
+    and `several` whether there are an option beyond the paper and several radii.
 
     Raises:
         ValueError: the backend that was asked for cannot take these tensors.
@@ -111,7 +108,7 @@ def _choose(
             say_slow(device, "there is no compiled form for it")
     if chosen.refusal is None:
         return chosen.load(), False
-    reason = _NO_FORM if beyond and not chosen.beyond else needs_plain
+    reason = _NO_FORM if beyond and not chosen.beyond else _NO_RADII if several and not chosen.several else needs_plain
     if reason is None:
         form = chosen.int8 if quantized else chosen
         if form is None:
@@ -158,15 +155,13 @@ def attend(
     transformed = _plain_operations_only(query, key, value, *scalars)
     needs_plain = _NO_SCORES if return_scores else "it takes no attn_mask" if attention is not None else None
     beyond, radii = delta is not None or not form.published, alpha.ndim + beta.ndim + gamma.ndim > 3
-    if needs_plain is None and radii:
-        needs_plain = _NO_RADII
     if quantized and (beyond or radii):
         raise ValueError(f"quantized=True cannot be used here: {_NO_FORM if beyond else _NO_RADII}.")
     if quantized and key.shape[2] > LARGEST_KEYS:
         needs_plain = f"its int8 form takes up to {LARGEST_KEYS} keys, and these are {key.shape[2]}"
     operator, compiled = BACKENDS["naive"].load(), False
     if not transformed:
-        operator, compiled = _choose(backend, query, needs_plain, quantized, beyond)
+        operator, compiled = _choose(backend, query, needs_plain, quantized, beyond, radii)
     if compiled:
         return operator(query, key, value, padding, dropout, alpha, beta, gamma, delta, *form.numbers, causal), None
 
@@ -175,7 +170,7 @@ def attend(
         check_memory((*INPUTS, "delta", "attn_mask"), inputs)
     outside = query.dtype
     query, key, value = (x.to(dtype) for x in (query, key, value))
-    alpha, beta, gamma = _per_radius(alpha, beta, gamma)
+    alpha, beta, gamma = per_radius(alpha, beta, gamma)
     delta = None if delta is None else delta.view(1, -1, 1, 1)
     masks = KeyMasks(padding, dropout, attention, causal)
     if quantized:

@@ -419,6 +419,12 @@ def torch_inhibitor_attention(
 # For compiled backends, whose arguments `register_backend` describes: calls in which something is not finite.
 
 
+def per_radius(*scalars: Tensor) -> list[Tensor]:
+    """Scalars `(1 or H,)` or `(R, 1 or H)` as `(R, 1 or H, 1, 1)`."""
+    radii = max(len(x) if x.ndim == 2 else 1 for x in scalars)
+    return [x.view(-1 if x.ndim == 2 else 1, x.shape[-1], 1, 1).expand(radii, -1, -1, -1) for x in scalars]
+
+
 def torch_forward(
     query, key, value, padding, dropout, alpha, beta, gamma, delta, center: int, inhibition: int, causal: bool
 ) -> Tensor:
@@ -439,13 +445,14 @@ def torch_backward(
         grad_output = grad_output / opened
         grad_opened = -(grad_output * (output / opened)).sum(-1, keepdim=True)
     gradients, of_delta = _gradients(*(*inputs, grad_output, grad_opened))
-    of_scalars = gradients[3:] if of_delta is None else (*gradients[3:], of_delta)
-    return *gradients[:3], *(gradient.view(-1) for gradient in of_scalars)
+    pairs = zip((*gradients[3:], of_delta), (alpha, beta, gamma, delta), strict=True)
+    of_scalars = (gradient.flatten(1).sum_to_size(x.shape) for gradient, x in pairs if gradient is not None)
+    return *gradients[:3], *of_scalars
 
 
 def _in_float32(query, key, value, padding, dropout, alpha, beta, gamma, delta, center, inhibition, causal) -> Any:
     """The arguments of `_outputs`."""
     masks = KeyMasks(padding, dropout, None, causal)
     key, value = without_hidden(key.float(), value.float(), masks)
-    scalars = [None if scalar is None else scalar.view(1, -1, 1, 1) for scalar in (alpha, beta, gamma, delta)]
+    scalars = *per_radius(alpha, beta, gamma), None if delta is None else delta.view(1, -1, 1, 1)
     return query.float(), key, value, *scalars, masks, Form.of_numbers(center, inhibition)

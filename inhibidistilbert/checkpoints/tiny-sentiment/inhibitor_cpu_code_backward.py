@@ -1,7 +1,8 @@
 """The backward pass: panel by panel of queries the scores again, then the gradients of everything that made them.
 
 Nothing is divided by beta or gamma. With dZ and dv before their factor beta: dbeta = sum v · dv + sum Z · dZ,
-dalpha = sum dS, dgamma = sum dS · (D - mean) / sqrt(d), where dS, times beta already, has not been centred yet.
+dalpha = sum dS, dgamma = sum dS · (D - mean) / sqrt(d), where dS, times beta already, has not been centred yet. Of several
+radii each has such sums of its own.
 """
 
 import math
@@ -39,9 +40,10 @@ def _define_pack_head(g: Generator) -> None:
             call(f, block, state, "pack_transposed_values", *panels)
             sizes.add_values(state.pointer("norms").load(g.vector))
         set_sizes(f, g, block, state, sizes)
-        with f.loop(0, block.integer("padded_keys") * padded_size, g.lanes) as k:
-            state.pointer("key_grads").store(g.zero(f), k)
-            state.pointer("value_grads").store(g.zero(f), k)
+        whole = block.integer("padded_keys") * padded_size
+        for buffer, end in (("key_grads", whole), ("value_grads", whole * block.integer("radii"))):
+            with f.loop(0, end, g.lanes) as k:
+                state.pointer(buffer).store(g.zero(f), k)
 
 
 def _define_pack_queries(g: Generator) -> None:
@@ -80,9 +82,11 @@ def _define_hide_unseen(g: Generator) -> None:
 
 
 def _define_score_gradients(g: Generator) -> None:
-    """Scores of a panel, then the gradients of its values and, in `distances`, of its scores before the centring."""
-    with g.routine("score_gradients", direct=I64, keys=PTR, rows=I64) as (f, block, state, direct, keys, rows):
+    """Scores of a panel, then the gradients of its values and, in `score_grads`, of its distances before the centring."""
+    parameters = {"head": I64, "direct": I64, "keys": PTR, "rows": I64}
+    with g.routine("score_gradients", **parameters) as (f, block, state, head, direct, keys, rows):
         padded_size, size = block.integer("padded_size"), block.integer("size")
+        call(f, block, state, "begin_radius", head, f.integer(0))
         with f.loop(0, g.lanes) as r:
             state.pointer("row_sums").store(g.zero(f), r * g.lanes)
             state.pointer("nearest_distances").store(f.number(g.vector, FULLY_INHIBITED), r * g.lanes)
@@ -96,21 +100,53 @@ def _define_score_gradients(g: Generator) -> None:
             )
             # Queries beyond the last repeat it, and have no gradients.
             call_score_tile(f, g, "centered_scores", direct.differs(0), f.integer(g.lanes), *arguments)
-            with f.when((block.flag("causal") | block.flag("normalized")) & (j + g.lanes > state.integer("least"))):
-                call(f, block, state, "hide_unseen", j)
             with f.when(block.integer("center").equals(2)):
                 call(f, block, state, "note_nearest", j)
-            panels = [state.pointer(name).at(j * padded_size) for name in ("values", "value_signs", "value_grads")]
-            with f.loop(0, rows, g.gradient_rows) as first:
-                grads, skipped = state.pointer("grads").at(first), first * g.lanes
-                results = (x.at(skipped) for x in (scores, distances, state.pointer("row_sums")))
-                openings = state.pointer("totals"), state.pointer("grad_opened").at(first)
-                scalars = block.integer("normalized"), state.number("beta"), state.number("delta")
-                arguments = (grads, grads, *panels, *results, *openings, size, *scalars)
-                with f.when(is_gate(block)):
-                    f.call(f"gated_value_gradients_{g.gradient_rows}", *arguments)
-                with f.when(is_gate(block).equals(0)):
-                    f.call(f"value_gradients_{g.gradient_rows}", *arguments)
+            call(f, block, state, "value_gradients", j, f.integer(0), rows)
+            with f.loop(1, block.integer("radii")) as radius:
+                call(f, block, state, "begin_radius", head, radius)
+                call(f, block, state, "scores_again", j)
+                call(f, block, state, "value_gradients", j, radius, rows)
+            with f.when(block.integer("radii") > 1):
+                call(f, block, state, "begin_radius", head, f.integer(0))
+
+
+def _define_scores_again(g: Generator) -> None:
+    """Z of the panel of keys at `first` by the radius at hand."""
+    with g.routine("scores_again", first=I64) as (f, block, state, first), f.loop(0, g.lanes) as r:
+        place, lowest = (first + r) * g.lanes, g.splat(f, lowest_score(f, block))
+        slope, alpha = g.splat(f, state.number("slope")), g.splat(f, state.number("alpha"))
+        x = f.fma(state.pointer("distances").load(g.vector, place), slope, alpha)
+        state.pointer("scores").store(f.larger(lowest, x), place)
+
+
+def _define_value_gradients(g: Generator) -> None:
+    """What the panel of keys at `first` gets by one radius, and gives to the gradients of the distances."""
+    with g.routine("value_gradients", first=I64, radius=I64, rows=I64) as (f, block, state, first, radius, rows):
+        with f.when((block.flag("causal") | block.flag("normalized")) & (first + g.lanes > state.integer("least"))):
+            call(f, block, state, "hide_unseen", first)
+        padded_size, radii, totals = block.integer("padded_size"), block.integer("radii"), state.pointer("totals")
+        values, signs = (state.pointer(name).at(first * padded_size) for name in ("values", "value_signs"))
+        value_grads = state.pointer("value_grads").at((radius * block.integer("padded_keys") + first) * padded_size)
+        of_radius, of_delta = totals.at(radius * 3 * g.lanes), totals.at(radii * 3 * g.lanes)
+        of_openings = of_delta.at((radius + 1) * g.lanes)
+        weight = state.number("weight")
+        with f.loop(0, rows, g.gradient_rows) as row:
+            panels, skipped = (first + row) * g.lanes, row * g.lanes
+            scores, distances, score_grads = (
+                state.pointer(name).at(panels) for name in ("scores", "distances", "score_grads")
+            )
+            arguments = (
+                *(state.pointer("grads").at(row), state.pointer("grads").at(row), values, signs, value_grads),
+                *(scores, distances, score_grads, state.pointer("row_sums").at(skipped)),
+                *(of_radius, of_delta, of_openings, state.pointer("grad_opened").at(row)),
+                *(block.integer("size"), block.integer("normalized"), radius.equals(0).convert("zext", I64)),
+                *(state.number("beta") * weight, state.number("delta"), f.absolute(weight), state.number("share")),
+            )
+            with f.when(is_gate(block)):
+                f.call(f"gated_value_gradients_{g.gradient_rows}", *arguments)
+            with f.when(is_gate(block).equals(0)):
+                f.call(f"value_gradients_{g.gradient_rows}", *arguments)
 
 
 def _define_note_nearest(g: Generator) -> None:
@@ -126,7 +162,7 @@ def _define_note_nearest(g: Generator) -> None:
 
 
 def _define_center_gradients(g: Generator) -> None:
-    """The gradients of the scores after the centring, times what the tile of the keys expects; 0 at invisible keys."""
+    """The gradients of the distances after the centring, times what the tile of the keys expects; 0 at invisible keys."""
     with g.routine("center_gradients", rows=I64) as (f, block, state, rows), f.loop(0, rows) as r:
         count = state.pointer("counts").load(I32, r)
         total = f.sum_of_lanes(state.pointer("row_sums").load(g.vector, r * g.lanes))
@@ -134,7 +170,7 @@ def _define_center_gradients(g: Generator) -> None:
         mean = g.splat(f, block.integer("center").equals(1).where(total / some, f.number(F32, 0.0)))
         counts, lanes = g.splat(f, count), f.lane_numbers(g.lanes)
         with f.loop(0, state.integer("most"), g.lanes) as j:
-            place = state.pointer("distances").at((j + r) * g.lanes)
+            place = state.pointer("score_grads").at((j + r) * g.lanes)
             seen = lanes + g.splat(f, j.convert("trunc", I32)) < counts
             x = (place.load(g.vector) - mean) * (1 / SMALLEST_DIFFERENCE)
             place.store(seen.where(x, g.zero(f)))
@@ -145,14 +181,14 @@ def _define_center_gradients(g: Generator) -> None:
             # As numbers of 32 bits, which hold any place exactly.
             first = f.smallest_lane((x <= least).where(which.convert("sitofp", g.vector), f.number(g.vector, math.inf)))
             j = first.convert("fptosi", I64)
-            place = state.pointer("distances").at((j // g.lanes * g.lanes + r) * g.lanes + j % g.lanes)
+            place = state.pointer("score_grads").at((j // g.lanes * g.lanes + r) * g.lanes + j % g.lanes)
             place.store(place.load(F32) - total * (1 / SMALLEST_DIFFERENCE))
 
 
 def _define_query_gradients(g: Generator) -> None:
     """Adds to the gradients of the keys, and gathers those of the panel's queries in `outputs`."""
     with g.routine("query_gradients", rows=I64) as (f, block, state, rows):
-        gradients = state.pointer("distances")
+        gradients = state.pointer("score_grads")
         with f.loop(0, block.integer("padded_size"), g.lanes) as k:
             keys, key_grads = (state.pointer(n).at(k * block.integer("padded_keys")) for n in ("key_rows", "key_grads"))
             with f.loop(0, rows, g.gradient_rows) as first:
@@ -171,19 +207,20 @@ def _define_panel(g: Generator) -> None:
         rows = (left < g.lanes).where(left, f.integer(g.lanes))
         call(f, block, state, "pack_queries", batch, head, first)
         direct, keys = pack_query_panel(f, block, state, key, g)
-        call(f, block, state, "score_gradients", direct.convert("zext", I64), keys, rows)
+        call(f, block, state, "score_gradients", head, direct.convert("zext", I64), keys, rows)
         call(f, block, state, "center_gradients", rows)
         call(f, block, state, "query_gradients", rows)
         destination = head_of(block, "grad_query", batch, head)
         with f.loop(0, rows) as r:
             row = destination.at((first + r) * block.integer("grad_query_l"), I8)
             source = state.pointer("outputs").at(r * g.lanes)
-            call(f, block, state, "store_row", source, f.integer(g.lanes * g.lanes), state.number("slope"), row)
+            call(f, block, state, "store_row", source, f.integer(g.lanes * g.lanes), state.number("steepest"), row)
 
 
 def _define_store_keys(g: Generator) -> None:
     """The gradients of keys and values; zeros where a key is not visible."""
-    with g.routine("store_keys", batch=I64, grad_key=PTR, grad_value=PTR) as (f, block, state, batch, grad_key, grad_value):
+    parameters = {"batch": I64, "head": I64, "grad_key": PTR, "grad_value": PTR}
+    with g.routine("store_keys", **parameters) as (f, block, state, batch, head, grad_key, grad_value):
         padded_size, beta = block.integer("padded_size"), state.number("beta")
         with f.when(block.flag("padding")):
             mask = block.pointer("padding").at(batch * block.integer("padding_b"), I8)
@@ -194,14 +231,14 @@ def _define_store_keys(g: Generator) -> None:
                         row = place.at(token * block.integer(f"{tensor}_l"), I8)
                         zeros, zero = state.pointer("zeros"), f.number(F32, 0.0)
                         call(f, block, state, "store_row", zeros, f.integer(g.lanes), zero, row)
-        minus_slope = f.number(F32, 0.0) - state.number("slope")
+        minus_slope = f.number(F32, 0.0) - state.number("steepest")
         with f.loop(0, state.integer("visible")) as j:
             token = state.pointer("index").load(I32, j).convert("zext", I64)
             row = grad_key.at(token * block.integer("grad_key_l"), I8)
             source = state.pointer("key_grads").at(j * g.lanes)
             call(f, block, state, "store_row", source, block.integer("padded_keys") * g.lanes, minus_slope, row)
             with f.when((j % g.lanes).equals(0)):
-                call(f, block, state, "turn_value_grads", j)
+                call(f, block, state, "turn_value_grads", head, j)
             row = grad_value.at(token * block.integer("grad_value_l"), I8)
             source, factor = state.pointer("fetched").at(j % g.lanes * padded_size), f.variable(beta)
             with f.when(block.flag("dropout")):  # an open gate passes on gradients whatever the value
@@ -212,22 +249,27 @@ def _define_store_keys(g: Generator) -> None:
 
 
 def _define_turn_value_grads(g: Generator) -> None:
-    """The panel at `first`, as rows into `fetched`; what it adds to the gradient of beta."""
-    with g.routine("turn_value_grads", first=I64) as (f, block, state, first):
+    """The panel at `first`, as rows into `fetched`; what it adds to the gradients of beta."""
+    with g.routine("turn_value_grads", head=I64, first=I64) as (f, block, state, head, first):
         padded_size, fetched = block.integer("padded_size"), state.pointer("fetched")
-        panels = [state.pointer(n).at(first * padded_size) for n in ("value_grads", "values", "value_signs")]
-        total = f.variable(g.zero(f))
+        values, signs = (state.pointer(name).at(first * padded_size) for name in ("values", "value_signs"))
         whole = g.splat(f, is_gate(block).where(f.number(F32, 2.0), f.number(F32, 1.0)))  # of what the gate has halves
-        with f.loop(0, padded_size, g.lanes) as k:
-            columns = []
-            for channel in range(g.lanes):
-                grad, size, sign = (panel.load(g.vector, (k + channel) * g.lanes) for panel in panels)
-                total.value = f.fma(grad, size * sign, total.value)
-                columns.append(grad)
-            for r, row in enumerate(transposed(f, columns)):
-                fetched.at(k).store(row, padded_size * r)
-        place = state.pointer("totals").at(g.lanes)
-        place.store(f.fma(total.value, whole, place.load(g.vector)))
+        with f.loop(0, block.integer("radii")) as radius:
+            call(f, block, state, "begin_radius", head, radius)
+            skipped = (radius * block.integer("padded_keys") + first) * padded_size
+            value_grads, weight = state.pointer("value_grads").at(skipped), g.splat(f, state.number("weight"))
+            total = f.variable(g.zero(f))
+            with f.loop(0, padded_size, g.lanes) as k:
+                columns = []
+                for channel in range(g.lanes):
+                    grad, size, sign = (x.load(g.vector, (k + channel) * g.lanes) for x in (value_grads, values, signs))
+                    total.value = f.fma(grad, size * sign, total.value)
+                    columns.append(grad * weight)
+                for r, row in enumerate(transposed(f, columns)):
+                    place = fetched.at(k).at(padded_size * r)
+                    place.store(radius.equals(0).where(row, place.load(g.vector) + row))
+            place = state.pointer("totals").at((radius * 3 + 1) * g.lanes)
+            place.store(f.fma(total.value, whole, place.load(g.vector)))
 
 
 def _define_item(g: Generator) -> None:
@@ -236,8 +278,9 @@ def _define_item(g: Generator) -> None:
         batch, head = item // block.integer("heads"), item % block.integer("heads")
         names = ("key", "value", "grad_key", "grad_value")
         key, value, grad_key, grad_value = (head_of(block, name, batch, head) for name in names)
-        totals = state.pointer("totals")
-        for number in range(4):
+        totals, radii = state.pointer("totals"), block.integer("radii")
+        count = radii * 4 + 1
+        with f.loop(0, count) as number:
             totals.store(g.zero(f), number * g.lanes)
         call(f, block, state, "begin_head", batch, head, key)
         with f.when(state.integer("visible") > 0):
@@ -245,10 +288,13 @@ def _define_item(g: Generator) -> None:
         with f.loop(0, block.integer("queries"), g.lanes) as first:
             call(f, block, state, "prefetch", item, first)
             call(f, block, state, "backward_panel", batch, head, first, key)
-        call(f, block, state, "store_keys", batch, grad_key, grad_value)
-        sums, one = block.pointer("sums").at(item * 4), f.number(F32, 1.0)
-        for number, factor in enumerate((one, one, block.number("root"), one)):
-            sums.store(f.sum_of_lanes(totals.load(g.vector, number * g.lanes)) * factor, number)
+        call(f, block, state, "store_keys", batch, head, grad_key, grad_value)
+        sums = block.pointer("sums").at(item * count)
+        with f.loop(0, count) as number:
+            sums.store(f.sum_of_lanes(totals.load(g.vector, number * g.lanes)), number)
+        with f.loop(0, radii) as radius:  # what distances gave to gamma is over the root of the size
+            place = sums.at(radius * 3 + 2)
+            place.store(place.load(F32) * block.number("root"))
 
 
 def backward_ir(machine: Machine) -> str:
@@ -259,9 +305,9 @@ def backward_ir(machine: Machine) -> str:
     define_begin_head(g)
     define_prefetch(g, reads=("query", "key", "value", "grad_output"), writes=("grad_query", "grad_key", "grad_value"))
     for define in (
-        *(_define_pack_head, _define_pack_queries, _define_hide_unseen, _define_note_nearest, _define_score_gradients),
-        *(_define_center_gradients, _define_query_gradients, _define_panel, _define_turn_value_grads, _define_store_keys),
-        _define_item,
+        *(_define_pack_head, _define_pack_queries, _define_hide_unseen, _define_note_nearest, _define_scores_again),
+        *(_define_value_gradients, _define_score_gradients, _define_center_gradients, _define_query_gradients),
+        *(_define_panel, _define_turn_value_grads, _define_store_keys, _define_item),
     ):
         define(g)
     define_entry(g, "backward")

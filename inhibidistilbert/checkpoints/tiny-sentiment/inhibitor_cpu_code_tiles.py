@@ -102,14 +102,16 @@ def _define_score_tile(g: Generator, kind: str, plain: bool, height: int) -> Non
 
 
 def _define_value_tile(g: Generator, gate: bool, height: int) -> None:
-    """Adds to `height` rows of outputs `sums` minus sum over the keys of clamp(v, -Z, Z): the soft-thresholded values.
+    """Adds to `height` rows of outputs `sums` minus sum over the keys of clamp(v, -Z, Z), the soft-thresholded values, times
+    `weight`.
 
     Where no one instruction clamps, the smaller magnitude is taken, and times the sign added in one. `gate`: of half values,
     and minus sign(v) clamp(Z, -|v|, |v|).
     """
     name = f"{'gated_' if gate else ''}values_{height}"
-    parameters = {"z": PTR, "values": PTR, "signs": PTR, "sums": PTR, "outputs": PTR, "count": I64, "one": F32}
-    with g.module.function(name, parameters) as (f, z, values, signs, sums, outputs, count, one):
+    parameters = {"z": PTR, "values": PTR, "signs": PTR, "sums": PTR, "outputs": PTR, "count": I64}
+    parameters |= {"one": F32, "weight": F32}
+    with g.module.function(name, parameters) as (f, z, values, signs, sums, outputs, count, one, weight):
         ones = g.splat(f, one)
         inhibited = [f.variable(g.zero(f)) for _ in range(height)]
         with f.loop(0, count) as j:
@@ -122,29 +124,36 @@ def _define_value_tile(g: Generator, gate: bool, height: int) -> None:
                 else:
                     clamped = g.clamp(f, shared, bound) if g.wide else f.smaller(shared, bound)
                 inhibited[r].value = f.fma(clamped, factor, inhibited[r].value)
-        everything = sums.load(g.vector)
+        everything, factor = sums.load(g.vector), g.splat(f, weight)
         for r in range(height):
-            outputs.store(outputs.load(g.vector, r * g.lanes) + (everything - inhibited[r].value), r * g.lanes)
+            passed = f.fma(everything - inhibited[r].value, factor, outputs.load(g.vector, r * g.lanes))
+            outputs.store(passed, r * g.lanes)
 
 
 def _define_value_gradient_tile(g: Generator, gate: bool, height: int) -> None:
-    """For `height` queries and one panel of keys, with passes = |v| > Z:
+    """For `height` queries and one panel of keys, with passes = |v| > Z of one radius:
 
     - adds sum over the queries of g · passes to `value_grads[channel][lane = key]`;
     - dZ = -beta · sum over the channels of sign(v) · g · passes, and what comes through the openings, `grad_opened` for each
-      query, where `normalized` is not 0. Of it the gradients of the scores before the relu replace `distances`, and are
-      added to `row_sums`; to `totals` what alpha, beta, gamma and delta get from them.
+      query, where `normalized` is not 0. The gradients of the scores before the relu are added to `totals`, times `share` to
+      `row_sums` and to `score_grads`, whose place it takes at the `first` radius: it may then be `distances` itself;
+    - adds to `delta_total` and `opened_total` what the openings give to the gradients of delta and of the radius's weight.
 
-    `gate`: passes = |v| > |Z| of half values; to `value_grads` goes g · passes · sign(Z) / 2 and, where Z < 0, g.
+    `gate`: passes = |v| > |Z| of half values; to `value_grads` goes g · passes · sign(Z) / 2 and, where Z < 0, g. `beta`:
+    times the radius's weight; `weight`: the absolute of that.
 
     g: `grads[channel][query]`, given twice: a number that is used twice is then taken from memory twice, not kept.
     """
-    names = ("grads", "same_grads", "values", "signs", "value_grads", "z", "distances", "row_sums", "totals", "grad_opened")
-    parameters = dict.fromkeys(names, PTR) | {"size": I64, "normalized": I64, "beta": F32, "delta": F32}
+    names = (
+        *("grads", "same_grads", "values", "signs", "value_grads", "z", "distances", "score_grads", "row_sums"),
+        *("totals", "delta_total", "opened_total", "grad_opened"),
+    )
+    parameters = dict.fromkeys(names, PTR) | dict.fromkeys(("size", "normalized", "first"), I64)
+    parameters |= dict.fromkeys(("beta", "delta", "weight", "share"), F32)
     name = f"{'gated_' if gate else ''}value_gradients_{height}"
     with g.module.function(name, parameters) as (f, *rest):
-        grads, same_grads, values, signs, value_grads, z, distances, row_sums, totals, grad_opened, *rest = rest
-        size, normalized, by_beta, delta = rest
+        grads, same_grads, values, signs, value_grads, z, distances, score_grads, row_sums, totals, *rest = rest
+        delta_total, opened_total, grad_opened, size, normalized, first, by_beta, delta, weight, share = rest
         shifts = [z.load(g.vector, r * g.lanes) for r in range(height)]
         dz = [f.variable(g.zero(f)) for _ in range(height)]
         below = [x < 0.0 for x in shifts]
@@ -171,7 +180,7 @@ def _define_value_gradient_tile(g: Generator, gate: bool, height: int) -> None:
                     dz[r].value = f.fma(sign, passed, dz[r].value)
             value_grads.store(dv, k * g.lanes)
         alpha, beta, gamma = (g.zero(f) for _ in range(3))
-        scale, slope = g.splat(f, by_beta), g.splat(f, delta)
+        scale, slope, first = g.splat(f, by_beta), g.splat(f, delta), first.differs(0)
         through = [f.variable(g.zero(f)) for _ in range(height)]
         with f.when(normalized.differs(0)):
             start, most = (0.5, 1.0) if gate else (1.0, math.inf)
@@ -179,11 +188,14 @@ def _define_value_gradient_tile(g: Generator, gate: bool, height: int) -> None:
                 ramp = f.number(g.vector, start) - slope * shifts[r]
                 on_ramp = (ramp >= 0.0) & (ramp <= most) if gate else ramp > 0.0
                 # Keys that a query does not see do not count, whatever they make of the ramp.
-                counts = on_ramp & (shifts[r] < FULLY_INHIBITED)
-                grad = counts.where(g.splat(f, grad_opened.load(F32, r)), g.zero(f))
-                through[r].value = g.zero(f) - slope * grad
-                place = totals.at(3 * g.lanes)
-                place.store(place.load(g.vector) - counts.where(shifts[r], g.zero(f)) * grad)
+                seen = shifts[r] < FULLY_INHIBITED
+                counts, nothing = on_ramp & seen, g.zero(f)
+                here = g.splat(f, grad_opened.load(F32, r))
+                grad = counts.where(here * g.splat(f, weight), nothing)
+                through[r].value = nothing - slope * grad
+                delta_total.store(delta_total.load(g.vector) - counts.where(shifts[r], nothing) * grad)
+                passed = seen.where(f.smaller(f.larger(nothing, ramp), f.number(g.vector, most)), nothing)
+                opened_total.store(f.fma(passed, here, opened_total.load(g.vector)))
         for r in range(height):
             gradient = g.zero(f) - dz[r].value
             beta = f.fma(shifts[r], gradient, beta)
@@ -192,8 +204,9 @@ def _define_value_gradient_tile(g: Generator, gate: bool, height: int) -> None:
                 gradient = (shifts[r] > 0.0).where(gradient, g.zero(f))
             alpha = alpha + gradient
             gamma = f.fma(gradient, distances.load(g.vector, r * g.lanes), gamma)
-            distances.store(gradient, r * g.lanes)
-            row_sums.store(row_sums.load(g.vector, r * g.lanes) + gradient, r * g.lanes)
+            shared = gradient * g.splat(f, share)
+            score_grads.store(first.where(shared, score_grads.load(g.vector, r * g.lanes) + shared), r * g.lanes)
+            row_sums.store(row_sums.load(g.vector, r * g.lanes) + shared, r * g.lanes)
         for number, x in enumerate((alpha, beta, gamma)):
             totals.store(totals.load(g.vector, number * g.lanes) + x, number * g.lanes)
 

@@ -78,7 +78,8 @@ def _plan(
     root = float_bits(channels**-0.5)
     words = [items, parts, threads, workspace_size, heads, queries, keys, padded_keys, root, *flags, *places]
     of_scalars, of_masks, of_tensors = strides
-    words += [stride for of_tensor in (*of_scalars, *of_masks) for stride in of_tensor]
+    words += [stride for _, stride in of_scalars]
+    words += [stride for of_mask in of_masks for stride in of_mask]
     words += [stride for of_tensor in of_tensors for stride in of_tensor[:3]]
     reaches = reaches_of(shape, (queries, keys, keys), 4, strides)
     return Plan(entry("int8", int8_ir, machine, channels), pack(words), threads, threads * workspace_size, reaches)

@@ -14,6 +14,7 @@ SHAPE_FIELDS = (
     *("heads", "queries", "keys", "size", "dtype"),
     *("center", "inhibition", "causal"),  # the first two as `Form.numbers`
     "normalized",  # whether there is a delta
+    "radii",
     "staged",  # whether scores are finished once all distances of a panel are known
     *("padded_keys", "padded_size"),  # rounded up to whole vectors
     *("root", "one"),  # float32: 1 / sqrt(size), and 1, which the compiler must not know
@@ -25,17 +26,17 @@ _CALL_FIELDS = (
     # Each (B, H, M) float32: what a query's distances are centred by, what its sum is divided by (backward: times), and the
     # gradient of what passes of a constant.
     *("center_of", "opened", "grad_opened"),
-    "sums",  # (items, 4) float32, what each adds to the gradients of alpha, beta, gamma and delta
+    "sums",  # (items, 4 · radii + 1) float32, what each adds to the running sums in `totals`
 )
-# The first part holds the tensors' strides, the second their addresses. Strides are in bytes: `_b` sequence to sequence,
-# `_h` head to head, `_l` token to token, `_d` channel to channel.
+# The first part holds the tensors' strides, the second their addresses. Strides are in bytes: `_r` radius to radius, `_b`
+# sequence to sequence, `_h` head to head, `_l` token to token, `_d` channel to channel.
 _SCALARS, _MASKS = ("alpha", "beta", "gamma", "delta"), ("padding", "dropout")
 _INPUTS, _FORWARD_TENSORS = ("query", "key", "value"), ("output",)
 _BACKWARD_TENSORS = ("grad_output", "grad_query", "grad_key", "grad_value")
 
 
 def _fields(*tensors: str) -> tuple[str, ...]:
-    strides = [(_SCALARS, ("_h",)), (_MASKS, ("_b", "_l")), (tensors, ("_b", "_h", "_l", "_d"))]
+    strides = [(_SCALARS, ("_r", "_h")), (_MASKS, ("_b", "_l")), (tensors, ("_b", "_h", "_l", "_d"))]
     of_strides = [name + part for names, parts in strides for name in names for part in parts]
     return (*SHAPE_FIELDS, *of_strides, *_CALL_FIELDS, *_SCALARS, *_MASKS, *tensors)
 
@@ -70,9 +71,12 @@ _SHARED_BUFFERS = (
     "values",
     "value_signs",  # as `values`, 1 or -1; not in the forward pass with AVX-512
 )
-_FORWARD_BUFFERS = ("value_sums",)  # of each run
+_FORWARD_BUFFERS = (
+    "value_sums",  # of each run
+    "shifts",  # as `scores`, which it is for one radius: Z, of which the values go down; `scores` are then distances
+)
 _BACKWARD_BUFFERS = (
-    "value_grads",  # as `values`
+    "value_grads",  # as `values`, for each radius
     "key_rows",  # [block of channels][key][lane = channel], not shifted
     "key_grads",  # as `key_rows`
     "query_rows",  # of a panel: [block of channels][query][lane = channel], not shifted
@@ -81,14 +85,20 @@ _BACKWARD_BUFFERS = (
     "grad_opened",
     "nearest_distances",  # of a panel: [query][lane], the least of every so many keys
     "nearest",  # which key that is
-    "distances",  # as `scores`: centred distances, then the gradients of the scores
-    "totals",  # running sums for the gradients of alpha, beta and gamma
+    "distances",  # as `scores`, centred
+    "score_grads",  # as `distances`, which it is for one radius: gradients of the distances over `steepest`
+    # Running sums: for each radius those of the gradients of alpha, beta and gamma; that of delta; for each radius what its
+    # openings add to the gradient of its beta.
+    "totals",
 )
 BUFFERS = (*_SHARED_BUFFERS, *_FORWARD_BUFFERS, *_BACKWARD_BUFFERS)
 # … and what it knows of the head it works on.
-_NUMBERS = ("visible", "shifted", "plain_ready", "most", "least", "alpha", "beta", "slope", "delta")
+_NUMBERS = ("visible", "shifted", "plain_ready", "most", "least", "beta", "delta")
+# `steepest`: the slope of all radii that is furthest from 0. Of the radius at hand: `weight` and `share`, what it counts
+# beside the first, and its slope over the steepest.
+_RADIUS = ("steepest", "alpha", "slope", "weight", "share")
 _SIZES = ("largest_key", "mean_key", "limit")
-STATE = (*BUFFERS, *_NUMBERS, *_SIZES)
+STATE = (*BUFFERS, *_NUMBERS, *_RADIUS, *_SIZES)
 
 
 def panel_width(machine: Machine) -> int:
@@ -148,10 +158,10 @@ def each_item(block: Fields) -> Iterator[Value]:
 
 
 @cache
-def workspace_layout(lanes: int, queries: int, keys: int, size: int, backward: bool) -> tuple[tuple[int, ...], int]:
+def workspace_layout(lanes: int, keys: int, size: int, backward: bool, radii: int = 1) -> tuple[tuple[int, ...], int]:
     """Where each of `BUFFERS` is in a thread's memory, in bytes, and how much memory that is.
 
-    O((keys + lanes) · size) of it, never queries · keys.
+    O((keys · radii + lanes) · size) of it, never queries · keys.
     """
     keys, size = ceil(keys / lanes) * lanes, ceil(size / lanes) * lanes
     panel, row = lanes * size, lanes
@@ -160,13 +170,21 @@ def workspace_layout(lanes: int, queries: int, keys: int, size: int, backward: b
         **{"norms": row, "keys": keys * size, "key_halves": keys, "plain_keys": keys * size, "query": panel},
         **{"query_halves": row, "scores": keys * lanes, "row_sums": lanes * lanes, "opened": row, "outputs": panel},
         **{"values": keys * size, "value_sums": ceil(keys / RUN) * size, "value_signs": keys * size},
-        **{"value_grads": keys * size, "key_rows": keys * size, "key_grads": keys * size, "query_rows": panel},
+        **{
+            "shifts": keys * lanes,
+            "value_grads": radii * keys * size,
+            "key_rows": keys * size,
+            "key_grads": keys * size,
+            "query_rows": panel,
+        },
         **{"grads": panel, "means": row, "grad_opened": row, "nearest_distances": lanes * lanes, "nearest": lanes * lanes},
-        **{"distances": keys * lanes, "totals": 4 * lanes},
+        **{"distances": keys * lanes, "score_grads": keys * lanes, "totals": (4 * radii + 1) * lanes},
     }
     unused = _FORWARD_BUFFERS if backward else _BACKWARD_BUFFERS
-    offsets, end = [], -(-len(STATE) * 8 // 64) * 64
+    same = {"shifts": "scores", "score_grads": "distances"} if radii == 1 else {}
+    offsets: dict[str, int] = {}
+    end = -(-len(STATE) * 8 // 64) * 64
     for name in BUFFERS:
-        offsets.append(end)
-        end += 0 if name in unused else -(-words[name] * 4 // 64) * 64
-    return tuple(offsets), end
+        offsets[name] = offsets[same[name]] if name in same else end
+        end += 0 if name in unused or name in same else -(-words[name] * 4 // 64) * 64
+    return tuple(offsets.values()), end

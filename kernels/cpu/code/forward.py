@@ -71,19 +71,39 @@ def note_flaws(f: Function, block: Fields, *sizes: Value) -> None:
         block.set("flawed", f.integer(1))
 
 
+def _scalar_of(block: Fields, name: str, head: Value, radius: Value) -> Value:
+    return block.pointer(name).at(radius * block.integer(f"{name}_r") + head * block.integer(f"{name}_h"), I8).load(F32)
+
+
+def _define_begin_radius(g: Generator) -> None:
+    """The scalars of a radius. The first one's beta is a factor of all, and what weighs the others."""
+    with g.routine("begin_radius", head=I64, radius=I64) as (f, block, state, head, radius):
+        alpha, beta, gamma = (_scalar_of(block, name, head, radius) for name in ("alpha", "beta", "gamma"))
+        slope, one = gamma * block.number("root"), f.number(F32, 1.0)
+        state.set("alpha", alpha)
+        state.set("slope", slope)
+        state.set("weight", radius.equals(0).where(one, beta))
+        steepest = state.number("steepest")
+        state.set("share", steepest.equals(0.0).where(one, slope / steepest))
+
+
 def define_begin_head(g: Generator) -> None:
     """What forward and backward pass first do with a head: its scalars, its visible keys, and the shift."""
+    _define_begin_radius(g)
     with g.routine("begin_head", batch=I64, head=I64, key=PTR) as (f, block, state, batch, head, key):
-        for name in ("alpha", "beta", "gamma"):
-            scalar = block.pointer(name).at(head * block.integer(f"{name}_h"), I8).load(F32)
-            if name == "gamma":
-                state.set("slope", scalar * block.number("root"))
-            else:
-                state.set(name, scalar)
+        zero = f.integer(0)
+        state.set("beta", _scalar_of(block, "beta", head, zero))
         state.set("delta", f.number(F32, 0.0))
         with f.when(block.flag("normalized")):
-            state.set("delta", block.pointer("delta").at(head * block.integer("delta_h"), I8).load(F32))
-        note_flaws(f, block, *(state.number(name) for name in ("alpha", "beta", "slope", "delta")))
+            state.set("delta", _scalar_of(block, "delta", head, zero))
+        note_flaws(f, block, state.number("beta"), state.number("delta"))
+        state.set("steepest", f.number(F32, 0.0))
+        with f.loop(0, block.integer("radii")) as radius:
+            call(f, block, state, "begin_radius", head, radius)
+            note_flaws(f, block, *(state.number(name) for name in ("alpha", "slope", "weight")))
+            slope, steepest = state.number("slope"), state.number("steepest")
+            state.set("steepest", (f.absolute(slope) > f.absolute(steepest)).where(slope, steepest))
+        call(f, block, state, "begin_radius", head, zero)
         call(f, block, state, "index_keys", batch)
         state.set("shifted", f.integer(0))
         state.set("plain_ready", f.integer(0))
@@ -131,7 +151,7 @@ def set_sizes(f: Function, g: Generator, block: Fields, state: Fields, sizes: He
     count = (visible * block.integer("size")).convert("sitofp", F32)
     # What passes of a constant of 1 / delta is a share of it: an error of the scores is one of that too.
     budget = f.smaller(values / count, f.number(F32, 1.0) / f.absolute(state.number("delta"))) * _ROUNDING_BUDGET
-    state.set("limit", budget / f.absolute(state.number("slope")))
+    state.set("limit", budget / f.absolute(state.number("steepest")))
 
 
 def _fast_form_is_exact(f: Function, g: Generator, block: Fields, state: Fields, norms: Value) -> Value:
@@ -149,7 +169,7 @@ def _fast_form_is_exact(f: Function, g: Generator, block: Fields, state: Fields,
     mean_distance = f.larger(norms - mean * 0.25, mean - norms)
     far = (mean_distance - sizes * 0.125) * g.splat(f, state.number("slope")) >= g.splat(f, state.number("alpha"))
     relevant = block.integer("center").equals(1) & (state.number("slope") > 0.0)
-    relevant = relevant & block.flag("normalized").equals(0) & is_gate(block).equals(0)
+    relevant = relevant & block.integer("radii").equals(1) & block.flag("normalized").equals(0) & is_gate(block).equals(0)
     return small | (far & f.broadcast(relevant, g.lanes))
 
 
@@ -159,7 +179,7 @@ def pack_query_panel(f: Function, block: Fields, state: Fields, key: Value, g: G
     call(f, block, state, "pack_transposed", query, halves, state.pointer("shift"))
     norms = state.pointer("norms").load(g.vector)
     # Scores beyond float32 as well.
-    note_flaws(f, block, (f.sum_of_lanes(norms) + state.number("largest_key")) * state.number("slope"))
+    note_flaws(f, block, (f.sum_of_lanes(norms) + state.number("largest_key")) * state.number("steepest"))
     exact = _fast_form_is_exact(f, g, block, state, norms).convert("uitofp", g.vector)
     direct = f.sum_of_lanes(exact) < float(g.lanes)
     replace = direct & state.flag("shifted")
@@ -265,26 +285,26 @@ def _define_finish_scores(g: Generator) -> None:
         less = g.zero(f) - state.pointer("row_sums").load(g.vector)
         slope, alpha = g.splat(f, state.number("slope")), g.splat(f, state.number("alpha"))
         with f.loop(0, state.integer("most")) as j:
-            place = state.pointer("scores").at(j * g.lanes)
-            x = f.fma(place.load(g.vector), scale, less)
-            place.store(f.larger(lowest, f.fma(x, slope, alpha)))
+            x = f.fma(state.pointer("scores").load(g.vector, j * g.lanes), scale, less)
+            state.pointer("shifts").store(f.larger(lowest, f.fma(x, slope, alpha)), j * g.lanes)
 
 
 def _define_sum_openings(g: Generator) -> None:
-    """How much passes of a constant, over the keys that each query of a panel sees, plus what keeps a divisor from 0."""
+    """Adds to `opened` how much passes of a constant, over the keys that each query of a panel sees."""
     with g.routine("sum_openings") as (f, block, state):
         counts, zero, delta = state.pointer("counts").load(g.integers), g.zero(f), g.splat(f, state.number("delta"))
         gate = is_gate(block)
         start, most = (gate.where(f.number(F32, a), f.number(F32, b)) for a, b in ((0.5, 1.0), (1.0, math.inf)))
         start, most = g.splat(f, start), g.splat(f, most)
-        total = f.variable(f.number(g.vector, NOTHING_PASSES))
+        weight = g.splat(f, f.absolute(state.number("weight")))
+        total = f.variable(state.pointer("opened").load(g.vector))
         with f.loop(0, state.integer("most"), g.lanes) as panel:  # short sums have small rounding errors
             some, left = f.variable(zero), state.integer("most") - panel
             with f.loop(0, (left < g.lanes).where(left, f.integer(g.lanes))) as j:
-                ramp = start - delta * state.pointer("scores").load(g.vector, (panel + j) * g.lanes)
+                ramp = start - delta * state.pointer("shifts").load(g.vector, (panel + j) * g.lanes)
                 visible = counts > g.splat(f, (panel + j).convert("trunc", I32))
                 some.value = some.value + visible.where(f.smaller(f.larger(zero, ramp), most), zero)
-            total.value = total.value + some.value
+            total.value = f.fma(some.value, weight, total.value)
         state.pointer("opened").store(total.value)
 
 
@@ -296,17 +316,15 @@ def _define_hide_future(g: Generator) -> None:
         end = (end < visible).where(end, visible)
         with f.loop(state.integer("least"), end) as j:
             seen = counts > g.splat(f, j.convert("trunc", I32))
-            place = state.pointer("scores").at(j * g.lanes)
+            place = state.pointer("shifts").at(j * g.lanes)
             place.store(seen.where(place.load(g.vector), f.number(g.vector, FULLY_INHIBITED)))
         state.set("most", end)
 
 
 def _define_panel_values(g: Generator) -> None:
-    """The outputs of a panel, not yet times beta."""
+    """Adds what a radius lets pass to the outputs of a panel, not yet times beta."""
     with g.routine("panel_values", rows=I64) as (f, block, state, rows):
         most, padded_size, outputs = state.integer("most"), block.integer("padded_size"), state.pointer("outputs")
-        with f.loop(0, padded_size) as k:
-            outputs.store(g.zero(f), k * g.lanes)
         with f.loop(0, most, RUN) as j:
             count = most - j
             count = (count < RUN).where(count, f.integer(RUN))
@@ -314,8 +332,8 @@ def _define_panel_values(g: Generator) -> None:
                 skipped = k * block.integer("padded_keys") + j * g.lanes
                 values, signs = (state.pointer(name).at(skipped) for name in ("values", "value_signs"))
                 sums = state.pointer("value_sums").at(j // RUN * padded_size + k)
-                scores, results = Rows(state.pointer("scores").at(j * g.lanes), 1), Rows(outputs.at(k * g.lanes), g.lanes)
-                arguments = (scores, values, signs, sums, results, count, block.number("one"))
+                shifts, results = Rows(state.pointer("shifts").at(j * g.lanes), 1), Rows(outputs.at(k * g.lanes), g.lanes)
+                arguments = (shifts, values, signs, sums, results, count, block.number("one"), state.number("weight"))
                 with f.when(is_gate(block)):
                     call_tile(f, g, "gated_values", rows, *arguments)
                 with f.when(is_gate(block).equals(0)):
@@ -343,15 +361,23 @@ def _define_panel(g: Generator) -> None:
         position = (batch * block.integer("heads") + head) * queries + first
         with f.when(block.flag("staged")):
             call(f, block, state, "find_center", direct.convert("zext", I64))
-            call(f, block, state, "finish_scores", direct.convert("zext", I64))
         with f.when(block.flag("center")):
             call(f, block, state, "keep", block.pointer("center_of").at(position), state.pointer("row_sums"), rows)
         with f.when(block.flag("normalized")):
-            call(f, block, state, "sum_openings")
+            state.pointer("opened").store(f.number(g.vector, NOTHING_PASSES))
+        with f.loop(0, block.integer("padded_size")) as k:
+            state.pointer("outputs").store(g.zero(f), k * g.lanes)
+        with f.loop(0, block.integer("radii")) as radius:
+            call(f, block, state, "begin_radius", head, radius)
+            with f.when(block.flag("staged")):
+                call(f, block, state, "finish_scores", direct.convert("zext", I64))
+            with f.when(block.flag("normalized")):
+                call(f, block, state, "sum_openings")
+            with f.when(block.flag("causal")):
+                call(f, block, state, "hide_future")
+            call(f, block, state, "panel_values", rows)
+        with f.when(block.flag("normalized")):
             call(f, block, state, "keep", block.pointer("opened").at(position), state.pointer("opened"), rows)
-        with f.when(block.flag("causal")):
-            call(f, block, state, "hide_future")
-        call(f, block, state, "panel_values", rows)
         destination = head_of(block, "output", batch, head)
         with f.loop(0, rows) as r:
             row = destination.at((first + r) * block.integer("output_l"), I8)
