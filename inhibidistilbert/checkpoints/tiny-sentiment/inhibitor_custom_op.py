@@ -44,10 +44,9 @@ def register_backend(namespace: str, forward: Callable, backward: Callable) -> C
         returns the gradients of alpha, beta, gamma and, where there is one, delta, float32. output is None without delta.
 
     query `(B, H, M, d)`, key and value `(B, H, N, d)` of one dtype, with any strides and never empty; padding and dropout
-    `(B, N)` bool or None; alpha, beta, gamma `(1,)` or `(H,)` float32, for several radii also `(R, 1)` or `(R, H)`, and delta
-    or None. center and inhibition as
-    `Form.numbers`: for the published forms, which alone come to a backend that does not say more in the table, whether it is
-    centred and whether it is signed; delta is None then.
+    `(B, N)` bool or None; alpha, beta, gamma `(1,)` or `(H,)` float32, of several radii also `(R, 1)` or `(R, H)`; delta as
+    for one radius, or None. center and inhibition as `Form.numbers`: for the published forms, which alone come to a backend
+    that does not say more in the table, whether it is centred and whether it is signed; delta is None then.
 
     Returns a function of the first twelve arguments that gives the output.
     """
