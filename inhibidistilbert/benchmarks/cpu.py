@@ -50,13 +50,20 @@ def _no_int8_softmax(shape: Shape) -> Work:
 
 _SOFTMAX = Operator(scaled_dot_product_attention)
 _INHIBITOR = Operator(partial(inhibitor_attention, backend="cpu"))
-_NOT_CENTRED = Operator(partial(inhibitor_attention, backend="cpu", centered=False))
+# Other forms, by what they are called: those beyond the paper with the start values of a new student.
+_GATE = partial(inhibitor_attention, backend="cpu", inhibition="gate", center="least", delta=1.0)
+_RADII = {"alpha": torch.tensor([[-0.5], [0.1]]), "beta": torch.tensor([[1.0], [1.5]]), "gamma": torch.ones(2, 1)}
+_OTHER_FORMS = {
+    "not centred": Operator(partial(inhibitor_attention, backend="cpu", centered=False)),
+    "gate": Operator(partial(_GATE, alpha=-0.5)),
+    "gate of two radii": Operator(partial(_GATE, **_RADII)),
+}
 OPERATORS: Mapping[str, MakeWork] = {
     BASELINE: _SOFTMAX.work,
     "softmax bf16": Operator(scaled_dot_product_attention, torch.bfloat16).work,
     "softmax int8": _no_int8_softmax,
     "inhibitor fp32": _INHIBITOR.work,
-    "inhibitor fp32, not centred": _NOT_CENTRED.work,
+    **{f"inhibitor fp32, {name}": form.work for name, form in _OTHER_FORMS.items()},
     "inhibitor bf16": Operator(_INHIBITOR.attend, torch.bfloat16).work,
     "inhibitor int8": Operator(partial(inhibitor_attention, backend="cpu", quantized=True)).work,
 }
@@ -67,7 +74,7 @@ FALLBACKS: Mapping[str, MakeWork] = {
 TRAINING_STEPS: Mapping[str, MakeWork] = {
     BASELINE: partial(_SOFTMAX.work, pass_name=TRAINING),
     "inhibitor fp32": partial(_INHIBITOR.work, pass_name=TRAINING),
-    "inhibitor fp32, not centred": partial(_NOT_CENTRED.work, pass_name=TRAINING),
+    **{f"inhibitor fp32, {name}": partial(form.work, pass_name=TRAINING) for name, form in _OTHER_FORMS.items()},
 }
 
 

@@ -72,7 +72,7 @@ def _save(picture: Path, make: Callable[..., Figure | None], results: Results, t
 def operators_cpu(content: CpuResults) -> Figure:
     """How many times as fast as softmax attention in float32, at the most threads, on the two levels that tell most."""
     threads = max(row.threads for row in content.results)
-    rows = [row for row in content.results if row.threads == threads and "not centred" not in row.peer]
+    rows = [row for row in content.results if row.threads == threads and "," not in row.peer]
     levels = [level for level in _LEVELS if any(row.level == level for row in rows)][:2]
     sizes = len({row.shape.head_dim for row in rows}) > 1
     axis = "texts × tokens" + (", d: head size" if sizes else "")
