@@ -38,7 +38,36 @@ def _round_in_the_interpreter() -> None:
     InterpreterBuilder.create_fp_trunc = create_fp_trunc
 
 
+def _patch_the_language_once_a_launch() -> None:
+    """Spare Triton's interpreter most of its work: it patches `triton.language` anew at every call of a device function.
+
+    Nothing takes those patches back before the launch ends, so that the first call of each function does for all.
+    """
+    try:
+        from triton.runtime import interpreter
+    except ImportError:
+        return
+
+    launch, patch, patched = interpreter.GridExecutor.__call__, interpreter._patch_lang, set()
+
+    def launch_afresh(self, *arguments, **options):
+        patched.clear()
+        try:
+            return launch(self, *arguments, **options)
+        finally:
+            patched.clear()
+
+    def patch_once(function):
+        if function in patched:
+            return None
+        patched.add(function)
+        return patch(function)
+
+    interpreter.GridExecutor.__call__, interpreter._patch_lang = launch_afresh, patch_once
+
+
 _round_in_the_interpreter()
+_patch_the_language_once_a_launch()
 
 
 def pytest_collection_finish() -> None:
