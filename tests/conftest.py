@@ -4,6 +4,7 @@ import gc
 import os
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,6 +69,29 @@ def _patch_the_language_once_a_launch() -> None:
 
 _round_in_the_interpreter()
 _patch_the_language_once_a_launch()
+
+
+# The files that take longest, however few tests they have; see `make test`.
+LONGEST = (
+    "modeling/test_remote_code.py",
+    "kernels/test_values.py",
+    "kernels/test_triton.py",
+    "distillation/test_stages.py",
+    "distillation/test_processes.py",
+    "conformance/test_compile.py",
+    "kernels/test_cpu.py",
+    "kernels/test_edges.py",
+    "conformance/test_export.py",
+    "evaluation/test_evaluate.py",
+    "benchmarks/test_static.py",
+    "examples/test_examples.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files: a worker that begins one last is alone at the end."""
+    places = {Path(__file__).parent / file: place for place, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
 
 
 def pytest_collection_finish() -> None:
