@@ -14,6 +14,11 @@ if not torch.cuda.is_available():
     # Read when the kernels are imported: they then run on CPU tensors, one operation at a time.
     os.environ["TRITON_INTERPRET"] = "1"
 
+    # Without one of these, `torch.manual_seed` notes for when it comes who has called it, and each test does several times.
+    for _device in (torch.cuda, torch.xpu, torch.mtia):
+        if not _device.is_available():
+            _device.manual_seed_all = lambda seed: None
+
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Its share of the cores: threads of several workers on one core would wait for each other.
