@@ -9,9 +9,10 @@ INSTALLED := $(VENV)/.installed
 
 LOWEST := .venv-lowest
 EPOCHS ?= 4
-# Most tests compute on one thread or wait for a process. A file's tests stay together, for the fixtures they share.
+# Most tests compute on one thread or wait for a process. A file's tests stay together, for the fixtures they share. The order
+# of the files is that of tests/conftest.py; xdist's own would end with those that have few tests, however long they take.
 WORKERS ?= auto
-PYTEST := -m pytest --numprocesses "$(WORKERS)" --dist loadfile
+PYTEST := -m pytest --numprocesses "$(WORKERS)" --dist loadfile --no-loadscope-reorder
 kernel-repository: OUTPUT ?= build/kernel-repository
 evaluate: OUTPUT ?= runs/evaluate
 

@@ -4,6 +4,7 @@ import gc
 import os
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,11 @@ import torch
 if not torch.cuda.is_available():
     # Read when the kernels are imported: they then run on CPU tensors, one operation at a time.
     os.environ["TRITON_INTERPRET"] = "1"
+
+    # Without one of these, `torch.manual_seed` notes for when it comes who has called it, and each test does several times.
+    for _device in (torch.cuda, torch.xpu, torch.mtia):
+        if not _device.is_available():
+            _device.manual_seed_all = lambda seed: None
 
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -38,7 +44,59 @@ def _round_in_the_interpreter() -> None:
     InterpreterBuilder.create_fp_trunc = create_fp_trunc
 
 
+def _patch_the_language_once_a_launch() -> None:
+    """Spare Triton's interpreter most of its work: it patches `triton.language` anew at every call of a device function.
+
+    Nothing takes those patches back before the launch ends, so that the first call of each function does for all.
+    """
+    try:
+        from triton.runtime import interpreter
+    except ImportError:
+        return
+
+    launch, patch, patched = interpreter.GridExecutor.__call__, interpreter._patch_lang, set()
+
+    def launch_afresh(self, *arguments, **options):
+        patched.clear()
+        try:
+            return launch(self, *arguments, **options)
+        finally:
+            patched.clear()
+
+    def patch_once(function):
+        if function in patched:
+            return None
+        patched.add(function)
+        return patch(function)
+
+    interpreter.GridExecutor.__call__, interpreter._patch_lang = launch_afresh, patch_once
+
+
 _round_in_the_interpreter()
+_patch_the_language_once_a_launch()
+
+
+# The files that take longest, however few tests they have; see `make test`.
+LONGEST = (
+    "modeling/test_remote_code.py",
+    "kernels/test_values.py",
+    "kernels/test_triton.py",
+    "distillation/test_stages.py",
+    "distillation/test_processes.py",
+    "conformance/test_compile.py",
+    "kernels/test_cpu.py",
+    "kernels/test_edges.py",
+    "conformance/test_export.py",
+    "evaluation/test_evaluate.py",
+    "benchmarks/test_static.py",
+    "examples/test_examples.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files: a worker that begins one last is alone at the end."""
+    places = {Path(__file__).parent / file: place for place, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
 
 
 def pytest_collection_finish() -> None:

@@ -46,15 +46,26 @@ def cases(request) -> list[Case]:
 
 
 @pytest.fixture(scope="module")
-def counted(cases) -> list[Figures]:
+def kept(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture(scope="module")
+def counted(cases, kept) -> list[Figures]:
+    """In one process where there are few: each takes seconds to begin."""
     steps: list[int] = []
-    figures = count(cases, progress=lambda: steps.append(1))
+    figures = count(cases, keep=kept, jobs=1 if cases == FEW else None, progress=lambda: steps.append(1))
     assert len(steps) == len(cases)
     return figures
 
 
 def test_results_come_in_the_order_of_the_cases(cases, counted):
     assert list(dict.fromkeys(map(variant, counted))) == list(map(variant, cases))
+
+
+def test_results_of_several_processes_come_in_the_order_of_the_cases(monkeypatch):
+    monkeypatch.setattr(static, "_count_in_process", lambda share, *_: [[case, case.target] for case in share])
+    assert count(ALL, jobs=3) == [result for case in ALL for result in (case, case.target)]
 
 
 def test_instructions_a_triple(cases, counted):
@@ -130,7 +141,18 @@ def run(monkeypatch, capsys):
     return run
 
 
-def test_json_output_and_kept_files(run, tmp_path: Path):
+def test_kept_files(counted, kept):
+    files = {path.name for path in kept.glob("*-sm_90-d64-fp32-signed-centered.*")}
+    assert {f"forward_kernel-sm_90-d64-fp32-signed-centered.{kind}" for kind in ("ptx", "cubin", "sass")} <= files
+    assert len(files) == 9
+
+
+def test_json_output(run, counted, monkeypatch, tmp_path: Path):
+    def count_again(cases, keep, jobs, progress):
+        assert (cases, keep, jobs) == ([Case()], tmp_path / "kept", None)
+        return [x for x in counted if variant(x) == variant(Case())]
+
+    monkeypatch.setattr(static, "count", count_again)
     code, out, err = run("--json", "--target", "sm_90", "--keep", tmp_path / "kept", "--output", tmp_path / "results")
     assert (code, err) == (0, "")
     forward, row, column = json.loads(out)
@@ -139,9 +161,6 @@ def test_json_output_and_kept_files(run, tmp_path: Path):
         *("kernel", "pass", "target", "head_dim", "dtype", "signed", "centered", "causal", "registers", "spills"),
         *("shared_bytes", "instructions_per_triple"),
     }
-    kept = {path.name for path in (tmp_path / "kept").iterdir()}
-    assert {f"forward_kernel-sm_90-d64-fp32-signed-centered.{kind}" for kind in ("ptx", "cubin", "sass")} <= kept
-    assert len(kept) == 9
     written = json.loads((tmp_path / "results" / "kernels_static.json").read_text())
     assert written["results"] == [forward, row, column]
     assert written["machine"]["triton"]
@@ -180,7 +199,18 @@ def test_without_triton(run, monkeypatch):
     )
 
 
-def test_a_worker_that_fails_says_why():
+def test_a_worker_that_fails_says_why(monkeypatch, tmp_path):
+    """Any program will do for it."""
+    worker = tmp_path / "worker"
+    worker.write_text("#!/bin/sh\nread request\necho \"KeyError: 'fp8'\" >&2\nexit 1\n")
+    worker.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(worker))
+    with pytest.raises(RuntimeError, match=r"compiling Case\(target='sm_90', head_dim=64, dtype='fp8'.*\nKeyError: 'fp8'"):
+        count([Case(dtype="fp8")])
+
+
+@pytest.mark.slow  # its message stays
+def test_the_worker_fails_where_it_cannot_compile():
     with pytest.raises(
         RuntimeError, match=r"compiling Case\(target='sm_90', head_dim=64, dtype='fp8'.*\n[^$]*KeyError: 'fp8'"
     ):

@@ -17,8 +17,7 @@ LENGTHS = (9, 13, 7, 20, 24)
 ONE_LAYER = {"n_layers": 1}
 
 slow = pytest.mark.slow
-# `make test` compiles the eager form with the mask of four dimensions alone.
-implementations = pytest.mark.parametrize("implementation", ["inhibitor", pytest.param("eager", marks=slow)])
+# `make test` compiles training steps by the default compiler, and the eager form with the mask of four dimensions alone.
 
 
 @pytest.fixture(autouse=True)
@@ -42,9 +41,10 @@ def assert_same_training_step(fast: torch.nn.Module, model: torch.nn.Module, inp
     assert_same_gradients(gradients(model, got.loss), gradients(model, want.loss))
 
 
-@implementations
-@pytest.mark.parametrize("normalization", [pytest.param("none", marks=slow), "sqrt"])
-@pytest.mark.parametrize("masked", [pytest.param(False, id="nomask", marks=slow), pytest.param(True, id="mask")])
+@slow
+@pytest.mark.parametrize("implementation", ["inhibitor", "eager"])
+@pytest.mark.parametrize("normalization", ["none", "sqrt"])
+@pytest.mark.parametrize("masked", [False, True], ids=["nomask", "mask"])
 def test_training_steps_of_every_length(implementation, normalization, masked):
     fields = ONE_LAYER | NO_DROPOUT | {"length_normalization": normalization}
     model = tiny_model(TASK, attn_implementation=implementation, **fields).train()

@@ -1,5 +1,6 @@
 """Models as programs: torch.export, ONNX and torch.jit.trace at other sizes than the traced, and torch.func."""
 
+from functools import cache
 from pathlib import Path
 
 import onnxruntime
@@ -33,6 +34,14 @@ def exported(model: torch.nn.Module, inputs: dict, **options) -> torch.export.Ex
     return torch.export.export(model, (), inputs, **{"dynamic_shapes": dynamic_sizes(inputs)} | options)
 
 
+@cache
+@torch.no_grad()
+def model_and_program(task: str, implementation: str, strict: bool) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """A model of one layer and what it is exported to, once for all tests: that takes seconds."""
+    model = tiny_model(task, attn_implementation=implementation, n_layers=1, length_normalization="sqrt")
+    return model, exported(model, batch(task, *TRACED), strict=strict).module()
+
+
 @torch.no_grad()
 @implementations
 @pytest.mark.parametrize(
@@ -44,8 +53,7 @@ def exported(model: torch.nn.Module, inputs: dict, **options) -> torch.export.Ex
     ],
 )
 def test_export_runs_at_every_size(task, implementation, strict):
-    model = tiny_model(task, attn_implementation=implementation, n_layers=1, length_normalization="sqrt")
-    program = exported(model, batch(task, *TRACED), strict=strict).module()
+    model, program = model_and_program(task, implementation, strict)
     for rows, length in OTHERS:
         inputs = batch(task, rows, length)
         assert_same_output(program(**inputs), model(**inputs))
@@ -53,7 +61,7 @@ def test_export_runs_at_every_size(task, implementation, strict):
 
 @torch.no_grad()
 def test_export_without_a_mask_outlives_its_process(tmp_path):
-    model = tiny_model("ForMaskedLM")
+    model = tiny_model("ForMaskedLM", n_layers=1)
     torch.export.save(exported(model, batch("ForMaskedLM", *TRACED, masked=False)), tmp_path / "model.pt2")
     program = torch.export.load(tmp_path / "model.pt2").module()
     for rows, length in OTHERS:
@@ -78,7 +86,7 @@ def test_lengths_beyond_the_position_table_are_refused():
     inputs = batch("Model", *TRACED)
     with pytest.raises(Exception, match=rf"Dim\('length', max={LIMIT}\)"):
         exported(model, inputs, dynamic_shapes=dynamic_sizes(inputs, longest=LIMIT + 1))
-    program = exported(model, inputs).module()
+    _, program = model_and_program("Model", "inhibitor", True)
     with pytest.raises(Exception, match=f"<= {LIMIT}"):
         program(**batch("Model", 3, LIMIT + 1))
 

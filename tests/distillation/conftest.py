@@ -7,6 +7,7 @@ import datasets
 import pytest
 import torch
 
+from inhibidistilbert.distillation import work_folder
 from tests.helpers.toy_task import write_toy_task
 
 
@@ -25,6 +26,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes a quarter of a toy run. Runs that a whole module shares, made before this, do draw."""
+    monkeypatch.setattr(work_folder, "draw_curves", lambda records, file: file.touch())
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,7 @@
 any two options occurs together, and the full product of what selects code, at small lengths.
 """
 
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -281,25 +278,6 @@ def test_refused_before_anything_is_launched(
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         inhibitor_attention(**arguments(**changed))
     assert "\n" not in str(caught.value)
-
-
-def test_tensors_on_the_cpu_are_refused_without_the_interpreter() -> None:
-    """By name; `"auto"` takes what the CPU has."""
-    script = """if True:
-        import torch
-        from inhibidistilbert import inhibitor_attention
-        query = torch.randn(1, 2, 3, 4)
-        assert inhibitor_attention(query, query, query).shape == query.shape
-        try:
-            inhibitor_attention(query, query, query, backend="triton")
-        except ValueError as error:
-            print(error)
-    """
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    process = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
-    assert process.returncode == 0, process.stderr
-    expected = "backend='triton' cannot be used here: Triton needs tensors on a GPU, query is on cpu.\n"
-    assert process.stdout == expected
 
 
 def test_rows_beyond_32_bits_are_brought_together() -> None:

@@ -216,12 +216,15 @@ def stranger(checkpoints, work) -> Session:
     one_name = folders_of_one_name(classifier, work / "one_name")
     same = copy_with("own", classifier, work / "rewritten")
     incomplete = copies_without_one_file(classifier, work / "incomplete", NEEDED_FILES)
+    # The folder's own Triton kernels, in Triton's interpreter.
+    trained = {"implementations": ["inhibitor_triton", "eager"], "target": str(work / "triton.safetensors")}
     calls = {
         "refusals": ["refusals", {"source": untrusted, "auto_classes": ["AutoConfig", *AUTO_CLASSES]}],
         "trusted": ["run_marked", {"source": trusted, "auto_class": CLASSIFIER}],
         "config": ["config_fields", {"source": classifier, "fields": [*INHIBITOR_FIELDS, "dim", "n_layers"]}],
         "outputs": ["outputs", {"sources": folders, "target": str(work / "stranger.safetensors")}],
         "pipelines": ["pipelines", {"sources": folders}],
+        "train by Triton": ["losses_and_gradients", {"source": classifier, "auto_class": CLASSIFIER, **trained}],
         "head as base": ["outputs", {"sources": {"AutoModel": classifier}, "target": str(work / "base.safetensors")}],
         "save again": ["save_again", {"sources": folders, "target": str(work / "saved-again.v2")}],
         "save base": ["save_again", {"sources": {"AutoModel": classifier}, "target": str(work / "base")}],
@@ -232,9 +235,10 @@ def stranger(checkpoints, work) -> Session:
         "rewritten": ["rewritten", {"source": same, "other": other, "auto_class": CLASSIFIER}],
         "incomplete": ["load_errors", {"sources": incomplete, "auto_class": CLASSIFIER}],
     }
-    return run_clean_session(work / "stranger", calls, {"HF_HUB_OFFLINE": "1"})
+    return run_clean_session(work / "stranger", calls, {"HF_HUB_OFFLINE": "1", "TRITON_INTERPRET": "1"})
 
 
+TRITON = ["inhibitor_triton"]
 REPOS = {auto_class: f"someone/tiny-{auto_class}" for auto_class in AUTO_CLASSES}
 
 
@@ -258,37 +262,12 @@ def downloader(checkpoints, work) -> Session:
         "save new": ["save_new_from_config", {"source": REPOS["AutoModel"], "target": str(work / "new_downloaded")}],
         "incomplete": ["load_errors", {"sources": names, "auto_class": CLASSIFIER}],
         "unknown": ["load_errors", {"sources": {"nobody/nothing": "nobody/nothing"}, "auto_class": "AutoModel"}],
+        "triton": ["forward_errors", {"source": REPOS[CLASSIFIER], "auto_class": CLASSIFIER, "implementations": TRITON}],
     }
     with LoopbackHub(repos) as hub:
-        session = run_clean_session(work / "downloader", calls, hub.environment())
+        session = run_clean_session(work / "downloader", calls, hub.environment() | {"TRITON_INTERPRET": "0"})
     (work / "requests.txt").write_text("\n".join(hub.requests))
     return session
-
-
-@pytest.fixture(scope="module")
-def triton_user(checkpoints, work) -> Session:
-    """Someone without this package runs the folder's own Triton kernels, in Triton's interpreter."""
-    arguments = {"source": checkpoints.folders[CLASSIFIER], "auto_class": CLASSIFIER}
-    trained = {"implementations": ["inhibitor_triton", "eager"], "target": str(work / "triton.safetensors")}
-    calls = {"train": ["losses_and_gradients", arguments | trained]}
-    return run_clean_session(work / "triton_user", calls, {"HF_HUB_OFFLINE": "1", "TRITON_INTERPRET": "1"})
-
-
-@pytest.fixture(scope="module")
-def user_without_triton(checkpoints, work) -> Session:
-    """Someone without this package and without Triton, as on macOS and Windows."""
-    folder = checkpoints.folders[CLASSIFIER]
-    classifier = {"auto_class": CLASSIFIER}
-    asked = {"source": folder, "implementations": ["inhibitor_triton"], **classifier}
-    calls = {
-        "hidden": ["hide", {"package": "triton"}],
-        "outputs": ["outputs", {"sources": {CLASSIFIER: folder}, "target": str(work / "without_triton.safetensors")}],
-        "asked for": ["forward_errors", asked],
-        # From here on without llvmlite too: two folders that were not loaded before, with code of their own.
-        "llvmlite hidden": ["hide", {"package": "llvmlite"}],
-        "slow": ["in_turn", {"sources": [copy_with("own", folder, work / f"slow_{i}") for i in (0, 1)], **classifier}],
-    }
-    return run_clean_session(work / "user_without_triton", calls, {"HF_HUB_OFFLINE": "1"})
 
 
 SAVED_AGAIN = {"from a folder": "saved-again.v2", "from the Hub": "downloaded"}
@@ -296,15 +275,22 @@ NEW_MODELS = {"from a folder": "new", "from the Hub": "new_downloaded"}
 
 
 @pytest.fixture(scope="module")
-def second_stranger(stranger, downloader, work) -> Session:
-    """A third person, offline and with empty caches, loads what the first two saved."""
-    calls = {}
-    for label, folder in SAVED_AGAIN.items():
-        sources = {auto_class: str(work / folder / auto_class) for auto_class in AUTO_CLASSES}
-        calls[label] = ["outputs", {"sources": sources, "target": str(work / f"{folder}.safetensors")}]
-    for label, folder in {**NEW_MODELS, "base": "base/AutoModel"}.items():
-        target = str(work / f"{Path(folder).parts[0]}_again.safetensors")
-        calls[f"new {label}"] = ["outputs", {"sources": {"AutoModel": str(work / folder)}, "target": target}]
+def second_stranger(stranger, downloader, checkpoints, work) -> Session:
+    """A third person, offline and with empty caches, loads what the first two saved. As on macOS and Windows no Triton."""
+    folder, classifier = checkpoints.folders[CLASSIFIER], {"auto_class": CLASSIFIER}
+    calls = {"triton hidden": ["hide", {"package": "triton"}]}
+    for label, name in SAVED_AGAIN.items():
+        sources = {auto_class: str(work / name / auto_class) for auto_class in AUTO_CLASSES}
+        calls[label] = ["outputs", {"sources": sources, "target": str(work / f"{name}.safetensors")}]
+    for label, name in {**NEW_MODELS, "base": "base/AutoModel"}.items():
+        target = str(work / f"{Path(name).parts[0]}_again.safetensors")
+        calls[f"new {label}"] = ["outputs", {"sources": {"AutoModel": str(work / name)}, "target": target}]
+    calls |= {
+        "triton asked for": ["forward_errors", {"source": folder, "implementations": TRITON, **classifier}],
+        # From here on without llvmlite too: two folders that were not loaded before, with code of their own.
+        "llvmlite hidden": ["hide", {"package": "llvmlite"}],
+        "slow": ["in_turn", {"sources": [copy_with("own", folder, work / f"slow_{i}") for i in (0, 1)], **classifier}],
+    }
     return run_clean_session(work / "second_stranger", calls, {"HF_HUB_OFFLINE": "1"})
 
 
@@ -480,10 +466,9 @@ class TestTriton:
     @pytest.mark.skipif(
         importlib.util.find_spec("triton") is None, reason="triton is not installed: it exists for Linux alone"
     )
-    def test_trains_from_a_folder(self, triton_user, work):
+    def test_trains_from_a_folder(self, stranger, work):
         """The loss and every gradient are those of the torch form."""
-        assert triton_user["package modules"] == []
-        assert any(name.endswith(".inhibitor_triton_float32") for name in triton_user["train"])
+        assert any(name.endswith(".inhibitor_triton_float32") for name in stranger["train by Triton"])
         actual = load_file(work / "triton.safetensors")
         names = {name.partition("/")[2] for name in actual}
         assert {"loss", "distilbert.transformer.layer.0.attention.alpha"} <= names
@@ -492,25 +477,28 @@ class TestTriton:
             assert want.any(), name
             assert (got - want).norm() <= 1e-5 * want.norm(), name
 
-    def test_folder_runs_without_triton(self, user_without_triton, work, expected):
-        assert user_without_triton["hidden"] is True
-        assert user_without_triton["outputs"] is None
-        wanted = {name: tensor for name, tensor in expected.items() if name.startswith(f"{CLASSIFIER}/")}
-        assert_same_outputs(work / "without_triton.safetensors", wanted)
+    @pytest.mark.skipif(
+        importlib.util.find_spec("triton") is None, reason="triton is not installed: it exists for Linux alone"
+    )
+    def test_tensors_on_the_cpu_are_refused_without_the_interpreter(self, downloader):
+        """By name; what is chosen by the device takes them, in the same process."""
+        message = downloader["triton"]["inhibitor_triton"]
+        reason = "Triton needs tensors on a GPU, query is on cpu"
+        assert message == f"ValueError: backend='triton' cannot be used here: {reason}."
 
-    def test_asking_for_triton_without_it_is_one_clear_error(self, user_without_triton):
-        message = user_without_triton["asked for"]["inhibitor_triton"]
+    def test_asking_for_triton_without_it_is_one_clear_error(self, second_stranger):
+        message = second_stranger["triton asked for"]["inhibitor_triton"]
         reason = "the package triton is not installed; pip install triton"
         assert message == f"ValueError: backend='triton' cannot be used here: {reason}."
 
     @pytest.mark.skipif(torch.accelerator.is_available(), reason="on a GPU the folder does not need llvmlite")
-    def test_folders_run_without_llvmlite_and_say_once_that_they_are_slow(self, user_without_triton, work, expected):
+    def test_folders_run_without_llvmlite_and_say_once_that_they_are_slow(self, second_stranger, work, expected):
         """The message is the process's only one, whichever copy of the code speaks."""
-        assert user_without_triton["llvmlite hidden"] is True
-        for logits in user_without_triton["slow"]:
+        assert second_stranger["llvmlite hidden"] is True
+        for logits in second_stranger["slow"]:
             torch.testing.assert_close(torch.tensor(logits), expected[f"{CLASSIFIER}/inhibitor"], rtol=0, atol=1e-5)
-        said = [line for line in user_without_triton.stderr.splitlines() if "runs in plain torch" in line]
-        assert len(said) == 1, user_without_triton.stderr
+        said = [line for line in second_stranger.stderr.splitlines() if "pip install llvmlite" in line]
+        assert len(said) == 1, second_stranger.stderr
         assert "pip install llvmlite. That is 20 to 40 times slower than softmax attention" in said[0]
 
 
@@ -524,7 +512,8 @@ class TestSavedAgain:
         assert_same_code(work / SAVED_AGAIN[origin] / auto_class, Path(checkpoints.folders[auto_class]))
 
     @pytest.mark.parametrize("origin", SAVED_AGAIN)
-    def test_outputs(self, origin, second_stranger, work, expected):
+    def test_outputs_without_triton(self, origin, second_stranger, work, expected):
+        assert second_stranger["triton hidden"] is True
         assert second_stranger[origin] is None
         assert_same_outputs(work / f"{SAVED_AGAIN[origin]}.safetensors", expected)
 

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from tests.distillation.conftest import one_thread, own_cache, toy  # noqa: F401 - fixtures
+from tests.distillation.conftest import no_pictures, one_thread, own_cache, toy  # noqa: F401 - fixtures
 
 
 @pytest.fixture
