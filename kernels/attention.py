@@ -57,7 +57,9 @@ BACKENDS = {
     "naive": Backend((), lambda: naive_inhibitor_attention),
     "torch": Backend((), lambda: torch_inhibitor_attention),
     "triton": Backend(("cuda",), _triton, _triton_refusal),
-    "cpu": Backend(("cpu",), lambda: cpu_attention, cpu_refusal, Backend((), lambda: int8_attention, int8_refusal), True),
+    "cpu": Backend(
+        ("cpu",), lambda: cpu_attention, cpu_refusal, Backend((), lambda: int8_attention, int8_refusal, beyond=True), True
+    ),
 }
 
 
@@ -111,9 +113,9 @@ def _choose(
             say_slow(device, "there is no compiled form for it")
     if chosen.refusal is None:
         return chosen.load(), False
-    reason = _NO_FORM if beyond and not chosen.beyond else needs_plain
+    form = chosen.int8 if quantized else chosen
+    reason = _NO_FORM if beyond and form is not None and not form.beyond else needs_plain
     if reason is None:
-        form = chosen.int8 if quantized else chosen
         if form is None:
             reason = "it has no int8 form"
         elif form.refusal is None or (reason := form.refusal(query)) is None:
@@ -160,8 +162,8 @@ def attend(
     beyond, radii = delta is not None or not form.published, alpha.ndim + beta.ndim + gamma.ndim > 3
     if needs_plain is None and radii:
         needs_plain = _NO_RADII
-    if quantized and (beyond or radii):
-        raise ValueError(f"quantized=True cannot be used here: {_NO_FORM if beyond else _NO_RADII}.")
+    if quantized and radii:
+        raise ValueError(f"quantized=True cannot be used here: {_NO_RADII}.")
     if quantized and key.shape[2] > LARGEST_KEYS:
         needs_plain = f"its int8 form takes up to {LARGEST_KEYS} keys, and these are {key.shape[2]}"
     operator, compiled = BACKENDS["naive"].load(), False
@@ -179,7 +181,7 @@ def attend(
     delta = None if delta is None else delta.view(1, -1, 1, 1)
     masks = KeyMasks(padding, dropout, attention, causal)
     if quantized:
-        output = quantized_inhibitor_attention(query, key, value, alpha, beta, gamma, masks, form.centered, form.signed)
+        output = quantized_inhibitor_attention(query, key, value, alpha, beta, gamma, delta, masks, form)
         return output.to(outside), None
     output, scores = operator(query, key, value, alpha, beta, gamma, delta, masks, form, return_scores)
     return output.to(outside), None if scores is None else scores.to(outside)
@@ -252,8 +254,9 @@ def inhibitor_attention(
         signed: let negative values pass as well; a gate always does.
         inhibition: `"threshold"` (soft-thresholding, as published) or `"gate"`.
         causal: query i sees the keys j <= i + N - M.
-        quantized: int8 inference, without gradients: queries, keys and values are rounded to grids of 8 bits (and a sign) of
-            each head of each sequence, as `quantized.py` defines it. Compiled for CPUs; elsewhere in plain torch.
+        quantized: int8 inference, with one radius and without gradients: queries, keys and values are rounded to grids of 8
+            bits (and a sign) of each head of each sequence, as `quantized.py` defines it. Compiled for CPUs; elsewhere in
+            plain torch.
         return_scores: also return Z, of the first radius.
         backend: `"auto"` (the best one for the tensors' device), `"triton"` (fused, for GPUs), `"cpu"` (compiled for this
             processor), `"torch"` (blocked, memory-lean, explicit gradients) or `"naive"` (the definition). Where a compiled
@@ -267,8 +270,8 @@ def inhibitor_attention(
     Raises:
         TypeError: a tensor that is not floating point.
         ValueError: shapes, masks or dtypes that do not fit, a float scalar that is not finite, an unknown backend, one that
-            cannot be used here, a tensor whose storage does not hold it, or `quantized` with `return_scores` or an input
-            that requires a gradient.
+            cannot be used here, a tensor whose storage does not hold it, or `quantized` with `return_scores`, several radii
+            or an input that requires a gradient.
 
     Source: Brännvall, arXiv 2310.02041; Zhang and Brännvall, arXiv 2503.15983.
     """
