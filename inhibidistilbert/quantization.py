@@ -5,24 +5,18 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from .modeling.configuration_inhibidistilbert import published
 from .modeling.int8_linear import Int8Linear
 from .modeling.modeling_inhibidistilbert import InhibiDistilBertPreTrainedModel, TransformerBlock
 from .support.errors import UserError
 
 LINEARS = {"attention": ("q_lin", "k_lin", "v_lin", "out_lin"), "ffn": ("lin1", "lin2")}
-_FORM = ("inhibition", "center", "radii", "length_normalization")
 
 
 def check_has_int8_form(model: PreTrainedModel, argument: str) -> None:
     """Raise `UserError`, which starts with `argument`, for an inhibition that has no int8 form."""
     config: Any = model.config
-    if not published(config):
-        found = ", ".join(f"{name}={getattr(config, name)!r}" for name in _FORM)
-        raise UserError(
-            f"{argument} has no int8 form: that takes inhibition='threshold', center='mean', radii=1 and sums that are not "
-            f"divided by what passes, and it has {found}."
-        )
+    if config.radii > 1:
+        raise UserError(f"{argument} has no int8 form: that takes one radius, and it has radii={config.radii}.")
 
 
 def quantize(model: PreTrainedModel) -> PreTrainedModel:
@@ -40,7 +34,7 @@ def quantize(model: PreTrainedModel) -> PreTrainedModel:
     and torchao, which whoever loads the checkpoint would have to install, is slower.
 
     Raises:
-        UserError: the model is no InhibiDistilBERT, quantized already, or of a form beyond the paper.
+        UserError: the model is no InhibiDistilBERT, quantized already, or has several radii.
     """
     if not any(isinstance(module, TransformerBlock) for module in model.modules()):
         raise UserError(f"model must be an InhibiDistilBERT model, got {type(model).__name__}.")

@@ -36,7 +36,7 @@ def _attention_forward(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     form = {name: getattr(module.config, name) for name in ("inhibition", "center", "centered", "signed")}
-    int8 = SimpleNamespace(**module.scalars(), delta=None, config=SimpleNamespace(**form, quantized=True))
+    int8 = SimpleNamespace(**{"delta": None} | module.scalars(), config=SimpleNamespace(**form, quantized=True))
     # The same draw of dropped keys for both.
     with torch.no_grad(), torch.random.fork_rng(enabled=dropout > 0):
         quantized, _ = inhibitor_attention_forward(int8, query, key, value, attention_mask, dropout)
@@ -55,7 +55,7 @@ def fake_quantize(model: PreTrainedModel) -> None:
     """From now on `model`, an InhibiDistilBERT, computes as `quantize(model)` would. What it saves is not changed.
 
     Raises:
-        UserError: its inhibition has no int8 form.
+        UserError: it has several radii, which have no int8 form.
     """
     check_has_int8_form(model, "model")
     AttentionInterface.register(NAME, _attention_forward)

@@ -57,14 +57,15 @@ def _plan(
     shape: tuple[int, int, int, int],
     keys: int,
     channels: int,
-    flags: tuple[int, int, bool],
+    flags: tuple[int, int, bool, bool],
     threads: int,
     strides: Strides,
 ) -> Plan:
     """For queries of `shape` and `keys` keys.
 
     The channels in memory, whole vectors, are more than the `channels` that count for the scale of the scores. `flags`:
-    centered, signed, causal; `strides`, in elements: of the scalars, of the masks, and of queries, keys, values and output.
+    center, inhibition, causal, and whether there is a delta; `strides`, in elements: of the scalars, of the masks, and of
+    queries, keys, values and output.
     """
     if keys > LARGEST_KEYS:
         raise ValueError(f"The compiled int8 form takes up to {LARGEST_KEYS} keys, and these are {keys}.")
@@ -89,7 +90,7 @@ def _run(
     tensors: tuple[Tensor, ...],
     masks: tuple[Tensor | None, ...],
     scalars: tuple[Tensor | None, ...],
-    flags: tuple[int, int, bool],
+    flags: tuple[int, int, bool, bool],
     channels: int,
 ) -> None:
     """Each in the order of the operator's arguments, the output last; float32, channels side by side in whole vectors."""
@@ -117,8 +118,8 @@ def _attend(
     beta: Tensor,
     gamma: Tensor,
     delta: Tensor | None,
-    centered: int,
-    signed: int,
+    center: int,
+    inhibition: int,
     causal: bool,
 ) -> Tensor:
     output = like_heads(query)
@@ -129,7 +130,7 @@ def _attend(
     query, key, value = (_prepared(name, x, size) for name, x in (("query", query), ("key", key), ("value", value)))
     in_place = output.dtype == torch.float32 and size == channels
     result = output if in_place else like_heads(query)
-    tensors, flags = (query, key, value, result), (centered, signed, causal)
+    tensors, flags = (query, key, value, result), (center, inhibition, causal, delta is not None)
     _run(tensors, (padding, dropout), (alpha, beta, gamma, delta), flags, channels)
     return output if in_place else output.copy_(result[..., :channels])
 
@@ -138,7 +139,7 @@ _int8_op = torch.library.custom_op(f"{op_namespace(__name__, __file__)}::int8", 
 
 
 @_int8_op.register_fake
-def _(query, key, value, padding, dropout, alpha, beta, gamma, delta, centered, signed, causal):
+def _(query, key, value, padding, dropout, alpha, beta, gamma, delta, center, inhibition, causal):
     return like_heads(query)
 
 

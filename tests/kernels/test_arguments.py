@@ -137,13 +137,9 @@ def test_forms_that_there_are_not(options: dict, words: tuple[str, ...]) -> None
     assert_refused(ValueError, *words, **options)
 
 
-BEYOND = [{"inhibition": "gate"}, {"center": "least"}, {"delta": 1.0}, {"gamma": torch.ones(2, 1)}]
-
-
-@pytest.mark.parametrize("options", BEYOND, ids=lambda options: next(iter(options)))
-def test_quantized_with_a_form_beyond_the_paper(options: dict) -> None:
-    reason = "it computes one radius" if "gamma" in options else "the published forms alone"
-    assert_refused(ValueError, "quantized=True cannot be used here", reason, quantized=True, **options)
+def test_quantized_with_several_radii() -> None:
+    words = ("quantized=True cannot be used here", "it computes one radius")
+    assert_refused(ValueError, *words, quantized=True, gamma=torch.ones(2, 1), inhibition="gate")
 
 
 @pytest.mark.parametrize("backend", ["flash", "Torch", "", None], ids=repr)
@@ -159,8 +155,10 @@ def test_quantized_with_what_it_does_not_have(backend: str) -> None:
     assert_refused(ValueError, "quantized=True has no gradient", "query", "torch.no_grad()", query=differentiable, **chosen)
 
 
-def test_quantized_without_such_a_backend() -> None:
-    assert_refused(ValueError, "backend='triton' cannot be used here: it has no int8 form", quantized=True, backend="triton")
+@pytest.mark.parametrize("options", [{}, {"inhibition": "gate"}, {"delta": 1.0}], ids=str)
+def test_quantized_without_such_a_backend(options: dict) -> None:
+    words = "backend='triton' cannot be used here: it has no int8 form"
+    assert_refused(ValueError, words, quantized=True, backend="triton", **options)
 
 
 def test_options_are_keyword_only() -> None:

@@ -1,5 +1,7 @@
 """Compiled int8 attention agrees with its definition to the bit, on every kind of processor this one can stand in for."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,9 +9,11 @@ from torch import Tensor
 from inhibidistilbert import inhibitor_attention
 from inhibidistilbert.kernels.cpu import int8_attention as int8
 from inhibidistilbert.kernels.cpu.code.int8 import int8_ir
-from inhibidistilbert.kernels.llvm.jit import Machine, object_code
+from inhibidistilbert.kernels.llvm.jit import Machine, host_machine, object_code
 from inhibidistilbert.testing.reference import NOT_FINITE, SPOILT, Case, draw, spoil
 from tests.helpers.cpu_machines import PROCESSORS, processor
+from tests.helpers.emulated_x86 import emulated
+from tests.kernels.test_int8 import form_options
 
 _REFUSAL = int8.int8_refusal(torch.zeros(1, 1, 1, 1))
 pytestmark = pytest.mark.skipif(_REFUSAL is not None, reason=str(_REFUSAL))
@@ -48,12 +52,60 @@ def test_it_is_the_definition(name: str, centered: bool, shape: tuple[int, ...],
                 assert torch.equal(got, want), (signed, causal, bool(options))
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "B{}-H{}-N{}-D{}-M{}".format(*s))
+@pytest.mark.parametrize("name", ["host", *PROCESSORS])
+def test_forms_beyond_the_paper(name: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = processor(name)
+    monkeypatch.setattr(int8, "machine", lambda: machine)
+    *sizes, queries = shape
+    query, key, value = inputs(*sizes, queries=queries)
+    query[:, :, 0], key[:, :, -1] = key[:, :, 0], key[:, :, 0]  # two nearest keys
+    padding, dropout = torch.rand(sizes[0], sizes[2]) < 0.7, torch.rand(sizes[0], sizes[2]) < 0.7
+    padding[-1] = sizes[0] == 1
+    masks = {"key_padding_mask": padding, "key_dropout_mask": dropout, "causal": True}
+    alphas = {"mean": 0.2, "least": -0.7, None: -1.4 * sizes[-1] ** 0.5}
+    for center, alpha in alphas.items():
+        for inhibition, delta in (("gate", None), ("gate", 0.8), ("threshold", 0.8), ("threshold", -0.3), ("unsigned", 0.8)):
+            for masked in ({}, masks):
+                options = {"alpha": alpha, "delta": delta, **form_options(center, inhibition), **masked}
+                got, want = both(query, key, value, **options)
+                assert torch.equal(got, want), (center, inhibition, delta, bool(masked))
+
+
+@pytest.mark.parametrize(
+    "name", ["avx512", *(pytest.param(x, marks=pytest.mark.slow) for x in ("avx2-vnni", "avx512-vnni"))]
+)
+def test_longer_vectors_without_the_hardware(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = host_machine()
+    cpu, features, lanes, registers = PROCESSORS[name]
+
+    def generate(machine: Machine, size: int) -> str:
+        return emulated(int8_ir(Machine(host.triple, cpu, features, lanes, registers), size))
+
+    machine = replace(host, lanes=lanes, registers=registers)
+    int8._plan.cache_clear()  # which code a plan has it does not know
+    monkeypatch.setattr(int8, "int8_ir", generate)
+    monkeypatch.setattr(int8, "machine", lambda: machine)
+    monkeypatch.setattr(int8, "_problem", lambda size: None)
+    query, key, value = inputs(2, 2, 77, 48, queries=19)
+    masks = {"key_padding_mask": torch.rand(2, 77) < 0.7, "causal": True}
+    for form in (("mean", "threshold"), ("mean", "gate"), ("least", "gate"), ("least", "unsigned"), (None, "threshold")):
+        for options in ({}, {"delta": 0.7, **masks}):
+            got, want = both(query, key, value, alpha=0.0 if form[0] else -9.0, **form_options(*form), **options)
+            assert want.abs().max() > 0
+            assert torch.equal(got, want), (form, options.keys())
+    int8._plan.cache_clear()
+
+
 @pytest.mark.parametrize("gamma", [1.0, -1.0, 0.0, 1e-30, 40.0, -1e6])
 @pytest.mark.parametrize("alpha", [0.5, 0.0, -3.0, 1e10, -1e10])
 @pytest.mark.parametrize("centered", [True, False], ids=["centered", "uncentered"])
 def test_extreme_scalars(centered: bool, alpha: float, gamma: float) -> None:
-    got, want = both(*inputs(1, 2, 24, 16), alpha=alpha, gamma=gamma, beta=-2.0, centered=centered)
-    assert torch.equal(got, want)
+    tensors = inputs(1, 2, 24, 16)
+    for options in ({}, {"inhibition": "gate"}, *({"center": "least"},) * centered):
+        for delta in (None, 1.0, 1e6, -1e-6, 0.0):
+            got, want = both(*tensors, alpha=alpha, gamma=gamma, beta=-2.0, delta=delta, centered=centered, **options)
+            assert torch.equal(got, want), (options, delta)
 
 
 SCALES = [(1, 1, 0), (0, 1, 1), (1, 0, 1), (1, 1e-6, 1), (1, 1, 1e-6), (1e6, 1, 1), (1, 1e10, 1e-10)]
@@ -63,8 +115,9 @@ SCALES = [(1, 1, 0), (0, 1, 1), (1, 0, 1), (1, 1e-6, 1), (1, 1, 1e-6), (1e6, 1, 
 @pytest.mark.parametrize("centered", [True, False], ids=["centered", "uncentered"])
 def test_extreme_grids(centered: bool, scale: tuple[float, float, float]) -> None:
     tensors = [factor * x for factor, x in zip(scale, inputs(1, 2, 24, 16), strict=True)]
-    got, want = both(*tensors, centered=centered)
-    assert torch.equal(got, want)
+    for options in ({}, {"inhibition": "gate", "delta": 0.7}, *({"center": "least", "delta": 0.7},) * centered):
+        got, want = both(*tensors, centered=centered, **options)
+        assert torch.equal(got, want), options
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf], ids=str)
@@ -110,8 +163,10 @@ def test_padded_positions_are_never_read() -> None:
 
 def test_scalars_of_each_head() -> None:
     alpha, beta, gamma = torch.tensor([0.5, -0.5, 1.0]), torch.tensor([1.0, -2.0, 0.0]), torch.tensor([-1.0, 0.0, 1.0])
-    got, want = both(*inputs(2, 3, 24, 16), alpha=alpha, beta=beta, gamma=gamma)
-    assert torch.equal(got, want)
+    for options in ({}, {"delta": torch.tensor([0.5, -1.0, torch.nan]), "inhibition": "gate"}):
+        got, want = both(*inputs(2, 3, 24, 16), alpha=alpha, beta=beta, gamma=gamma, **options)
+        assert torch.equal(got.nan_to_num(nan=1e30), want.nan_to_num(nan=1e30))
+        assert got[:, 2].isnan().all() == bool(options)
 
 
 LAYOUTS = {
@@ -178,14 +233,15 @@ def test_heads_beyond_the_largest_are_left_to_plain_torch() -> None:
     assert torch.equal(got, inhibitor_attention(*tensors, quantized=True, backend="torch"))
 
 
-@pytest.mark.parametrize("keys", [519, 527])
+@pytest.mark.parametrize("keys", [519, 527, 8128])
 def test_the_largest_distances_do_not_wrap(keys: int) -> None:
     """All channels of all keys but one are at one end of the grid, and the queries at the other: their sum is near 2^31."""
     key = torch.zeros(1, 1, keys, 256)
     key[0, 0, 0] = 1.0
-    got, want = both(torch.ones(1, 1, 3, 256), key, torch.randn(1, 1, keys, 256), gamma=1e4, alpha=0.1)
-    assert want.abs().max() > 1
-    assert torch.equal(got, want)
+    for delta in (None, -1e-6):
+        got, want = both(torch.ones(1, 1, 3, 256), key, torch.randn(1, 1, keys, 256), gamma=1e4, alpha=0.1, delta=delta)
+        assert want.abs().max() > (1 if delta is None else 0)
+        assert torch.equal(got, want)
 
 
 def test_more_keys_than_a_float_counts() -> None:

@@ -21,6 +21,14 @@ def inputs(*shape: int, queries: int | None = None) -> tuple[Tensor, Tensor, Ten
     return torch.randn(batch, heads, queries or keys, size), torch.randn(shape), torch.randn(shape)
 
 
+def form_options(center: str | None, inhibition: str) -> dict:
+    """The operator's options for a center, None for none, and for "threshold", "unsigned" or "gate"."""
+    return {
+        **{"centered": center is not None, "center": center or "mean"},
+        **{"signed": inhibition != "unsigned", "inhibition": "gate" if inhibition == "gate" else "threshold"},
+    }
+
+
 # The definition, in scalars
 
 F = np.float32
@@ -30,13 +38,15 @@ def nearest(x: F) -> int:
     return round(float(x))  # ties to even
 
 
-def loop_head(q, k, v, alpha: F, beta: F, gamma: F, centered: bool, signed: bool) -> np.ndarray:
+def loop_head(q, k, v, alpha: F, beta: F, gamma: F, delta: F | None, center: str | None, inhibition: str) -> np.ndarray:
     """One head without masks: float32 numbers up to the whole ones, Python's integers from there on."""
-    v = v if signed else np.maximum(v, F(0))
+    gate = inhibition == "gate"
+    v = np.maximum(v, F(0)) if inhibition == "unsigned" else v
     reach = np.abs(v).max()
     t = F(1) if reach < 2.0**-100 else reach * F(1 / 255)
+    u = t / F(2) if gate else t
     spread = (k.max(0) - k.min(0)).max()
-    unit = gamma * F(k.shape[1] ** -0.5) / t
+    unit = gamma * F(k.shape[1] ** -0.5) / u
     finest, widest = abs(unit) * F(32), F(1) / spread * F(255)
     rate = min(finest, widest)
     c = F(-1 / 32 if gamma < 0 else 1 / 32) if finest < widest else unit / rate
@@ -50,39 +60,63 @@ def loop_head(q, k, v, alpha: F, beta: F, gamma: F, centered: bool, signed: bool
     for i, row in enumerate(steps):
         q8 = [max(0, min(255, x)) for x in row]
         p = [sum(2 * max(a, b) - b for a, b in zip(q8, k8, strict=True)) for k8 in keys]
-        if centered:
+        if center == "mean":
             baseline = F(sum(p)) / F(len(p))
+        elif center == "least":
+            fine = [[nearest(min(max((x - low) * rate, F(0)), F(255)) * F(64)) for x, low in zip(r, k.min(0), strict=True)]
+                    for r in (q[i], k[p.index(min(p))])]  # fmt: skip
+            baseline = F(sum(abs(a - b) for a, b in zip(*fine, strict=True))) / F(64) + F(sum(q8))
         else:
             baseline = F(sum(q8) - sum(abs(a - b) for a, b in zip(row, q8, strict=True)))
-        m = nearest((baseline - alpha / t / c) * F(2**h))
-        z = [max(0, min(255, (max(-32768, min(32767, 2**h * x - m)) * mu + 2**14) >> 15)) for x in p]
+        m = nearest((baseline - alpha / u / c) * F(2**h))
+        whole = [2**h * x - m for x in p]
+        z = [max(-255 if gate else 0, min(255, (max(-32768, min(32767, x)) * mu + 2**14) >> 15)) for x in whole]
+        scale = beta * u if delta is None else beta * u / opened(whole, delta * (c * u / F(2**h)), c, gate)
         for channel in range(q.shape[1]):
             sums = 0
             for v8, shift in zip(values, z, strict=True):
                 passed = max(0, abs(v8[channel]) - shift)
+                passed = min(passed, 2 * abs(v8[channel])) if gate else passed
                 sums += passed if v8[channel] > 0 else -passed
-            output[i, channel] = beta * t * F(sums)
+            output[i, channel] = scale * F(sums)
     return output
+
+
+def opened(distances: list[int], kappa: F, c: F, gate: bool) -> F:
+    """What the sum of a row is divided by."""
+    start = F(0.5) if gate else F(1)
+    ramp = nearest(min(abs(start / kappa), F(2**30)))
+    total = 0
+    for x in distances:
+        if gate:
+            share = max(-ramp, min(ramp, x)) * (1 if kappa > 0 else -1)
+        else:
+            inhibits = max(0, x if c > 0 else -x)
+            share = min(ramp, inhibits) if kappa * c > 0 else -inhibits
+        total += ramp - share
+    return F(total) * (start / F(ramp)) + F(1e-3)
 
 
 SCALARS = [(0.5, 1.0, 1.0), (-1.0, 0.7, 2.0), (2.0, -1.3, -0.5), (0.3, 1.0, 0.0), (0.0, 1.0, 40.0), (-2.5, 1.0, 3e-4)]
 
 
 @pytest.mark.parametrize("scalars", SCALARS, ids=lambda s: f"alpha{s[0]:g}-beta{s[1]:g}-gamma{s[2]:g}")
-@pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
-@pytest.mark.parametrize("centered", [True, False], ids=["centered", "uncentered"])
-def test_it_is_the_loop(centered: bool, signed: bool, scalars: tuple[float, float, float]) -> None:
+@pytest.mark.parametrize("inhibition", ["threshold", "unsigned", "gate"])
+@pytest.mark.parametrize("center", ["mean", "least", None], ids=str)
+def test_it_is_the_loop(center: str | None, inhibition: str, scalars: tuple[float, float, float]) -> None:
     query, key, value = inputs(1, 1, 11, 6, queries=7)
     query = query * 2  # some of them outside of the grid
-    if not centered:
-        scalars = (scalars[0] - 4.3 * scalars[2], *scalars[1:])  # about the mean of the scores
-    alpha, beta, gamma = (torch.tensor([x]) for x in scalars)
-    options = {"alpha": alpha, "beta": beta, "gamma": gamma, "centered": centered, "signed": signed}
-    got = int8_attention(query, key, value, **options)
+    alpha, *others = scalars
+    # About where the scores are in the middle; a gate reaches half as far.
+    alpha = alpha * (0.5 if inhibition == "gate" else 1.0) - {"mean": 0.0, "least": 1.3, None: 4.3}[center] * scalars[2]
     heads = [x[0, 0].numpy() for x in (query, key, value)]
-    want = loop_head(*heads, *(F(x) for x in scalars), centered, signed)
-    assert got.abs().max() > 0
-    assert torch.equal(got[0, 0], torch.from_numpy(want))
+    for delta in (None, 0.6, -0.3, 1e-7):
+        numbers = dict(zip(("alpha", "beta", "gamma", "delta"), (alpha, *others, delta), strict=True))
+        tensors = {name: None if number is None else torch.tensor([number]) for name, number in numbers.items()}
+        got = int8_attention(query, key, value, **tensors, **form_options(center, inhibition))
+        want = loop_head(*heads, *(None if x is None else F(x) for x in numbers.values()), center, inhibition)
+        assert got.abs().max() > 0
+        assert torch.equal(got[0, 0], torch.from_numpy(want)), delta
 
 
 # How far it is from the exact operator
@@ -99,9 +133,34 @@ def test_error_on_random_input(centered: bool, signed: bool, shape: tuple[int, .
     assert relative_rms(int8_attention(query, key, value, **options), want) <= 0.02
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 128, 64), (2, 3, 64, 32), (2, 3, 17, 5)], ids=str)
+def test_error_of_forms_beyond_the_paper(shape: tuple[int, ...]) -> None:
+    """Beside that of the paper's form where about as much passes: scores are rounded alike in all of them."""
+    query, key, value = inputs(*shape)
+
+    def error(**options) -> float:
+        want = inhibitor_attention(*(x.double() for x in (query, key, value)), backend="torch", **options)
+        return relative_rms(int8_attention(query, key, value, **options), want)
+
+    published = error(alpha=2.0)
+    assert error(inhibition="gate", alpha=0.0) <= 1.1 * error()
+    assert error(delta=0.7) <= 1.1 * error()
+    for options in ({"alpha": 0.0}, {"alpha": -0.5, "inhibition": "gate"}):
+        for delta in (None, 1.0):
+            assert error(center="least", delta=delta, **options) <= 1.5 * published
+
+
 @pytest.mark.parametrize(
     "case",
     [
+        Case(
+            B=2, H=2, M=20, N=24, D=16, padding="holes", dropout=True, inhibition="gate", delta=0.7, scalars=(2,), alpha=0.1
+        ),
+        Case(
+            B=2, H=2, M=9, N=24, D=16, causal=True, padding="left", inhibition="gate", center="least", delta=0.5, alpha=-0.7
+        ),
+        Case(B=2, H=2, M=20, N=24, D=16, gamma=-0.8, alpha=1.0, delta=-0.4, beta=-2.0),
+        Case(B=2, H=2, M=20, N=24, D=16, gamma=-0.8, alpha=1.0, center="least", delta=0.3, inhibition="gate"),
         Case(B=2, H=3, M=20, N=24, D=16, padding="holes", dropout=True, scalars=(3,)),
         Case(B=2, H=2, M=9, N=24, D=16, causal=True, padding="left"),
         Case(B=2, H=2, M=20, N=24, D=16, attn_mask=(2, 1, 20, 24)),
@@ -139,6 +198,23 @@ def test_values_without_a_shift_keep_their_sum(beyond: float) -> None:
     whole = int8_attention(query, key, value, alpha=-far)
     assert relative_rms(whole, value.sum(-2, keepdim=True).expand_as(value)) <= 0.02
     assert torch.equal(int8_attention(query, key, value, alpha=far), torch.zeros_like(query))
+
+
+@pytest.mark.parametrize("center", ["mean", "least"])
+def test_a_gate_that_is_open_and_one_that_is_shut(center: str) -> None:
+    """However far Z is from every value: all passes, divided by the number of keys, or nothing."""
+    query, key, value = inputs(1, 1, 40, 8)
+    for far in (20.0, 1e3, 1e20):
+        options = {"inhibition": "gate", "center": center, "delta": 1.0}
+        whole = int8_attention(query, key, value, alpha=-far, **options)
+        assert relative_rms(whole, value.mean(-2, keepdim=True).expand_as(value)) <= 0.02
+        assert torch.equal(int8_attention(query, key, value, alpha=far, **options), torch.zeros_like(query))
+
+
+def test_without_a_slope_the_divisor_counts_keys() -> None:
+    query, key, value = inputs(1, 2, 40, 8)
+    plain, divided = (int8_attention(query, key, value, delta=delta) for delta in (None, 0.0))
+    assert relative_rms(divided * 40.001, plain) <= 1e-3
 
 
 @pytest.mark.parametrize("gamma", [1.0, -1.0])

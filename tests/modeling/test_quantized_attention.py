@@ -32,6 +32,16 @@ def test_outputs_are_close_to_the_exact_ones(task):
     assert relative_rms(quantized, exact) < 0.05
 
 
+NEAREST = {"inhibition": "gate", "center": "least", "length_normalization": "passed", "alpha_init": -0.5}
+
+
+@pytest.mark.parametrize("form", [{"inhibition": "gate"}, {"length_normalization": "passed"}, NEAREST], ids=str)
+def test_forms_beyond_the_paper(form):
+    exact, quantized = (outputs(tiny_model(quantized=switch, **form)) for switch in (False, True))
+    assert not torch.equal(quantized, exact)
+    assert relative_rms(quantized, exact) < 0.05
+
+
 @pytest.mark.parametrize("implementation", ["inhibitor", "eager"])
 def test_which_calls_are_quantized(implementation, monkeypatch):
     """Those that return no scores, under every name but "eager"."""

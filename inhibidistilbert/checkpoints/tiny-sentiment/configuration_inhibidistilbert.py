@@ -14,7 +14,7 @@ from huggingface_hub.errors import StrictDataclassError  # noqa: E402
 from transformers.activations import ACT2FN  # noqa: E402
 from transformers.configuration_utils import PreTrainedConfig  # noqa: E402
 
-from .inhibitor_forms import CENTERS, INHIBITIONS, Form  # noqa: E402
+from .inhibitor_forms import CENTERS, INHIBITIONS  # noqa: E402
 
 if TYPE_CHECKING:
     # Never run, but read: by the text of all that is imported here transformers tells two folders of one name apart.
@@ -45,7 +45,8 @@ class InhibiDistilBertConfig(PreTrainedConfig):
         length_normalization: divides the sum over the visible keys by 1 (`"none"`, as published), by the square root of
             their number (`"sqrt"`), by their number (`"mean"`: new students) or by how much passes (`"passed"`), which
             has one more scalar, delta.
-        quantized: compute attention on int8 grids, for inference only; calls that return scores compute it exactly.
+        quantized: compute attention on int8 grids, with one radius and for inference only; calls that return scores compute
+            it exactly.
         int8_weights: the linear layers of the encoder have int8 weights, for inference only. `inhibidistilbert.quantize`
             makes such a model.
 
@@ -173,17 +174,8 @@ def _check_form(config: InhibiDistilBertConfig) -> None:
             raise ValueError(f"{name} must be finite, got {value}.")
         if isinstance(value, list) and len(value) != config.radii:
             raise ValueError(f"{name} must be a number, or one for each of {config.radii} radii, got {value}.")
-    if config.quantized and not published(config):
-        raise ValueError(
-            "quantized must be false for what is not published: inhibition='gate', center='least', several radii or "
-            "length_normalization='passed'."
-        )
-
-
-def published(config: InhibiDistilBertConfig) -> bool:
-    """Whether its inhibition is one of the forms that the authors published."""
-    form = Form.of(config.inhibition, config.center, config.centered, config.signed)
-    return form.published and config.radii == 1 and config.length_normalization != "passed"
+    if config.quantized and config.radii > 1:
+        raise ValueError(f"quantized must be false for several radii, which have no int8 form, got radii={config.radii}.")
 
 
 def _check_general_fields(config: PreTrainedConfig) -> None:

@@ -59,7 +59,10 @@ BACKENDS = {
     "torch": Backend((), lambda: torch_inhibitor_attention),
     "triton": Backend(("cuda",), _triton, _triton_refusal),
     "cpu": Backend(
-        ("cpu",), lambda: cpu_attention, cpu_refusal, Backend((), lambda: int8_attention, int8_refusal), True, True
+        *(("cpu",), lambda: cpu_attention, cpu_refusal),
+        int8=Backend((), lambda: int8_attention, int8_refusal, beyond=True),
+        beyond=True,
+        several=True,
     ),
 }
 
@@ -108,9 +111,11 @@ def _choose(
             say_slow(device, "there is no compiled form for it")
     if chosen.refusal is None:
         return chosen.load(), False
-    reason = _NO_FORM if beyond and not chosen.beyond else _NO_RADII if several and not chosen.several else needs_plain
+    form = chosen.int8 if quantized else chosen
+    reason = needs_plain
+    if form is not None:
+        reason = _NO_FORM if beyond and not form.beyond else _NO_RADII if several and not form.several else needs_plain
     if reason is None:
-        form = chosen.int8 if quantized else chosen
         if form is None:
             reason = "it has no int8 form"
         elif form.refusal is None or (reason := form.refusal(query)) is None:
@@ -155,8 +160,8 @@ def attend(
     transformed = _plain_operations_only(query, key, value, *scalars)
     needs_plain = _NO_SCORES if return_scores else "it takes no attn_mask" if attention is not None else None
     beyond, radii = delta is not None or not form.published, alpha.ndim + beta.ndim + gamma.ndim > 3
-    if quantized and (beyond or radii):
-        raise ValueError(f"quantized=True cannot be used here: {_NO_FORM if beyond else _NO_RADII}.")
+    if quantized and radii:
+        raise ValueError(f"quantized=True cannot be used here: {_NO_RADII}.")
     if quantized and key.shape[2] > LARGEST_KEYS:
         needs_plain = f"its int8 form takes up to {LARGEST_KEYS} keys, and these are {key.shape[2]}"
     operator, compiled = BACKENDS["naive"].load(), False
@@ -174,7 +179,7 @@ def attend(
     delta = None if delta is None else delta.view(1, -1, 1, 1)
     masks = KeyMasks(padding, dropout, attention, causal)
     if quantized:
-        output = quantized_inhibitor_attention(query, key, value, alpha, beta, gamma, masks, form.centered, form.signed)
+        output = quantized_inhibitor_attention(query, key, value, alpha, beta, gamma, delta, masks, form)
         return output.to(outside), None
     output, scores = operator(query, key, value, alpha, beta, gamma, delta, masks, form, return_scores)
     return output.to(outside), None if scores is None else scores.to(outside)
@@ -247,8 +252,9 @@ def inhibitor_attention(
         signed: let negative values pass as well; a gate always does.
         inhibition: `"threshold"` (soft-thresholding, as published) or `"gate"`.
         causal: query i sees the keys j <= i + N - M.
-        quantized: int8 inference, without gradients: queries, keys and values are rounded to grids of 8 bits (and a sign) of
-            each head of each sequence, as `quantized.py` defines it. Compiled for CPUs; elsewhere in plain torch.
+        quantized: int8 inference, with one radius and without gradients: queries, keys and values are rounded to grids of 8
+            bits (and a sign) of each head of each sequence, as `quantized.py` defines it. Compiled for CPUs; elsewhere in
+            plain torch.
         return_scores: also return Z, of the first radius.
         backend: `"auto"` (the best one for the tensors' device), `"triton"` (fused, for GPUs), `"cpu"` (compiled for this
             processor), `"torch"` (blocked, memory-lean, explicit gradients) or `"naive"` (the definition). Where a compiled
@@ -262,8 +268,8 @@ def inhibitor_attention(
     Raises:
         TypeError: a tensor that is not floating point.
         ValueError: shapes, masks or dtypes that do not fit, a float scalar that is not finite, an unknown backend, one that
-            cannot be used here, a tensor whose storage does not hold it, or `quantized` with `return_scores` or an input
-            that requires a gradient.
+            cannot be used here, a tensor whose storage does not hold it, or `quantized` with `return_scores`, several radii
+            or an input that requires a gradient.
 
     Source: Brännvall, arXiv 2310.02041; Zhang and Brännvall, arXiv 2503.15983.
     """

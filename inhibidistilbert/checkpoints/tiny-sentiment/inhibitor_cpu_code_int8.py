@@ -8,12 +8,14 @@ values as `[group][four keys][magnitudes, signs][lane = channel]`; a group is as
 panel four groups of keys.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+from .inhibitor_forms import NOTHING_PASSES
 from .inhibitor_llvm_builder import F32, I1, I8, I16, I32, I64, PTR, Function, Module, Value, Variable, element, lanes, vector
 from .inhibitor_llvm_jit import Machine
 from .inhibitor_quantized import (
@@ -21,8 +23,11 @@ from .inhibitor_quantized import (
     FINEST,
     LARGEST_16,
     LARGEST_OFFSET,
+    LARGEST_OPENING,
+    LARGEST_RAMP,
     LARGEST_SHIFT,
     LEVELS,
+    PARTS,
     SMALLEST,
 )
 from .inhibitor_cpu_code_fields import Fields, each_item, thread_memory
@@ -41,20 +46,23 @@ BUFFERS = (
     "values",  # packed
     "value_sums",  # of all keys up to the end of each panel: [panel][channel]
     "tile",  # the queries of a tile: rows of bytes
+    "fine",  # the same in `PARTS` of a step: rows of words
     "counts",  # how many keys each of them sees
-    "baselines",  # without centring the distance in `distances` at which the score of each of them is 0
+    "baselines",  # the distance in `distances` at which the score of each of them is 0
     "scales",  # what each of their sums is multiplied with
+    "offsets",  # m of each of them
     "distances",  # of a tile to the keys, times 2^h, shifted by a number for each row: [row][key]
-    "shifts",  # z: [row][key]
+    "shifts",  # z: [row][key]; for a gate its magnitude
+    "flips",  # where z is negative the bits that change a sign, 1 or -1: [row][key]
 )
 
 # One block for all threads: what shapes, strides and options decide, and what changes from call to call. Strides are in
 # elements: `_b` from sequence to sequence, `_h` head to head, `_l` token to token.
-# There is no int8 form with a delta: None is what the launcher has for it.
 _SCALARS, _MASKS, _TENSORS = ("alpha", "beta", "gamma", "delta"), ("padding", "dropout"), ("query", "key", "value", "output")
 BLOCK = (
     *("items", "parts", "threads", "workspace_size", "heads", "queries", "keys", "padded_keys", "root"),
-    *("centered", "signed", "causal"),
+    *("center", "inhibition", "causal"),  # the first two as `Form.numbers`
+    "normalized",  # whether there is a delta
     *("at_" + name for name in BUFFERS),  # where each begins in the memory of a thread, in bytes
     *(name + "_h" for name in _SCALARS),
     *(name + part for name in _MASKS for part in ("_b", "_l")),
@@ -68,13 +76,16 @@ STATE = (
     *("real", "panels", "query_rows", "output_rows"),
     "clean",  # how many visible keys come before the first one that has a number that is not finite
     *("key_rate", "value_rate", "power", "factor", "shift", "scale"),
+    *("end", "least", "most", "share"),  # of `quantized.Ramp`
 )
 
 # Adding it rounds a float32 of magnitude below 2^22 to a whole number, which then stands in the lowest bits.
 ROUNDER, ROUNDER_BITS = 1.5 * 2.0**23, 0x4B400000
-_ONES = 0x01010101
-# Keys whose distances, and those of the last few, may be summed in 32 bits.
-_CHUNK = 496
+_ONES, _FLIP = 0x01010101, 0xFE
+# So many distances may be added in 32 bits; a multiple of the vectors of a panel.
+_CHUNK = 508
+# How often two products of a byte and 1 or -1 may be added in 16 bits.
+_ADDED_IN_16 = LARGEST_16 // (2 * LEVELS)
 
 
 def tile_rows(machine: Machine) -> int:
@@ -91,9 +102,9 @@ def workspace_layout(machine: Machine, size: int, keys: int) -> tuple[tuple[int,
     sizes = {
         **{"zeros": 4 * size, "key_rows": 8 * padded, "value_rows": 8 * padded, "prefix": 4 * (keys + 1)},
         **{"origin": 4 * size, "staging": lane * _staging_stride(lane, size), "keys": padded * size, "key_sums": 4 * padded},
-        **{"values": 2 * padded * size, "value_sums": 4 * panels * size, "tile": rows * size},
-        **{"counts": 8 * rows, "baselines": 4 * rows, "scales": 4 * rows},
-        **{"distances": 4 * rows * padded, "shifts": rows * padded},
+        **{"values": 2 * padded * size, "value_sums": 4 * panels * size, "tile": rows * size, "fine": 4 * rows * size},
+        **{"counts": 8 * rows, "baselines": 4 * rows, "scales": 4 * rows, "offsets": 4 * rows},
+        **{"distances": 4 * rows * padded, "shifts": rows * padded, "flips": rows * padded},
     }
     places, end = [], -(-8 * len(STATE) // 64) * 64
     for name in BUFFERS:
@@ -115,6 +126,8 @@ class ByteGenerator:
         self.module = Module()
         self.floats, self.words = vector(machine.lanes, F32), vector(machine.lanes, I32)
         self.halves, self.bytes = vector(2 * machine.lanes, I16), vector(4 * machine.lanes, I8)
+        # Whether one instruction adds four products of bytes.
+        self.multiplies_bytes = machine.has({4: "i8mm", 8: "avxvnni", 16: "avx512vnni"}[machine.lanes])
 
     def splat(self, f: Function, scalar: Value) -> Value:
         return f.broadcast(scalar, self.lanes)
@@ -157,20 +170,23 @@ class ByteGenerator:
 
         small: those of `b` are within -64 .. 64.
         """
-        if (self.lanes == 16 and self.machine.has("avx512vnni")) or (self.lanes == 8 and self.machine.has("avxvnni")):
+        if self.multiplies_bytes and self.lanes >= 8:
             return f.intrinsic(f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}", self.words, total, a, b)
-        if self.lanes == 4 and self.machine.has("i8mm"):
+        if self.multiplies_bytes:
             a, b = (x.convert("bitcast", self.bytes) for x in (a, b))
             return f.intrinsic("llvm.aarch64.neon.usdot.v4i32.v16i8", self.words, total, a, b)
         if self.lanes >= 8 and small:
-            name = {8: "llvm.x86.avx2.pmadd.ub.sw", 16: "llvm.x86.avx512.pmaddubs.w.512"}[self.lanes]
-            pairs = f.intrinsic(name, self.halves, *(x.convert("bitcast", self.bytes) for x in (a, b)))
-            return total + self._pair_sums(f, pairs, f.number(self.halves, 1))
+            return total + self.pair_sums(f, self.byte_pair_sums(f, a, b), f.number(self.halves, 1))
         a, b = (x.convert("bitcast", self.halves) for x in (a, b))
         even, odd = (a & 0xFF, _shifted_right(b << 8, 8)), (a >> 8, _shifted_right(b, 8))
-        return total + self._pair_sums(f, *even) + self._pair_sums(f, *odd)
+        return total + self.pair_sums(f, *even) + self.pair_sums(f, *odd)
 
-    def _pair_sums(self, f: Function, a: Value, b: Value) -> Value:
+    def byte_pair_sums(self, f: Function, a: Value, b: Value) -> Value:
+        """Products of bytes, neighbours added in 16 bits; on x86 alone, with at least 256 bits."""
+        name = {8: "llvm.x86.avx2.pmadd.ub.sw", 16: "llvm.x86.avx512.pmaddubs.w.512"}[self.lanes]
+        return f.intrinsic(name, self.halves, *(x.convert("bitcast", self.bytes) for x in (a, b)))
+
+    def pair_sums(self, f: Function, a: Value, b: Value) -> Value:
         """Products of 16 bits, neighbours added in 32."""
         if self.lanes >= 8:
             name = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}[self.lanes]
@@ -236,7 +252,7 @@ def _define_index_keys(g: Generator) -> None:
 def _value(g: Generator, f: Function, block: Fields, x: Value) -> Value:
     """Unsigned inhibition is the signed one of the positive parts. NaN stays NaN."""
     zero = f.number(g.floats, 0.0)
-    return block.flag("signed").where(x, f.larger(zero, x))
+    return block.flag("inhibition").where(x, f.larger(zero, x))
 
 
 def _define_measure_keys(g: Generator) -> None:
@@ -300,12 +316,14 @@ def _define_choose_grids(g: Generator) -> None:
         )
         spread, reach, zero, one = spread.load(F32), reach.load(F32), f.number(F32, 0.0), f.number(F32, 1.0)
         value_step = (reach < SMALLEST).where(one, reach * (1 / LEVELS))
-        unit_slope = gamma * block.number("root") / value_step
+        gate = _is_gate(block)
+        score_step = value_step * gate.where(f.number(F32, 0.5), one)
+        unit_slope = gamma * block.number("root") / score_step
         finest, widest = f.absolute(unit_slope) * FINEST, one / spread * LEVELS
         least = (gamma < 0.0).where(f.number(F32, -1 / FINEST), f.number(F32, 1 / FINEST))
         key_rate = (finest < widest).where(finest, widest)
         slope = (finest < widest).where(least, unit_slope / key_rate)
-        shift = alpha / value_step / slope
+        shift = alpha / score_step / slope
 
         power = one
         for exponent in range(1, LARGEST_SHIFT + 1):
@@ -317,7 +335,30 @@ def _define_choose_grids(g: Generator) -> None:
         state.set("power", power)
         state.set("factor", g.rounded(factor) - ROUNDER_BITS)
         state.set("shift", shift)
-        state.set("scale", beta * value_step + zero * (slope + shift + value_step))
+        state.set("scale", beta * score_step + zero * (slope + shift + value_step))
+        with f.when(block.flag("normalized")):
+            delta = block.pointer("delta").load(F32, head * block.integer("delta_h"))
+            rise = delta * (slope * score_step / power)
+            state.set("scale", state.number("scale") + zero * rise)
+            _set_ramp(f, block, state, rise, slope)
+
+
+def _is_gate(block: Fields) -> Value:
+    return block.integer("inhibition").equals(2)
+
+
+def _set_ramp(f: Function, block: Fields, state: Fields, rise: Value, slope: Value) -> None:
+    zero, gate, falling, down = f.number(F32, 0.0), _is_gate(block), slope < 0.0, rise < 0.0
+    start = gate.where(f.number(F32, 0.5), f.number(F32, 1.0))
+    steps = f.smaller(f.larger(f.absolute(start / rise), f.number(F32, 1.0)), f.number(F32, LARGEST_RAMP))
+    steps = f.intrinsic("llvm.rint.f32", F32, steps)
+    end = down.where(zero - steps, steps)
+    closing = gate | (down ^ falling).equals(0)
+    bound = f.smaller(closing.where(steps, f.number(F32, LARGEST_OPENING)), f.number(F32, LARGEST_OPENING))
+    state.set("end", end.convert("fptosi", I32))
+    state.set("least", (falling | gate).where(zero - bound, zero).convert("fptosi", I32))
+    state.set("most", (falling.equals(0) | gate).where(bound, zero).convert("fptosi", I32))
+    state.set("share", start / end)
 
 
 # Packing
@@ -412,21 +453,25 @@ def _define_fetch_query(g: Generator) -> None:
             x = row.load(g.floats, k)
             flaw.value = f.fma(x, zero, flaw.value)
             x = (x - origin.load(g.floats, k)) * rate
-            return g.rounded(f.smaller(f.larger(x, f.number(g.floats, least)), f.number(g.floats, most)))
+            return f.smaller(f.larger(x, f.number(g.floats, least)), f.number(g.floats, most))
 
-        centered = block.flag("centered")
+        centered, total = block.flag("center"), f.variable(nothing)
         with f.when(centered):
+            fine = state.pointer("fine").at(r * g.size, I32)
             for k in range(0, g.size, g.lanes):
-                g.store_bytes(tile, steps(k, 0.0, LEVELS), k)
+                x = steps(k, 0.0, LEVELS)
+                on_grid = g.rounded(x)
+                total.value = total.value + (on_grid - ROUNDER_BITS)
+                g.store_bytes(tile, on_grid, k)
+                fine.store(g.rounded(x * float(PARTS)), k)
         with f.when(centered.equals(0)):
-            total = nothing
             for k in range(0, g.size, g.lanes):
-                number = steps(k, -FARTHEST, FARTHEST) - ROUNDER_BITS
+                number = g.rounded(steps(k, -FARTHEST, FARTHEST)) - ROUNDER_BITS
                 on_grid = g.limited(f, number, 0, LEVELS)
                 beyond = number - on_grid
-                total = total + on_grid - (beyond < 0).where(nothing - beyond, beyond)
+                total.value = total.value + on_grid - (beyond < 0).where(nothing - beyond, beyond)
                 g.store_bytes(tile, on_grid, k)
-            state.pointer("baselines").store(g.sum_of_lanes(f, total).convert("sitofp", F32), r)
+        state.pointer("baselines").store(g.sum_of_lanes(f, total.value).convert("sitofp", F32), r)
         sees_flaw = state.pointer("counts").load(I64, r) > state.integer("clean")
         flawed = g.any_lane(f, flaw.value.is_nan()) | sees_flaw
         state.pointer("scales").store(flawed.where(f.number(F32, math.nan), state.number("scale")), r)
@@ -440,17 +485,47 @@ def _tile_loop(
     sums: list[list[Variable]],
     columns: Callable[[Value], list[tuple[Value, Value]]],
     combine: str,
+    factor: Value,
+    flips: list[Value] | None = None,
 ) -> None:
-    """Adds to `sums[row][column]` what `combine` makes of four bytes of the row and of the column, times their weights.
+    """Adds to `sums[row][column]` `factor` times what `combine` makes of four bytes of the row and of the column, times
+    their weights, 1 or -1, whose sign the row's `flips` change.
 
-    rows: where each row's bytes begin. columns: from the number of a step to the vectors of bytes and of weights.
+    rows, flips: where each row's bytes begin. columns: from the number of a step to the vectors of bytes and of weights, all
+    weights 1 unless the factor, an i32 up to 64, is 1.
     """
-    with f.loop(0, steps) as p:
+
+    def step(p: Value, add: Callable[[int, int, Value, Value], None]) -> None:
         loaded = columns(p)
-        for row, row_sums in zip(rows, sums, strict=True):
+        for r, row in enumerate(rows):
             four = g.splat(f, row.load(I32, p))
-            for total, (x, weights) in zip(row_sums, loaded, strict=True):
-                total.value = g.dot(f, total.value, g.bytewise(f, combine, x, four), weights, small=True)
+            flip = None if flips is None else g.splat(f, flips[r].load(I32, p))
+            for column, (x, weights) in enumerate(loaded):
+                weights = weights if flip is None else weights ^ flip
+                add(r, column, g.bytewise(f, combine, x, four), weights)
+
+    if g.lanes == 4 or g.multiplies_bytes:
+        with f.loop(0, steps) as p:
+
+            def add(r: int, column: int, x: Value, weights: Value) -> None:
+                sums[r][column].value = g.dot(f, sums[r][column].value, x, weights * g.splat(f, factor), small=True)
+
+            step(p, add)
+        return
+    halves = [[f.variable(f.number(g.halves, 0)) for _ in row] for row in sums]
+    factors = f.broadcast(factor.convert("trunc", I16), 2 * g.lanes)
+    with f.loop(0, steps, _ADDED_IN_16) as first:
+        last = first + _ADDED_IN_16
+        for x in itertools.chain(*halves):
+            x.value = f.number(g.halves, 0)
+        with f.loop(first, (last < steps).where(last, steps)) as p:
+
+            def add_pairs(r: int, column: int, x: Value, weights: Value) -> None:
+                halves[r][column].value = halves[r][column].value + g.byte_pair_sums(f, x, weights)
+
+            step(p, add_pairs)
+        for x, total in zip(itertools.chain(*halves), itertools.chain(*sums), strict=True):
+            total.value = total.value + g.pair_sums(f, x.value, factors)
 
 
 def _define_score_groups(g: Generator) -> None:
@@ -460,42 +535,152 @@ def _define_score_groups(g: Generator) -> None:
         groups = [state.pointer("keys").at((first + n * g.lanes) * g.size, I8) for n in range(2)]
         initial = [state.pointer("key_sums").load(g.words, first + n * g.lanes) for n in range(2)]
         sums = [[f.variable(x) for x in initial] for _ in rows]
-        weights = g.splat(f, _power(state) * (2 * _ONES))
+        ones = f.number(g.words, _ONES)
 
         def columns(p: Value) -> list[tuple[Value, Value]]:
-            return [(group.load(g.words, p * g.lanes), weights) for group in groups]
+            return [(group.load(g.words, p * g.lanes), ones) for group in groups]
 
-        _tile_loop(g, f, rows, f.integer(g.size // 4), sums, columns, "umax")
+        _tile_loop(g, f, rows, f.integer(g.size // 4), sums, columns, "umax", _power(state) * 2)
         place = state.pointer("distances").at(first, I32)
         for r, row_sums in enumerate(sums):
             for n, total in enumerate(row_sums):
                 place.at(block.integer("padded_keys") * r, I32).store(total.value, n * g.lanes)
 
 
-def _sum_of_distances(g: Generator, f: Function, distances: Value, count: Value) -> Value:
-    """The sum of the first `count`, an i64."""
-    whole = count - count % g.lanes
-    left = g.splat(f, (count - whole).convert("trunc", I32))
-    zero, sum_ = f.number(g.words, 0), f.variable(f.integer(0))
-    last = f.variable(zero)
-    with f.when(count > whole):
-        last.value = (f.lane_numbers(g.lanes) < left).where(distances.load(g.words, whole), zero)
-    with f.loop(0, whole + 1, _CHUNK) as first:
-        total, end = f.variable(last.value), first + _CHUNK
-        last.value = zero
-        with f.loop(first, (end < whole).where(end, whole), g.lanes) as j:
-            total.value = total.value + distances.load(g.words, j)
-        sum_.value = sum_.value + g.sum_of_lanes(f, total.value).convert("sext", I64)
+def _over_panels(
+    g: Generator, f: Function, row: Sequence[Value], hidden: Value, work: Callable[[Value, list[Value]], None]
+) -> None:
+    """Calls `work` for each panel, with its first key and the four vectors of its distances.
+
+    row: its distances, how many keys it sees, and from which key to which, whole panels. hidden: a vector that stands in
+    the place of what it does not see.
+    """
+    distances, count, first, end = row
+    panel = 4 * g.lanes
+    whole = count - count % panel
+    whole = (whole < end).where(whole, end)
+    whole = (whole < first).where(first, whole)
+    with f.loop(first, whole, panel) as j:
+        work(j, [distances.load(g.words, j + n * g.lanes) for n in range(4)])
+    with f.loop(whole, end, panel) as j:
+        four = []
+        for n in range(4):
+            left = g.splat(f, (count - j - n * g.lanes).convert("trunc", I32))
+            seen = f.lane_numbers(g.lanes) < left
+            four.append(seen.where(distances.load(g.words, j + n * g.lanes), hidden))
+        work(j, four)
+
+
+def _in_panels(g: Generator, count: Value) -> Value:
+    """The keys of as many panels as hold `count`."""
+    return (count + (4 * g.lanes - 1)) // (4 * g.lanes) * (4 * g.lanes)
+
+
+def _sum_over_keys(
+    g: Generator, f: Function, distances: Value, count: Value, hidden: Value, x: Callable[[Value], Value]
+) -> Value:
+    """The sum of `x` of the first `count` distances, an i64; of `hidden` it is 0."""
+    sum_, end = f.variable(f.integer(0)), _in_panels(g, count)
+    with f.loop(0, end, _CHUNK * g.lanes) as first:
+        total, last = f.variable(f.number(g.words, 0)), first + _CHUNK * g.lanes
+
+        def add(_: Value, four: list[Value]) -> None:
+            a, b, c, d = (x(each) for each in four)
+            total.value = total.value + ((a + b) + (c + d))
+
+        _over_panels(g, f, (distances, count, first, (last < end).where(last, end)), hidden, add)
+        wide = total.value.convert("sext", vector(g.lanes, I64))
+        sum_.value = sum_.value + g.fold(f, wide, lambda a, b: a + b)
     return sum_.value
 
 
-def _narrowed(g: Generator, f: Function, four: list[Value], factor: Value) -> list[Value]:
-    """z from T: four vectors saturated to 16 bits, times `factor` / 2^15, rounded, saturated to 0 .. 255.
+def _nearest_key(g: Generator, f: Function, distances: Value, count: Value) -> Value:
+    """The first of the nearest of the first `count` keys, an i32; 0 where there are none."""
+    far = f.number(g.words, 1 << 30)
+    least = f.variable(far)
+
+    def smaller(a: Value, b: Value) -> Value:
+        return (a < b).where(a, b)
+
+    def compare(_: Value, four: list[Value]) -> None:
+        a, b, c, d = four
+        least.value = smaller(least.value, smaller(smaller(a, b), smaller(c, d)))
+
+    row = (distances, count, f.integer(0), _in_panels(g, count))
+    _over_panels(g, f, row, far, compare)
+    nearest, place = g.splat(f, g.fold(f, least.value, smaller)), f.variable(far)
+
+    def find(j: Value, four: list[Value]) -> None:
+        numbers = f.lane_numbers(g.lanes) + g.splat(f, j.convert("trunc", I32))
+        a, b, c, d = (x.equals(nearest).where(numbers + n * g.lanes, far) for n, x in enumerate(four))
+        place.value = smaller(place.value, smaller(smaller(a, b), smaller(c, d)))
+
+    _over_panels(g, f, row, far, find)
+    return (count > 0).where(g.fold(f, place.value, smaller), f.number(I32, 0))
+
+
+def _fine_distance(g: Generator, f: Function, state: Fields, query: Value, key: Value) -> Value:
+    """Of a query in parts of the grid's steps to a key as it comes: an i32."""
+    rate, total = g.splat(f, state.number("key_rate")), f.number(g.words, 0)
+    for k in range(0, g.size, g.lanes):
+        steps = (key.load(g.floats, k) - state.pointer("origin").load(g.floats, k)) * rate
+        a, b = query.load(g.words, k), g.rounded(steps * float(PARTS))
+        total = total + (a > b).where(a - b, b - a)
+    return g.sum_of_lanes(f, total)
+
+
+def _define_find_offsets(g: Generator) -> None:
+    """m of each row of the tile, and what its sums are divided by.
+
+    One step for all rows after the other: a row's steps wait for each other.
+    """
+    with g.routine("find_offsets") as (f, block, state):
+        baselines, offsets, scales = (state.pointer(name) for name in ("baselines", "offsets", "scales"))
+        unit, padded = f.number(F32, 1.0) / state.number("power"), block.integer("padded_keys")
+
+        def rows() -> Iterator[tuple[Value, Value, Value]]:
+            with f.loop(0, tile_rows(g.machine)) as r:
+                yield r, state.pointer("counts").load(I64, r), state.pointer("distances").at(r * padded, I32)
+
+        with f.when(block.integer("center").equals(1)):
+            for r, count, distances in rows():
+                number = (count > 1).where(count, f.integer(1)).convert("sitofp", F32)
+                total = _sum_over_keys(g, f, distances, count, f.number(g.words, 0), lambda x: x)
+                baselines.store(total.convert("sitofp", F32) * unit / number, r)
+        with f.when(block.integer("center").equals(2)):
+            for r, count, distances in rows():
+                offsets.store(_nearest_key(g, f, distances, count), r)
+            for r, _, _ in rows():
+                key = state.pointer("key_rows").load(PTR, offsets.load(I32, r).convert("zext", I64))
+                distance = _fine_distance(g, f, state, state.pointer("fine").at(r * g.size, I32), key)
+                baselines.store(distance.convert("sitofp", F32) * (1 / PARTS) + baselines.load(F32, r), r)
+        for r, _, _ in rows():
+            offset = (baselines.load(F32, r) - state.number("shift")) * state.number("power")
+            offset = f.smaller(f.larger(offset, f.number(F32, -LARGEST_OFFSET)), f.number(F32, LARGEST_OFFSET))
+            offsets.store(f.intrinsic("llvm.rint.f32", F32, offset).convert("fptosi", I32), r)
+        with f.when(block.flag("normalized")):
+            least, most = (g.splat(f, state.place(name).load(I32)) for name in ("least", "most"))
+            for r, count, distances in rows():
+                offset = g.splat(f, offsets.load(I32, r))
+
+                def inside(x: Value, offset: Value = offset) -> Value:
+                    x = x - offset
+                    x = (x < least).where(least, x)
+                    return (x > most).where(most, x)
+
+                end = count * state.place("end").load(I32).convert("sext", I64)
+                opened = (end - _sum_over_keys(g, f, distances, count, offset, inside)).convert("sitofp", F32)
+                scales.store(scales.load(F32, r) / (opened * state.number("share") + NOTHING_PASSES), r)
+
+
+def _narrowed(g: Generator, f: Function, four: list[Value], factor: Value, gate: bool) -> list[list[Value]]:
+    """z from T: four vectors saturated to 16 bits, times `factor` / 2^15, rounded, saturated to 0 .. 255; of a gate the
+    magnitudes, and the flips of their signs.
 
     In registers of more than 128 bits interleaved as the instructions do it.
     """
     if g.lanes == 4:
-        return [_narrowed_plainly(g, f, x, factor) for x in four]
+        return [_narrowed_plainly(g, f, x, factor, gate) for x in four]
     infix = {8: "avx2", 16: "avx512"}[g.lanes]
     suffix = {8: "", 16: ".512"}[g.lanes]
     factor = f.broadcast(factor.convert("trunc", I16), 2 * g.lanes)
@@ -503,56 +688,54 @@ def _narrowed(g: Generator, f: Function, four: list[Value], factor: Value) -> li
     for a, b in (four[:2], four[2:]):
         pair = f.intrinsic(f"llvm.x86.{infix}.packssdw{suffix}", g.halves, a, b)
         pairs.append(f.intrinsic(f"llvm.x86.{infix}.pmul.hr.sw{suffix}", g.halves, pair, factor))
-    return [f.intrinsic(f"llvm.x86.{infix}.packuswb{suffix}", g.bytes, *pairs)]
+    magnitudes = [(x < 0).where(f.number(g.halves, 0) - x, x) for x in pairs] if gate else pairs
+    narrowed = [f.intrinsic(f"llvm.x86.{infix}.packuswb{suffix}", g.bytes, *magnitudes)]
+    if gate:
+        narrowed.append(_flips(f, f.intrinsic(f"llvm.x86.{infix}.packsswb{suffix}", g.bytes, *pairs)))
+    return [narrowed]
 
 
-def _narrowed_plainly(g: Generator, f: Function, x: Value, factor: Value) -> Value:
+def _narrowed_plainly(g: Generator, f: Function, x: Value, factor: Value, gate: bool) -> list[Value]:
     product = g.limited(f, x, -LARGEST_16 - 1, LARGEST_16) * g.splat(f, factor) + (1 << 14)
-    return g.limited(f, _shifted_right(product, 15), 0, LEVELS).convert("trunc", vector(g.lanes, I8))
+    z = _shifted_right(product, 15)
+    bytes_ = vector(g.lanes, I8)
+    if not gate:
+        return [g.limited(f, z, 0, LEVELS).convert("trunc", bytes_)]
+    magnitude = g.limited(f, (z < 0).where(f.number(g.words, 0) - z, z), 0, LEVELS)
+    return [magnitude.convert("trunc", bytes_), _flips(f, z).convert("trunc", bytes_)]
 
 
-def _define_inhibit(g: Generator) -> None:
+def _flips(f: Function, z: Value) -> Value:
+    return (z < 0).where(f.number(z.type, _FLIP), f.number(z.type, 0))
+
+
+def _define_inhibit(g: Generator, gate: bool) -> None:
     """z of the tile from its distances."""
-    with g.routine("inhibit") as (f, block, state):
-        padded, end, panel = block.integer("padded_keys"), state.integer("panels") * (4 * g.lanes), 4 * g.lanes
-        counts, baselines = state.pointer("counts"), state.pointer("baselines")
-        all_distances, all_shifts = state.pointer("distances"), state.pointer("shifts")
-        power, shift, factor = state.number("power"), state.number("shift"), state.place("factor").load(I32)
-        unit, centered = f.number(F32, 1.0) / power, block.flag("centered")
-        bound = f.number(F32, LARGEST_OFFSET)
+    with g.routine("gated_inhibit" if gate else "inhibit") as (f, block, state):
+        padded, end = block.integer("padded_keys"), state.integer("panels") * (4 * g.lanes)
+        factor = state.place("factor").load(I32)
         # No value exceeds the largest one: an invisible key adds nothing.
         farthest = g.splat(f, (factor < 0).where(f.number(I32, -(1 << 20)), f.number(I32, 1 << 20)))
         with f.loop(0, tile_rows(g.machine)) as r:
-            count, distances, shifts = counts.load(I64, r), all_distances.at(r * padded, I32), all_shifts.at(r * padded, I8)
-            baseline = f.variable(baselines.load(F32, r))
-            with f.when(centered):
-                number = (count > 1).where(count, f.integer(1)).convert("sitofp", F32)
-                baseline.value = _sum_of_distances(g, f, distances, count).convert("sitofp", F32) * unit / number
-            offset = f.smaller(f.larger((baseline.value - shift) * power, f.number(F32, -LARGEST_OFFSET)), bound)
-            offset = g.splat(f, f.intrinsic("llvm.rint.f32", F32, offset).convert("fptosi", I32))
-            whole = count - count % panel
-            with f.loop(0, whole, panel) as j:
-                four = [distances.load(g.words, j + n * g.lanes) - offset for n in range(4)]
-                _store_all(shifts.at(j, I8), _narrowed(g, f, four, factor))
-            with f.loop(whole, end, panel) as j:
-                four = []
-                for n in range(4):
-                    left = g.splat(f, (count - j - n * g.lanes).convert("trunc", I32))
-                    seen = f.lane_numbers(g.lanes) < left
-                    four.append(seen.where(distances.load(g.words, j + n * g.lanes) - offset, farthest))
-                _store_all(shifts.at(j, I8), _narrowed(g, f, four, factor))
+            count, distances = state.pointer("counts").load(I64, r), state.pointer("distances").at(r * padded, I32)
+            places = [state.pointer(name).at(r * padded, I8) for name in (("shifts", "flips") if gate else ("shifts",))]
+            offset = g.splat(f, state.pointer("offsets").load(I32, r))
+
+            def narrow(j: Value, four: list[Value]) -> None:
+                for n, narrowed in enumerate(_narrowed(g, f, [x - offset for x in four], factor, gate)):
+                    for place, x in zip(places, narrowed, strict=True):
+                        place.at(j, I8).store(x, n * lanes(x.type))
+
+            _over_panels(g, f, (distances, count, f.integer(0), end), farthest + offset, narrow)
 
 
-def _store_all(place: Value, vectors: list[Value]) -> None:
-    for n, x in enumerate(vectors):
-        place.store(x, n * lanes(x.type))
-
-
-def _define_sum_values(g: Generator, width: int) -> None:
+def _define_sum_values(g: Generator, gate: bool, width: int) -> None:
     """`width` groups of channels of the tile at `first`, from group `group` on."""
-    with g.routine(f"sum_values_{width}", first=I64, group=I64) as (f, block, state, first, group):
+    with g.routine(f"{'gated_' if gate else ''}sum_values_{width}", first=I64, group=I64) as (f, block, state, first, group):
         padded, panels = block.integer("padded_keys"), state.integer("panels")
-        rows = [state.pointer("shifts").at(padded * r, I8) for r in range(tile_rows(g.machine))]
+        rows, flips = (
+            [state.pointer(x).at(padded * r, I8) for r in range(tile_rows(g.machine))] for x in ("shifts", "flips")
+        )
         groups = [state.pointer("values").at((group + n) * padded * (2 * g.lanes), I8) for n in range(width)]
         sums = [[f.variable(f.number(g.words, 0)) for _ in groups] for _ in rows]
 
@@ -560,7 +743,7 @@ def _define_sum_values(g: Generator, width: int) -> None:
             places = [place.at(p * (2 * g.lanes), I32) for place in groups]
             return [(place.load(g.words), place.load(g.words, g.lanes)) for place in places]
 
-        _tile_loop(g, f, rows, panels * g.lanes, sums, columns, "umin")
+        _tile_loop(g, f, rows, panels * g.lanes, sums, columns, "umin", f.number(I32, 1), flips if gate else None)
         totals = state.pointer("value_sums").at((panels - 1) * g.size + group * g.lanes, I32)
         queries = block.integer("queries")
         for r, row_sums in enumerate(sums):
@@ -577,9 +760,13 @@ def _define_run_tile(g: Generator) -> None:
         call(f, block, state, "fetch_queries", first)
         with f.loop(0, state.integer("panels") * (4 * g.lanes), 2 * g.lanes) as key:
             call(f, block, state, "score_groups", key)
-        call(f, block, state, "inhibit")
-        for group in range(0, g.groups, 2):
-            call(f, block, state, f"sum_values_{min(2, g.groups - group)}", first, f.integer(group))
+        call(f, block, state, "find_offsets")
+        gate = _is_gate(block)
+        for prefix, chosen in (("gated_", gate), ("", gate.equals(0))):
+            with f.when(chosen):
+                call(f, block, state, f"{prefix}inhibit")
+                for group in range(0, g.groups, 2):
+                    call(f, block, state, f"{prefix}sum_values_{min(2, g.groups - group)}", first, f.integer(group))
 
 
 # The work of a thread
@@ -651,11 +838,13 @@ def int8_ir(machine: Machine, size: int) -> str:
             _define_pack_keys,
             _define_pack_values,
         ),
-        *(_define_fetch_query, _define_fetch_queries, _define_score_groups, _define_inhibit),
+        *(_define_fetch_query, _define_fetch_queries, _define_score_groups, _define_find_offsets),
     ):
         define(g)
-    for width in sorted({min(2, g.groups), 2 - g.groups % 2}):
-        _define_sum_values(g, width)
+    for gate in (False, True):
+        _define_inhibit(g, gate)
+        for width in sorted({min(2, g.groups), 2 - g.groups % 2}):
+            _define_sum_values(g, gate, width)
     for define in (_define_run_tile, _define_prefetch, _define_run_item, _define_entry):
         define(g)
     return g.module.text()
