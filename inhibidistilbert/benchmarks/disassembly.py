@@ -26,14 +26,14 @@ class Loop:
     Attributes:
         loaded: bytes a lane reads from global memory in one iteration.
         stores: whether it writes to global memory.
-        clamps: whether it takes a floating-point minimum or maximum.
+        clamps: how many floating-point minima and maxima it takes.
         spills: its accesses to registers that were spilled.
     """
 
     instructions: tuple[str, ...]
     loaded: int
     stores: bool
-    clamps: bool
+    clamps: int
     spills: int
 
 
@@ -80,7 +80,7 @@ def nvidia_loop(instructions: tuple[str, ...]) -> Loop:
         instructions,
         loaded=sum(widths),
         stores=any(name[0] in ("STG", "RED", "REDG", "ATOMG") for name in names),
-        clamps=any(_NVIDIA_CLAMP.search(instruction) for instruction in instructions),
+        clamps=sum(_NVIDIA_CLAMP.search(instruction) is not None for instruction in instructions),
         spills=nvidia_spills(instructions),
     )
 
@@ -92,7 +92,7 @@ def amd_loop(instructions: tuple[str, ...]) -> Loop:
         instructions,
         loaded=sum(next((_AMD_WIDTHS[x] for x in load if x in _AMD_WIDTHS), 4) for load in loads),
         stores=any(re.match(r"(global|buffer|flat)_(store|atomic)_", name) for name in names),
-        clamps=any(_AMD_CLAMP.match(name) for name in names),
+        clamps=sum(_AMD_CLAMP.match(name) is not None for name in names),
         # To memory, or of scalar registers into the lanes of a vector register.
         spills=sum(re.match(r"scratch_|v_(read|write)lane_", name) is not None for name in names),
     )

@@ -68,8 +68,10 @@ def find_gpu() -> Gpu:
 
 
 # Subtract, add the absolute difference; clamp, add; centring not counted. In the backward pass 6 for the queries, 7 for the
-# keys and values. Large inputs in half types are inferred two channels an instruction, and trained in float32.
+# keys and values, 8 of a gate. Large inputs in half types are inferred two channels an instruction, and trained in float32.
 _FP32_FLOOR = {FORWARD: 4.0, TRAINING: 17.0}
+_GATE_FLOOR = {FORWARD: 4.0, TRAINING: 18.0}
+_GATE: dict[str, Any] = {"inhibition": "gate", "center": "least", "alpha": -0.5, "delta": 1.0}
 _HALF_FLOOR = {FORWARD: 2.0, TRAINING: 17.0}
 
 
@@ -85,6 +87,7 @@ def peers() -> dict[str, Operator]:
         "softmax bf16": Operator(scaled_dot_product_attention, torch.bfloat16),
         "inhibitor fp32": Operator(triton, floor=_FP32_FLOOR),
         "inhibitor bf16": Operator(triton, torch.bfloat16, floor=_HALF_FLOOR),
+        "inhibitor fp32, gate": Operator(partial(triton, **_GATE), floor=_GATE_FLOOR),
         "inhibitor fp32, composed with cdist": Operator(composed_attention),
         "inhibitor fp32, definition under torch.compile": Operator(torch.compile(_naive, dynamic=False)),
         "distances fp32, torch.cdist": Operator(

@@ -31,7 +31,7 @@ class Kernel:
         pass_name: `forward`, `row` (the gradient of the queries) or `column` (the gradients of keys and values).
         streamed: the arguments of which the innermost loop reads a row for each key (in the column pass for each query);
             where centred, a loop that reads only the first of them may come before.
-        statistics: float32 numbers that it reads beside each row, where centred.
+        statistics: numbers of 4 bytes that it reads beside each row, where centred; twice as many for a gate.
         prepass: whether there is that loop.
     """
 
@@ -73,7 +73,10 @@ HEAD_DIMS = (64, 32)
 
 @dataclass(frozen=True)
 class Variant(Row):
-    """One call of the operator for one kind of GPU."""
+    """One call of the operator for one kind of GPU.
+
+    form: None for the published ones, or `"gate"`: one that counts from the nearest key and is divided by what passes.
+    """
 
     target: str = "sm_90"
     head_dim: int = 64
@@ -81,11 +84,13 @@ class Variant(Row):
     signed: bool = True
     centered: bool = True
     causal: bool = False
+    form: Annotated[str | None, Column("form", optional=True)] = None
 
     @property
     def words(self) -> list[str]:
         """`["signed", "centered"]`"""
-        return ["signed" if self.signed else "unsigned", *(x for x in ("centered", "causal") if getattr(self, x))]
+        form = self.form or ("signed" if self.signed else "unsigned")
+        return [form, *(x for x in ("centered", "causal") if getattr(self, x))]
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ class Figures(Row):
         spills_total: the same in the whole kernel; on AMD the number of spilled registers.
         shared_bytes: shared memory of a program.
         instructions_per_triple: all instructions of the innermost loop, of every lane, for one (query, key, channel).
-        prepass_instructions_per_triple: those of the loop that computes the mean distances, where there is one.
+        prepass_instructions_per_triple: those of the loop that finds what distances are centred by, where there is one.
         keys_per_iteration: of the innermost loop; more than 1 where the compiler unrolled it.
     """
 
@@ -127,15 +132,18 @@ class StaticResults(Results):
 
 
 def default_cases(targets: Sequence[str] = tuple(TARGETS), head_dims: Sequence[int] = HEAD_DIMS) -> list[Case]:
-    """Every pass in float32 and the forward pass in the half types, in all eight variants of the operator."""
+    """Every pass in float32 and the forward pass in the half types, in all eight variants of the published forms; and every
+    pass of a gate in float32."""
     kinds = (("fp32", tuple(KERNELS)), ("bf16", FORWARD_KERNELS), ("fp16", FORWARD_KERNELS))
     both = (True, False)
-    return [
-        Case(target, head_dim, dtype, signed, centered, causal, kernels)
+    published = [
+        Case(target, head_dim, dtype, signed, centered, causal, kernels=kernels)
         for target, head_dim, (dtype, kernels), signed, centered, causal in product(
             targets, head_dims, kinds, both, both, both
         )
     ]
+    gates = product(targets, head_dims, both)
+    return published + [Case(target, head_dim, causal=causal, form="gate") for target, head_dim, causal in gates]
 
 
 def check_cases(targets: Sequence[str], head_dims: Sequence[int]) -> None:

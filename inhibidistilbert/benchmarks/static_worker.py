@@ -25,6 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import driver
 
+from ..kernels.forms import Form
 from ..kernels.triton import launch
 from ..support.benchmark_results import Shape
 from .disassembly import Loop, nvidia_spills, read_amd, read_nvidia, streaming_loops
@@ -114,19 +115,21 @@ def launches(case: Case) -> list[_Launch]:
         return torch.empty(shape.projected, dtype=_DTYPES[case.dtype], device="meta").transpose(1, 2)
 
     alpha, beta, gamma = (torch.empty(1, device="meta") for _ in range(3))
-    mean = torch.empty((_BATCH, _HEADS, _LENGTH) if case.centered else (0,), device="meta")
+    center, inhibition, delta = int(case.centered), int(case.signed), None
+    if case.form == "gate":
+        (center, inhibition), delta = Form(center="least", gate=True).numbers, torch.empty(1, device="meta")
+    statistics = torch.empty((center + (delta is not None), _BATCH, _HEADS, _LENGTH), device="meta")
     noted: list[_Launch] = []
     query, key, value = heads(), heads(), heads()
     with _pretended(TARGETS[case.target], noted):
         half = launch._fits_half(query, key, value, alpha, beta, gamma)
         forward = launch._forward_half if half else launch._forward
-        forward(
-            query, key, value, None, None, alpha, beta, gamma, None, case.centered, case.signed, case.causal, heads(), mean
-        )  # fmt: skip
+        form = center, inhibition, case.causal
+        forward(query, key, value, None, None, alpha, beta, gamma, delta, *form, heads(), statistics)
         if not set(case.kernels) <= set(FORWARD_KERNELS):
             launch._backward(
-                heads(), query, key, value, None, None, alpha, beta, gamma, None, None, mean,
-                case.centered, case.signed, case.causal, heads(), heads(), heads(),
+                heads(), query, key, value, None, None, alpha, beta, gamma, delta, heads(), statistics, *form,
+                heads(), heads(), heads(),
             )  # fmt: skip
     return noted
 
@@ -181,10 +184,11 @@ def _costs(case: Case, launch: _Launch, loops: list[Loop]) -> tuple[int, float, 
     kernel, centered = KERNELS[launch.name], case.centered
     prepass = kernel.prepass and centered
     row_bytes = [launch.constant("C") * launch.element_bytes(name) for name in kernel.streamed]
-    statistics = kernel.statistics if centered else 0
-    # A pre-pass only adds.
-    main = {_keys(loop, sum(row_bytes), statistics): loop for loop in loops if loop.clamps or not prepass}
-    before = {_keys(loop, row_bytes[0], 0): loop for loop in loops if prepass and not loop.clamps}
+    statistics = (kernel.statistics if centered else 0) * (1 if case.form is None else 2)
+    # A pre-pass only adds, or takes a row's minimum, where the main loop clamps all channels.
+    few = launch.constant("R")
+    main = {_keys(loop, sum(row_bytes), statistics): loop for loop in loops if loop.clamps > few or not prepass}
+    before = {_keys(loop, row_bytes[0], 0): loop for loop in loops if prepass and loop.clamps <= few}
     if not main or (prepass and not before):
         raise RuntimeError(f"{launch.name} has {len(loops)} loops that read tensors, not those expected of {case}")
     triples_of_key = launch.constant("R") * launch.constant("W") * launch.constant("A") * case.head_dim

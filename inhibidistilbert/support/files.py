@@ -120,7 +120,8 @@ def write_csv(path: Path, header: Row, rows: Sequence[Row]) -> None:
     text = io.StringIO()
     for key, value in header.items():
         text.write(f"# {key}: {value}\n")
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    columns = {name: None for row in rows for name in row}  # not every row has those that are optional
+    writer = csv.DictWriter(text, fieldnames=list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())

@@ -34,6 +34,7 @@ MODELS = {
 OPERATORS = {
     "inhibitor": ("inhibitor", BLUE),
     "softmax": ("softmax, SDPA", ORANGE),
+    "inhibitor, gate": ("inhibitor, gate", GREEN),
     "inhibitor, composed with cdist": ("authors' formulation", VERMILION),
     "inhibitor, definition under torch.compile": ("definition, torch.compile", OTHERS[0]),
     "distances, torch.cdist": ("distances alone, torch.cdist", OTHERS[1]),

@@ -26,6 +26,8 @@ from ..modeling.modeling_inhibidistilbert import InhibiDistilBertForSequenceClas
 from ..support.errors import UserError
 from ..support.memory import peak_memory
 from .matrix import (
+    BEYOND,
+    BEYOND_SPOILT,
     DEVICE,
     HALF_CASES,
     HALF_DTYPES,
@@ -61,7 +63,8 @@ _GRID, _VALUE_GRID = 1 / 4, 1 / 16
 
 @dataclass(frozen=True)
 class Large:
-    """A self-attention of a model's size; `half_real`: every second key is padding; `dropout`: of values."""
+    """A self-attention of a model's size; `half_real`: every second key is padding; `dropout`: of values; `gate`: one that
+    counts from the nearest key and is divided by what passes."""
 
     batch: int = 8
     heads: int = 12
@@ -73,16 +76,17 @@ class Large:
     causal: bool = False
     half_real: bool = False
     dropout: bool = False
+    gate: bool = False
 
     @property
     def on_grid(self) -> bool:
         """Whether scores on a grid are exact in float32: 1/√size and the number of keys must be powers of two."""
-        even_mean = not self.centered or (not self.causal and self.length & (self.length - 1) == 0)
+        even_mean = self.gate or not self.centered or (not self.causal and self.length & (self.length - 1) == 0)
         return self.size in (16, 64) and even_mean
 
     def __str__(self) -> str:
         shape = "x".join(map(str, (self.batch, self.heads, self.length, self.size)))
-        flags = [name for name in ("causal", "half_real", "dropout") if getattr(self, name)]
+        flags = [name for name in ("causal", "half_real", "dropout", "gate") if getattr(self, name)]
         words = ["signed" if self.signed else "unsigned", "centered" if self.centered else "uncentered", *flags]
         return "-".join([shape, str(self.dtype).removeprefix("torch."), *words])
 
@@ -100,6 +104,8 @@ LARGE = (
     Large(length=500),
     Large(batch=2, length=2048),
     Large(batch=2, length=2048, centered=False, causal=True, signed=False),
+    Large(gate=True),
+    Large(gate=True, causal=True, half_real=True, dropout=True, length=500),
     *(Large(dtype=dtype) for dtype in HALF_DTYPES),
     *(Large(dtype=dtype, half_real=True, signed=False) for dtype in HALF_DTYPES),
     Large(batch=2, length=2048, dtype=torch.bfloat16),
@@ -118,14 +124,18 @@ def draw_large(large: Large) -> Inputs:
 
     tensors = {"query": on_grid(_GRID), "key": on_grid(_GRID), "value": on_grid(_VALUE_GRID)}
     root, real = large.size**-0.5, large.length // 2 if large.half_real else large.length
+    one = torch.ones(1, device=DEVICE)
+    gamma = one / 4 if large.gate else one
     # Scores are whole multiples of this plus alpha, values too: half a step keeps both off the kinks.
-    step = _GRID * root / (real if large.centered else 1)
+    step = _GRID * root * gamma / (real if large.centered and not large.gate else 1)
     shift = 0.5 if large.centered else 0.5 - 1.125 / root  # the mean distance of two normal numbers is 1.128
     per_head = torch.arange(large.heads, device=DEVICE)
-    tensors |= {"alpha": shift + step * (per_head + 0.5), "beta": 1 + per_head / 10, "gamma": torch.ones(1, device=DEVICE)}
+    alpha = (-shift if large.gate else shift) + step * (per_head + 0.5)
+    tensors |= {"alpha": alpha, "beta": 1 + per_head / 10, "gamma": gamma} | ({"delta": one} if large.gate else {})
     visible = torch.arange(large.length, device=DEVICE).expand(large.batch, -1) % 2 == 0
     kept = torch.rand(large.batch, large.length, device=DEVICE) < 0.7
     options: dict[str, Any] = {"signed": large.signed, "centered": large.centered, "causal": large.causal}
+    options |= {"center": "least", "inhibition": "gate"} if large.gate else {}
     options |= {"key_padding_mask": visible if large.half_real else None}
     options |= {"key_dropout_mask": kept if large.dropout else None}
     incoming = torch.randn(shape, device=DEVICE).transpose(1, 2).to(large.dtype).double()
@@ -335,8 +345,8 @@ def checks() -> dict[str, Callable[[], None]]:
         raise UserError("The checks are assertions: run Python without -O and PYTHONOPTIMIZE, or each would pass.")
     named: dict[str, Callable[[], None]] = gpu_checks()
     named |= {f"model size {large}": partial(check_large, large) for large in LARGE}
-    named |= {f"options {row}": partial(check_row, row) for row in pairs()}
-    named |= {f"not-finite {row}": row.check for row in spoilt_pairs()}
+    named |= {f"options {row}": partial(check_row, row) for row in (*pairs(), *BEYOND)}
+    named |= {f"not-finite {row}": row.check for row in (*spoilt_pairs(), *BEYOND_SPOILT)}
     named |= {
         f"not-finite half pairs, {place}": partial(check_spoilt_half, place) for place in SPOILT if place != "gradient"
     }

@@ -4,7 +4,7 @@ On the GPU where there is one, else in Triton's interpreter.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -29,6 +29,7 @@ from .reference import (
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TENSORS = ("query", "key", "value")
 SCALARS = ("alpha", "beta", "gamma")
+_ALL_SCALARS = (*SCALARS, "delta")
 
 
 def _transposed(tensor: Tensor) -> Tensor:
@@ -102,10 +103,11 @@ def run_triton(inputs: Inputs, layout: str = "contiguous", float_scalars: bool =
     """One call with gradients, by default of `inhibitor_attention`; scalars given as floats have none."""
     lay_out, tensors, scalars = LAYOUTS[layout], on_device(inputs.tensors), {}
     leaves = {name: lay_out(tensors[name]) for name in TENSORS}
+    given = [name for name in _ALL_SCALARS if name in tensors]
     if float_scalars:
-        scalars = {name: tensors[name].item() for name in SCALARS}
+        scalars = {name: tensors[name].item() for name in given}
     else:
-        leaves |= {name: tensors[name] for name in SCALARS}
+        leaves |= {name: tensors[name] for name in given}
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in leaves.items()}
     operator = inhibitor_attention if operator is None else operator
     output = operator(**leaves, **scalars, **on_device(inputs.options), backend="triton")
@@ -156,6 +158,28 @@ def spoilt_pairs() -> list[SpoiltRow]:
         SpoiltRow(number=options.pop("number"), place=options.pop("place"), row=Row.of(**options, D=16))
         for options in pairwise(SPOILT_OPTIONS)
     ]
+
+
+# Forms beyond the paper: each kernel in every form that it tells apart, with each kind of mask
+_GATE: dict[str, Any] = {"inhibition": "gate", "center": "least", "delta": 0.9, "alpha": -0.3}
+BEYOND = (
+    Row.of((6, 9), "layer", "contiguous", D=20, **_GATE),
+    Row.of((9, 7), "head", "transposed", D=16, padding="left", causal=True, dropout=True, **_GATE | {"alpha": 0.1}),
+    Row.of((5, 40), "float", "every_second", D=16, padding="holes", inhibition="gate", dtype=torch.bfloat16),
+    Row.of((7, 9), "head", "contiguous", D=16, inhibition="gate", centered=False, delta=0.1, causal=True, alpha=-2.0),
+    Row.of((8, 8), "layer", "transposed", D=48, signed=False, center="least", delta=0.7, padding="right", alpha=-0.2),
+    Row.of((4, 9), "layer", "contiguous", D=16, center="least", dropout=True, alpha=-0.2),
+    Row.of((9, 8), "head", "contiguous", D=16, delta=-0.6, causal=True, padding="holes", gamma=-0.8),
+)
+BEYOND_SPOILT = tuple(
+    SpoiltRow(replace(row, case=replace(row.case, M=4, N=5, D=16, seed=1)), number, place)
+    for row, number, place in zip(
+        BEYOND + BEYOND[:2],
+        NOT_FINITE * 3,
+        ("key", "value", "last value", "last key", "query", "gradient", "delta", "alpha", "delta"),
+        strict=True,
+    )
+)
 
 
 # Inference in float16 pairs

@@ -107,7 +107,23 @@ def _masks(padding: Tensor | None, dropout: Tensor | None, unused: Tensor) -> di
 
 def _scalars(alpha: Tensor, beta: Tensor, gamma: Tensor, head_size: int) -> dict[str, Any]:
     named: dict[str, Any] = {"alpha": alpha, "beta": beta, "gamma": gamma, "root": head_size**-0.5, "s_row": 1}
-    return named | {f"s_{n}": 0 if x.numel() == 1 else x.stride(0) for n, x in list(named.items())[:3]}
+    return named | {f"s_{n}": _stride(x) for n, x in list(named.items())[:3]}
+
+
+def _stride(scalar: Tensor) -> int:
+    return 0 if scalar.numel() == 1 else scalar.stride(0)
+
+
+def _form(delta: Tensor | None, center: int, inhibition: int, statistics: Tensor) -> dict[str, Any]:
+    """Which form it is, and what the published ones do not have; what is None is no argument of the compiled kernel.
+
+    statistics: as `register_backend` describes them, with what the scores are centred by first.
+    """
+    return {
+        **{"SIGNED": inhibition > 0, "GATE": inhibition == 2, "MEAN": center == 1, "LEAST": center == 2},
+        **{"delta": delta, "s_delta": None if delta is None else _stride(delta)},
+        **{"center": statistics, "nearest": statistics[1].view(torch.int32) if center == 2 else None},
+    }
 
 
 def _strides(letters: str, tensor: Tensor) -> dict[str, int]:
@@ -143,21 +159,22 @@ def _within_reach(name: str, x: Tensor) -> Tensor:
 
 
 def _launch_forward(
-    query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean, tile, wanted=None
-) -> None:
+    query, key, value, padding, dropout, alpha, beta, gamma, delta, center, inhibition, causal, output, statistics, tile,
+    wanted=None,
+) -> None:  # fmt: skip
     """The float32 forward pass of all rows, or of those in the tiles that `wanted` marks."""
     batch, heads, queries, size = query.shape
     keys, device = key.shape[2], _device(query.device)
     common = {"H": heads, "N": keys, "D": size, "CAUSAL": causal, "v": value} | _strides("vn", value)
     common |= _masks(padding, dropout, query) | {"wanted": query if wanted is None else wanted, "CHOSEN": wanted is not None}
-    common |= {"SIGNED": signed}
+    common |= {"SIGNED": inhibition > 0}
     tiles = triton.cdiv(queries, tile.rows)
     total = query.new_empty((batch, heads, *((keys,) if causal else ()), size), dtype=torch.float32)
     _value_sum_kernel[(batch * heads,)](
         **common, total=total, tiles=tiles, COLUMNS=triton.next_power_of_2(size), num_warps=1, num_stages=1
     )
     _forward_kernel[(tiles * batch * heads,)](
-        **common,
+        **(common | _form(delta, center, inhibition, statistics)),
         **_scalars(alpha, beta, gamma, size),
         **(_strides("qm", query) | _strides("kn", key) | _strides("om", output)),
         **tile._asdict(),
@@ -165,10 +182,9 @@ def _launch_forward(
         k=key,
         total=total,
         out=output,
-        mean=mean,
+        opened=None if delta is None else statistics[-1],
         M=queries,
         BLOCK=KEY_BLOCK,
-        CENTERED=centered,
         ASM=device.ptx,
         XORSIGN=device.xorsign,
         num_warps=tile.W,
@@ -176,13 +192,15 @@ def _launch_forward(
     )
 
 
-def _forward(query, key, value, padding, dropout, alpha, beta, gamma, _, centered, signed, causal, output, mean) -> None:
-    inputs = (query, key, value, padding, dropout, alpha, beta, gamma)
-    query, key, value, padding, dropout, alpha, beta, gamma = _readable(INPUTS, inputs)
+def _forward(
+    query, key, value, padding, dropout, alpha, beta, gamma, delta, center, inhibition, causal, output, statistics
+) -> None:
+    inputs = (query, key, value, padding, dropout, alpha, beta, gamma, delta)
+    query, key, value, padding, dropout, alpha, beta, gamma, delta = _readable((*INPUTS, "delta"), inputs)
     batch, heads, queries, size = query.shape
     tile = _choose_tile(**_FORWARD, head_size=size, heads=batch * heads, length=queries, device=_device(query.device))
     _launch_forward(
-        query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean, tile
+        query, key, value, padding, dropout, alpha, beta, gamma, delta, center, inhibition, causal, output, statistics, tile
     )  # fmt: skip
 
 
@@ -248,26 +266,32 @@ def _forward_half(
         num_stages=1,
     )
     _launch_forward(
-        query, key, value, padding, dropout, alpha, beta, gamma, centered, signed, causal, output, mean, tile, again
+        query, key, value, padding, dropout, alpha, beta, gamma, None, centered, signed, causal, output, mean, tile, again
     )  # fmt: skip
 
 
 def _backward(
-    grad_output, query, key, value, padding, dropout, alpha, beta, gamma, _delta, _output, mean, centered, signed, causal,
-    grad_query, grad_key, grad_value,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    names = (*INPUTS, "mean", "the gradient of the output")
-    inputs = _readable(names, (query, key, value, padding, dropout, alpha, beta, gamma, mean, grad_output))
-    query, key, value, padding, dropout, *_, grad_output = inputs
+    grad_output, query, key, value, padding, dropout, alpha, beta, gamma, delta, output, statistics, center, inhibition,
+    causal, grad_query, grad_key, grad_value,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    names = (*INPUTS, "delta", "what was kept for the backward pass", "the output", "the gradient of the output")
+    inputs = (query, key, value, padding, dropout, alpha, beta, gamma, delta, statistics, output, grad_output)
+    query, key, value, padding, dropout, *_, output, grad_output = _readable(names, inputs)
     batch, heads, queries, size = query.shape
     keys, device = key.shape[2], _device(query.device)
-    per_query = mean.new_empty((3, batch, heads, queries))
-    per_key = mean.new_empty((batch, heads, keys))
-    common = {"g": grad_output, "q": query, "k": key, "v": value, "mean": mean, "ds_mean": torch.empty_like(mean)}
+    scalars = [scalar for scalar in (alpha, beta, gamma, delta) if scalar is not None]
+    per_query = statistics.new_empty((len(scalars), batch, heads, queries))
+    per_key = statistics.new_empty((batch, heads, keys))
+    opened = None
+    if delta is not None:
+        grad_output = grad_output.float() / statistics[-1, ..., None]
+        opened = -(grad_output * output.float()).sum(-1)
+    common = {"g": grad_output, "q": query, "k": key, "v": value}
+    common |= {"opened": opened, "ds_center": torch.empty_like(statistics)}
     common |= _strides("gm", grad_output) | _strides("qm", query) | _strides("kn", key) | _strides("vn", value)
     common |= _masks(padding, dropout, query) | _scalars(alpha, beta, gamma, size)
     common |= {"H": heads, "M": queries, "N": keys, "D": size, "ASM": device.ptx, "num_stages": 1}
-    common |= {"SIGNED": signed, "CENTERED": centered, "CAUSAL": causal}
+    common |= {"CAUSAL": causal} | _form(delta, center, inhibition, statistics)
 
     tile = _choose_tile(**_BACKWARD_QUERY, head_size=size, heads=batch * heads, length=queries, device=device)
     _backward_query_kernel[(triton.cdiv(queries, tile.rows) * batch * heads,)](
@@ -289,6 +313,8 @@ def _backward(
         dbeta=per_key,
         num_warps=tile.W,
     )
+    if center == 2:
+        common["nearest"] = common["nearest"].clone()  # which that kernel finds again
     _backward_flawed_kernel[(batch * heads,)](
         **common,
         **(_strides("dqm", grad_query) | _strides("dkn", grad_key) | _strides("dvn", grad_value)),
@@ -304,11 +330,10 @@ def _backward(
     per_head = per_query.sum((1, 3))
     per_head[1].add_(per_key.sum((0, 2)))
     # Tensors of their own, as torch wants them of an operator.
-    grad_alpha, grad_beta, grad_gamma = (
+    return tuple(
         gradient.sum(0, keepdim=True) if scalar.numel() == 1 else gradient.clone()
-        for gradient, scalar in zip(per_head, (alpha, beta, gamma), strict=True)
+        for gradient, scalar in zip(per_head, scalars, strict=True)
     )
-    return grad_alpha, grad_beta, grad_gamma
 
 
 def triton_refusal(query: Tensor) -> str | None:
@@ -333,13 +358,15 @@ def _fits_half(query: Tensor, *others: Tensor) -> bool:
     return query.device.type == "cpu" or _device(query.device).xorsign
 
 
-def triton_attention(query, key, value, padding, dropout, alpha, beta, gamma, delta, centered, signed, causal) -> Tensor:
+def triton_attention(query, key, value, padding, dropout, alpha, beta, gamma, delta, center, inhibition, causal) -> Tensor:
     """The operator on a GPU: arguments as `register_backend` describes them, `(B, H, M, d)` in the dtype of query.
 
-    Float32 arithmetic; for inference on half types float16 pairs, whose output is within 1e-2 (relative RMS) of that.
+    Float32 arithmetic; for inference on half types, in a published form, float16 pairs, whose output is within 1e-2
+    (relative RMS) of that.
     """
-    attention = _half_attention if _fits_half(query, key, value, alpha, beta, gamma) else _attention
-    return attention(query, key, value, padding, dropout, alpha, beta, gamma, delta, centered, signed, causal)
+    published = delta is None and center < 2 and inhibition < 2
+    attention = _half_attention if published and _fits_half(query, key, value, alpha, beta, gamma) else _attention
+    return attention(query, key, value, padding, dropout, alpha, beta, gamma, delta, center, inhibition, causal)
 
 
 if triton is not None:

@@ -11,7 +11,6 @@ from inhibidistilbert import inhibitor_attention
 from inhibidistilbert.testing.covering import pairwise
 from inhibidistilbert.testing.reference import (
     BACKENDS,
-    BEYOND_BACKENDS,
     NOT_FINITE,
     PLAIN_BACKENDS,
     SPOILT,
@@ -27,7 +26,7 @@ from inhibidistilbert.testing.reference import (
     run,
     spoilt,
 )
-from tests.helpers.matrix_backends import MATRIX_BACKENDS
+from tests.helpers.matrix_backends import FORM_BACKENDS, MATRIX_BACKENDS
 
 pytestmark = pytest.mark.portable
 
@@ -46,7 +45,7 @@ HALF_CASES = [
 ]
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
-every_form_backend = pytest.mark.parametrize("backend", BEYOND_BACKENDS)
+every_form_backend = pytest.mark.parametrize("backend", FORM_BACKENDS)
 every_backend_many_cases = pytest.mark.parametrize("backend", MATRIX_BACKENDS)
 
 

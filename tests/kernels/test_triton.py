@@ -19,6 +19,8 @@ from inhibidistilbert import inhibitor_attention
 from inhibidistilbert.kernels.triton import launch
 from inhibidistilbert.kernels.triton.launch import MAX_HEAD_SIZE, Tile, tile_for
 from inhibidistilbert.testing.matrix import (
+    BEYOND,
+    BEYOND_SPOILT,
     DEVICE,
     DTYPES,
     FLAGS,
@@ -36,7 +38,7 @@ from inhibidistilbert.testing.matrix import (
     run_triton,
     spoilt_pairs,
 )
-from inhibidistilbert.testing.reference import Case, Inputs, Result, assert_agrees, draw, judge, judged, relative_rms
+from inhibidistilbert.testing.reference import Case, Inputs, Result, assert_agrees, draw, judge, judged, relative_rms, run
 from tests.helpers.slow import slow_but_first
 
 pytestmark = pytest.mark.skipif(launch.triton is None, reason="triton is not installed")
@@ -57,6 +59,36 @@ def test_every_pair_of_options(row: Row) -> None:
 @pytest.mark.parametrize("row", slow_but_first(spoilt_pairs(), values), ids=str)
 def test_every_pair_of_options_where_something_is_not_finite(row: SpoiltRow) -> None:
     row.check()
+
+
+def kept(row: Row | SpoiltRow, *which: int) -> Any:
+    """A row as a parameter: slow, but for these."""
+    of = BEYOND_SPOILT if isinstance(row, SpoiltRow) else BEYOND
+    return pytest.param(row, marks=() if of.index(row) in which else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("row", [kept(row, 0, 4) for row in BEYOND], ids=str)
+def test_forms_beyond_the_paper(row: Row) -> None:
+    assert_row_agrees(row, *judged(row.case))
+
+
+@pytest.mark.parametrize("row", [kept(row, 1) for row in BEYOND_SPOILT], ids=str)
+def test_forms_beyond_the_paper_where_something_is_not_finite(row: SpoiltRow) -> None:
+    row.check()
+
+
+def test_the_nearest_keys_stand_at_alpha_exactly_in_every_pass() -> None:
+    """Where a share ends, as it does with the usual alpha and delta: of the nearest keys, of which each has a double, and
+    whatever the order in which a kernel sums a distance."""
+    case = Case(B=1, H=1, M=6, N=8, D=40, inhibition="gate", center="least", alpha=-0.5, delta=1.0, off_kinks=False)
+    inputs = draw(case)
+    inputs.tensors["key"][:, :, 1::2] = inputs.tensors["key"][:, :, ::2]
+    exact = Inputs(
+        {n: x.double() for n, x in inputs.tensors.items()}, inputs.options, inputs.grad_output, inputs.grad_scores
+    )
+    # The definition subtracts before it adds alpha, where the triple loop may round.
+    want = run(exact, "naive")
+    assert_agrees(run_triton(inputs), want)
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])

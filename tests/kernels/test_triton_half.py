@@ -95,16 +95,23 @@ def test_what_is_not_finite_is_not_lost(place: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "grad", "size"),
-    [(torch.float32, False, 0), (torch.float16, True, 0), (torch.float16, False, 1 << 40)],
-    ids=["float32", "gradients", "small"],
+    ("dtype", "grad", "size", "form"),
+    [
+        (torch.float32, False, 0, {}),
+        (torch.float16, True, 0, {}),
+        (torch.float16, False, 1 << 40, {}),
+        pytest.param(torch.float16, False, 0, {"inhibition": "gate"}, marks=slow),
+        pytest.param(torch.float16, False, 0, {"center": "least"}, marks=slow),
+        (torch.float16, False, 0, {"delta": 1.0}),
+    ],
+    ids=["float32", "gradients", "small", "gate", "least", "delta"],
 )
 def test_when_half_precision_is_not_for_a_call(
-    dtype: torch.dtype, grad: bool, size: int, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, grad: bool, size: int, form: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "HALF_FROM", size)
     monkeypatch.setattr(launch, "_half_attention", lambda *_: pytest.fail("it was computed in half precision"))
-    inputs = draw(Case(M=2, N=3, dtype=dtype, **FREE))
+    inputs = draw(Case(M=2, N=3, dtype=dtype, **form, **FREE))
     tensors = on_device(inputs.tensors)
     tensors["key"].requires_grad_(grad)
     inhibitor_attention(**tensors, **on_device(inputs.options), backend="triton")

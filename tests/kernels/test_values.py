@@ -9,7 +9,6 @@ import torch
 from inhibidistilbert import inhibitor_attention
 from inhibidistilbert.testing.reference import (
     BACKENDS,
-    BEYOND_BACKENDS,
     FORWARD_TOLERANCE,
     PLAIN_BACKENDS,
     Case,
@@ -21,7 +20,7 @@ from inhibidistilbert.testing.reference import (
     relative_rms,
     run,
 )
-from tests.helpers.matrix_backends import MATRIX_BACKENDS
+from tests.helpers.matrix_backends import FORM_BACKENDS, MATRIX_BACKENDS
 
 pytestmark = pytest.mark.portable
 
@@ -67,7 +66,7 @@ FORMS = [
 ]
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
-every_form_backend = pytest.mark.parametrize("backend", BEYOND_BACKENDS)
+every_form_backend = pytest.mark.parametrize("backend", FORM_BACKENDS)
 every_backend_many_cases = pytest.mark.parametrize("backend", MATRIX_BACKENDS)
 plain_backends = pytest.mark.parametrize("backend", PLAIN_BACKENDS)
 every_flag = pytest.mark.parametrize(

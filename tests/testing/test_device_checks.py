@@ -29,7 +29,13 @@ SMALL = {"batch": 1, "heads": 1, "length": 16, "size": 16}
 
 
 @pytest.mark.parametrize(
-    "large", [Large(**SMALL, half_real=True, dropout=True), Large(**SMALL, dtype=torch.bfloat16)], ids=str
+    "large",
+    [
+        Large(**SMALL, half_real=True, dropout=True),
+        Large(**SMALL, dtype=torch.bfloat16),
+        pytest.param(Large(**SMALL | {"size": 64}, gate=True), marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_agrees_with_float64(large: Large) -> None:
     check_large(large)
@@ -41,15 +47,19 @@ def test_scores_on_the_grid_are_exact_and_off_the_kinks(large: Large) -> None:
     inputs = draw_large(replace(large, length=min(large.length, 128)))
     query, key, value = (inputs.tensors[name].double() for name in ("query", "key", "value"))
     visible = visible_keys(query, key, **inputs.options)
-    score = torch.cdist(query, key, p=1) * large.size**-0.5
-    if large.centered:
+    score = torch.cdist(query, key, p=1) * large.size**-0.5 * inputs.tensors["gamma"].double()
+    if large.gate:
+        score = score - score.masked_fill(~visible, torch.inf).amin(-1, keepdim=True)
+    elif large.centered:
         score = score - (score * visible).sum(-1, keepdim=True) / visible.sum(-1, keepdim=True)
     score = score + inputs.tensors["alpha"].double()[:, None, None]
     assert torch.equal(score, score.float().double())
     assert score[visible].abs().min() > 1e-5
+    if large.gate:
+        assert ((inputs.tensors["delta"].double() * score).abs() - 0.5)[visible].abs().min() > 1e-5
     active = 0
     for c in range(large.size):
-        gap = value[:, :, None, :, c].abs() - score.relu()
+        gap = value[:, :, None, :, c].abs() / (2 if large.gate else 1) - (score.abs() if large.gate else score.relu())
         assert gap[visible & (value[:, :, None, :, c] != 0)].abs().min() > 1e-5
         active += (gap > 0)[visible].double().mean().item() / large.size
     assert 0.2 < active < 0.8
@@ -89,8 +99,8 @@ def test_a_wrong_output_of_inference_is_found(plain, monkeypatch: pytest.MonkeyP
 def test_the_list_is_whole() -> None:
     kinds = [name.split(",")[0].split(" ")[0] for name in checks()]
     assert {kind: kinds.count(kind) for kind in ("options", "not-finite", "model", "half", "single", "CUDA")} == {
-        "options": len(device_checks.pairs()),
-        "not-finite": len(device_checks.spoilt_pairs()) + len(device_checks.SPOILT) - 1,
+        "options": len(device_checks.pairs()) + len(device_checks.BEYOND),
+        "not-finite": len(device_checks.spoilt_pairs()) + len(device_checks.BEYOND_SPOILT) + len(device_checks.SPOILT) - 1,
         "model": len(LARGE),
         "half": 2 * len(device_checks.HALF_CASES),
         "single": 4,

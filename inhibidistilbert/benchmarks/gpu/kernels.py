@@ -23,7 +23,7 @@ _FIGURES = (
 )
 _BUDGET = Budget(seconds=1, least=3, most=15)
 # What a shape takes at most, its compilations included; of torch.compile more.
-_SECONDS, _COMPILED_SECONDS = 12, 30
+_SECONDS, _COMPILED_SECONDS = 14, 30
 
 
 def measure(deadline: Deadline, device: Gpu | None = None, peers: Mapping[str, Operator] | None = None) -> Iterator[Finding]:

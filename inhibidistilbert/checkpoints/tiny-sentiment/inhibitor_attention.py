@@ -57,7 +57,7 @@ def _triton_refusal(query: Tensor) -> str | None:
 BACKENDS = {
     "naive": Backend((), lambda: naive_inhibitor_attention),
     "torch": Backend((), lambda: torch_inhibitor_attention),
-    "triton": Backend(("cuda",), _triton, _triton_refusal),
+    "triton": Backend(("cuda",), _triton, _triton_refusal, beyond=True),
     "cpu": Backend(
         *(("cpu",), lambda: cpu_attention, cpu_refusal),
         int8=Backend((), lambda: int8_attention, int8_refusal, beyond=True),
@@ -258,7 +258,7 @@ def inhibitor_attention(
         return_scores: also return Z, of the first radius.
         backend: `"auto"` (the best one for the tensors' device), `"triton"` (fused, for GPUs), `"cpu"` (compiled for this
             processor), `"torch"` (blocked, memory-lean, explicit gradients) or `"naive"` (the definition). Where a compiled
-            one was asked for, calls with `attn_mask`, `return_scores` or an option beyond the paper take `"torch"`; within
+            one was asked for, calls with `attn_mask`, `return_scores` or several radii take `"torch"`; within
             torch.jit.trace and the transforms of torch.func, and for inputs with a forward-mode tangent, it is always the
             definition.
 

@@ -38,7 +38,8 @@ def register_backend(namespace: str, forward: Callable, backward: Callable) -> C
     forward: `(query, key, value, padding, dropout, alpha, beta, gamma, delta, center, inhibition, causal, output,
         statistics)`, fills output, `(B, H, M, d)` in the dtype of query, and statistics, `(S, B, H, M)` float32, which the
         backward pass would else have to compute again: where centred what each query's distances are centred by, their
-        mean over its visible keys or the least; and with delta what its sum is divided by. S is how many of them there are.
+        mean over its visible keys or the least, and with the latter one that is the backend's, for which key it is; and
+        with delta what its sum is divided by. S is how many of them there are.
     backward: `(grad_output, query, key, value, padding, dropout, alpha, beta, gamma, delta, output, statistics, center,
         inhibition, causal, grad_query, grad_key, grad_value)`, fills the last three, laid out as those of `like_heads`, and
         returns the gradients of alpha, beta, gamma and, where there is one, delta, float32. output is None without delta.
@@ -218,7 +219,7 @@ def _register_forward(namespace: str, name: str, forward: Callable) -> tuple[Cal
 
 def _forward_outputs(query: Tensor, delta: Tensor | None, center: int) -> tuple[Tensor, Tensor]:
     batch, heads, queries, _ = query.shape
-    count = (center > 0) + (delta is not None)
+    count = center + (delta is not None)  # the center is 0, 1, or 2 of them
     # `new_empty` takes twice as long.
     statistics = torch.empty((count, batch, heads, queries) if count else (0,), dtype=torch.float32, device=query.device)
     return like_heads(query), statistics

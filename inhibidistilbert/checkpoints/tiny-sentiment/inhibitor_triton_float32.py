@@ -8,6 +8,8 @@ every row of the program reuses. The big tiles are loaded and stored with a stri
 would else choose a layout that is good for these few accesses and bad for the loop.
 """
 
+from .inhibitor_forms import NOTHING_PASSES
+
 try:  # transformers refuses a checkpoint whose files import what is not installed, except within `try`
     import triton
     import triton.language as tl
@@ -20,6 +22,7 @@ _BIG = tl.constexpr(2.0**80)
 # By default the last dimension of a tile is the one whose neighbours lie in neighbouring lanes; before Triton 3.7 it was the
 # first one, and the dimensions are in the opposite order: [T, A, W, C, R] wherever a comment says [R, C, W, A, T].
 _MIRRORED = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7))
+_NOTHING_PASSES = tl.constexpr(NOTHING_PASSES)
 # A place no query looks as far as.
 _NEVER = tl.constexpr(2**31 - 1)
 
@@ -92,12 +95,17 @@ def _relu(x):
 
 
 @triton.jit
-def _clamp(v, z, XORSIGN: tl.constexpr):
-    """clamp(v, -z, z) for z >= 0, where NaN counts as infinity; one instruction from sm_86 on."""
+def _clamp(v, z, GATE: tl.constexpr, XORSIGN: tl.constexpr):
+    """clamp(v, -z, z) for z >= 0, where NaN counts as infinity; one instruction from sm_86 on.
+
+    With GATE z has any sign, and the result its sign as a factor.
+    """
     if XORSIGN:
         return tl.inline_asm_elementwise(
             "min.xorsign.abs.f32 $0, $1, $2;", "=f,f,f", [v, z], dtype=tl.float32, is_pure=True, pack=1
         )
+    if GATE:
+        return _clamp(v, tl.abs(z), False, False) * _with_sign_of(tl.full(z.shape, 1.0, tl.float32), z)
     return tl.minimum(tl.maximum(v, -z), z)
 
 
@@ -161,13 +169,15 @@ def _where_seen(j, last, x, other, CAUSAL: tl.constexpr, MASKED: tl.constexpr):
 
 
 @triton.jit
-def _mean_distance(
+def _center_distance(
     b_q, p_k, p_padding, stop, last, m_d, s_kn, s_pn,
     D: tl.constexpr, R: tl.constexpr, C: tl.constexpr, W: tl.constexpr, A: tl.constexpr, T: tl.constexpr,
-    BLOCK: tl.constexpr, CAUSAL: tl.constexpr, PADDED: tl.constexpr, ASM: tl.constexpr,
+    BLOCK: tl.constexpr, LEAST: tl.constexpr, CAUSAL: tl.constexpr, PADDED: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """Mean distance of each row to the keys it sees, [R, 1, W, A, T]; 0 for a row that sees none."""
-    b_sum = _full(R, 1, W, A, T, 0.0, tl.float32)
+    """Of the distances of each row to the keys it sees the mean, 0 for a row that sees none, and 0; or with LEAST the least,
+    infinite there, and the first key that has it, [R, 1, W, A, T]. NaN is least of all, but that key is not found."""
+    b_center = _full(R, 1, W, A, T, float("inf") if LEAST else 0.0, tl.float32)
+    b_nearest = _full(R, 1, W, A, T, 0, tl.int32)
     b_count = _full(R, 1, W, A, T, 0.0, tl.float32)
     for j0 in range(0, stop, BLOCK):
         some = True
@@ -178,13 +188,45 @@ def _mean_distance(
                 j = _opaque(i, ASM)
                 distance = _channel_sum(tl.abs(b_q - _load_row(p_k + j * s_kn, m_d, D, C, T)))
                 place = _place(j, j, p_padding, s_pn, PADDED)
-                b_sum += _where_seen(place, last, distance, 0.0, CAUSAL, PADDED)
-                if CAUSAL or PADDED:
-                    b_count += _where_seen(place, last, _full(1, 1, 1, 1, T, 1.0, tl.float32), 0.0, CAUSAL, PADDED)
-    b_sum = _row_sum(b_sum)
-    if CAUSAL or PADDED:
-        return b_sum / tl.maximum(b_count, 1.0)
-    return b_sum / stop
+                if LEAST:
+                    distance = _where_seen(place, last, _row_sum(distance), float("inf"), CAUSAL, PADDED)
+                    b_nearest = tl.where(distance < b_center, j, b_nearest)
+                    b_center = tl.minimum(b_center, distance, propagate_nan=tl.PropagateNan.ALL)
+                else:
+                    b_center += _where_seen(place, last, distance, 0.0, CAUSAL, PADDED)
+                    if CAUSAL or PADDED:
+                        b_count += _where_seen(place, last, _full(1, 1, 1, 1, T, 1.0, tl.float32), 0.0, CAUSAL, PADDED)
+    if not LEAST:
+        b_center = _row_sum(b_center)
+        if CAUSAL or PADDED:
+            b_center = b_center / tl.maximum(b_count, 1.0)
+        else:
+            b_center = b_center / stop
+    return b_center, b_nearest
+
+
+@triton.jit
+def _score(distance, b_center, scale, shift, LEAST: tl.constexpr):
+    """The score of a distance; where `shift` does not hold it, what it is centred by is taken off first, exactly."""
+    if LEAST:
+        distance = distance - b_center
+    return distance * scale + shift
+
+
+@triton.jit
+def _opening(z, delta, GATE: tl.constexpr):
+    """How much of a constant value of 1 / delta passes, as a share; NaN stays NaN."""
+    if GATE:
+        return tl.minimum(_relu(0.5 - delta * z), 1.0, propagate_nan=tl.PropagateNan.ALL)
+    return _relu(1.0 - delta * z)
+
+
+@triton.jit
+def _opens(s, delta, GATE: tl.constexpr):
+    """Whether that share moves with the score s."""
+    if GATE:
+        return tl.abs(delta * s) <= 0.5
+    return (1.0 - delta * s > 0) & (s > 0)
 
 
 @triton.jit(do_not_specialize=["H", "N", "tiles"])
@@ -225,19 +267,22 @@ def _value_sum_kernel(
 
 @triton.jit(do_not_specialize=["H", "M", "N", "s_row", "s_qd", "s_od"])
 def _forward_kernel(
-    q, k, v, padding, dropout, alpha, beta, gamma, total, out, mean, wanted,
-    H, M, N, root, s_alpha, s_beta, s_gamma, s_row,
+    q, k, v, padding, dropout, alpha, beta, gamma, delta, total, out, center, nearest, opened, wanted,
+    H, M, N, root, s_alpha, s_beta, s_gamma, s_delta, s_row,
     s_qb, s_qh, s_qm, s_qd, s_kb, s_kh, s_kn, s_kd, s_vb, s_vh, s_vn, s_vd,
     s_ob, s_oh, s_om, s_od, s_pb, s_pn, s_db, s_dn,
     D: tl.constexpr, R: tl.constexpr, C: tl.constexpr, W: tl.constexpr, A: tl.constexpr, T: tl.constexpr,
-    BLOCK: tl.constexpr, SIGNED: tl.constexpr, CENTERED: tl.constexpr, CAUSAL: tl.constexpr, PADDED: tl.constexpr,
-    DROPPED: tl.constexpr, CHOSEN: tl.constexpr, ASM: tl.constexpr, XORSIGN: tl.constexpr,
+    BLOCK: tl.constexpr, SIGNED: tl.constexpr, GATE: tl.constexpr, MEAN: tl.constexpr, LEAST: tl.constexpr,
+    CAUSAL: tl.constexpr, PADDED: tl.constexpr, DROPPED: tl.constexpr, CHOSEN: tl.constexpr, ASM: tl.constexpr,
+    XORSIGN: tl.constexpr,
 ):  # fmt: skip
-    """out = beta · sum of the values that pass the scores; mean, where centred: each row's mean distance.
+    """out = beta · sum of the values that pass the scores, divided by opened where there is a delta; center: what each row's
+    distances are centred by, where they are; nearest: with LEAST which key's it is.
 
     What passes is the sum of the values less that of their clamped parts; unsigned inhibition is the signed one of the
-    positive parts. The sum of the values holds what is not finite of them, and b_top whether a score is NaN. With CHOSEN
-    only the programs that `wanted` marks do anything.
+    positive parts, and a gate clamps half values, or whole ones by twice the scores. The sum of the values holds what is not
+    finite of them, and b_top, or what they are divided by, whether a score is NaN. With CHOSEN only the programs that
+    `wanted` marks do anything.
     """
     blocks = tl.cdiv(M, R * W * A)
     pid = tl.program_id(0)
@@ -260,13 +305,25 @@ def _forward_kernel(
     b_q = tl.load(q + b * s_qb + h * s_qh + o_m * s_qm + o_d * s_qd, mask=m_q, other=0.0).to(tl.float32)
     b_alpha, b_beta = tl.load(alpha + h * s_alpha), tl.load(beta + h * s_beta)
     scale = tl.load(gamma + h * s_gamma) * root
+    if GATE:
+        b_alpha, b_beta, scale = 2 * b_alpha, b_beta / 2, 2 * scale
     shift = _full(R, 1, W, A, T, 0.0, tl.float32) + b_alpha
-    if CENTERED:
-        b_mean = _mean_distance(
-            b_q, p_k, p_padding, stop, last, m_d, s_kn, s_pn, D, R, C, W, A, T, BLOCK, CAUSAL, PADDED, ASM
+    b_center = 0.0
+    if MEAN or LEAST:
+        b_center, b_nearest = _center_distance(
+            b_q, p_k, p_padding, stop, last, m_d, s_kn, s_pn, D, R, C, W, A, T, BLOCK, LEAST, CAUSAL, PADDED, ASM
         )  # fmt: skip
-        tl.store(mean + bh * M + o_m * s_row, b_mean, mask=m_first)
-        shift = shift - scale * b_mean
+        tl.store(center + bh * M + o_m * s_row, b_center, mask=m_first)
+        if LEAST:
+            tl.store(nearest + bh * M + o_m * s_row, b_nearest, mask=m_first)
+            shift += 0.0 * scale  # no infinite scale has a centred score
+        else:
+            shift = shift - scale * b_center
+    if delta is not None:
+        b_delta = tl.load(delta + h * s_delta)
+        if GATE:
+            b_delta = b_delta / 2
+        b_opened = _full(R, 1, W, A, T, 0.0, tl.float32)
 
     b_out = _full(R, C, W, A, T, 0.0, tl.float32)
     b_top = _full(R, 1, W, A, T, 0.0, tl.float32)
@@ -279,27 +336,48 @@ def _forward_kernel(
                 j = _opaque(i, ASM)
                 b_k = _load_row(p_k + j * s_kn, m_d, D, C, T)
                 b_v = _load_row(p_v + j * s_vn, m_d, D, C, T)
-                z = _relu(_row_sum(tl.abs(b_q - b_k)) * scale + shift)
-                place = _place(_place(j, j, p_padding, s_pn, PADDED), j, p_dropout, s_dn, DROPPED)
+                z = _score(_row_sum(tl.abs(b_q - b_k)), b_center, scale, shift, LEAST)
+                if not GATE:
+                    z = _relu(z)
+                place = _place(j, j, p_padding, s_pn, PADDED)
+                if delta is not None:
+                    b_opened += _where_seen(place, last, _opening(z, b_delta, GATE), 0.0, CAUSAL, PADDED)
+                place = _place(place, j, p_dropout, s_dn, DROPPED)
                 # What takes no part: nothing of it is clamped away.
                 z = _where_seen(place, last, z, 0.0, CAUSAL, PADDED or DROPPED)
-                b_top = tl.maximum(b_top, z, propagate_nan=tl.PropagateNan.ALL)
-                b_out -= _clamp(b_v if SIGNED else tl.maximum(b_v, 0.0), z, XORSIGN)
+                if delta is None:
+                    b_top = tl.maximum(b_top, z, propagate_nan=tl.PropagateNan.ALL)
+                b_out -= _clamp(b_v if SIGNED else tl.maximum(b_v, 0.0), z, GATE, XORSIGN)
     p_total = total + bh * D * (N if CAUSAL else 1) + o_d
     if CAUSAL:
         last = tl.minimum(last, N - 1)
         b_out += tl.load(p_total + last * D * s_od, mask=m_q & (last >= 0), other=0.0)
     else:
         b_out += tl.load(p_total, mask=m_d, other=0.0)
-    b_out = tl.where(b_top >= 0, b_out, float("nan"))
+    if delta is None:
+        b_out = tl.where(b_top >= 0, b_out, float("nan"))
+    else:
+        b_opened += _NOTHING_PASSES
+        tl.store(opened + bh * M + o_m * s_row, b_opened, mask=m_first)
+        b_beta = b_beta / b_opened
     p_out = out + b * s_ob + h * s_oh + o_m * s_om + o_d * s_od
     tl.store(p_out, (b_beta * b_out).to(out.dtype.element_ty), mask=m_q)
 
 
 @triton.jit
-def _passing(b_v, b_g, z, SIGNED: tl.constexpr):
+def _inhibits(s, GATE: tl.constexpr):
+    """The score as it inhibits: a gate takes it as it comes."""
+    return s if GATE else tl.maximum(s, 0.0)
+
+
+@triton.jit
+def _passing(b_v, b_g, z, SIGNED: tl.constexpr, GATE: tl.constexpr):
     """What the values that exceed z take of the gradient, to v and to -z, channel by channel."""
-    if SIGNED:
+    if GATE:
+        # Half of it while the gate opens; all of it, and z nothing, once it is open.
+        part, whole = _exceeds(tl.abs(b_v), 2 * tl.abs(z)), tl.where(z < 0, 1.0, 0.0)
+        return b_g * (part * (0.5 - whole) + whole), _with_sign_of(b_g, b_v) * part
+    elif SIGNED:
         passed = _exceeds(tl.abs(b_v), z)
         return b_g * passed, _with_sign_of(b_g, b_v) * passed
     else:
@@ -309,16 +387,20 @@ def _passing(b_v, b_g, z, SIGNED: tl.constexpr):
 
 @triton.jit(do_not_specialize=["H", "M", "N", "s_row", "s_qd", "s_gd", "s_dqd"])
 def _backward_query_kernel(
-    g, q, k, v, padding, dropout, alpha, beta, gamma, mean, dq, ds_mean, sums,
-    H, M, N, root, s_alpha, s_beta, s_gamma, s_row,
+    g, q, k, v, padding, dropout, alpha, beta, gamma, delta, center, nearest, opened, dq, ds_center, sums,
+    H, M, N, root, s_alpha, s_beta, s_gamma, s_delta, s_row,
     s_gb, s_gh, s_gm, s_gd, s_qb, s_qh, s_qm, s_qd, s_kb, s_kh, s_kn, s_kd, s_vb, s_vh, s_vn, s_vd,
     s_dqb, s_dqh, s_dqm, s_dqd, s_pb, s_pn, s_db, s_dn,
     D: tl.constexpr, R: tl.constexpr, C: tl.constexpr, W: tl.constexpr, A: tl.constexpr, T: tl.constexpr,
-    BLOCK: tl.constexpr, SIGNED: tl.constexpr, CENTERED: tl.constexpr, CAUSAL: tl.constexpr, PADDED: tl.constexpr,
-    DROPPED: tl.constexpr, ASM: tl.constexpr,
+    BLOCK: tl.constexpr, SIGNED: tl.constexpr, GATE: tl.constexpr, MEAN: tl.constexpr, LEAST: tl.constexpr,
+    CAUSAL: tl.constexpr, PADDED: tl.constexpr, DROPPED: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """The row pass: dq; where centred ds_mean, each row's mean of the gradients of its scores; and in sums (3, B, H, M)
-    each row's share of the gradients of alpha, beta and gamma. That of alpha is NaN for a row that is not finite."""
+    """The row pass: dq; where centred ds_center, each row's mean of the gradients of its scores, or with LEAST their sum;
+    and in sums (3 or 4, B, H, M) each row's share of the gradients of alpha, beta, gamma and delta. That of alpha is NaN for
+    a row that is not finite.
+
+    With a delta g is already divided by what the sum is; opened: the gradient of that.
+    """
     blocks = tl.cdiv(M, R * W * A)
     pid = tl.program_id(0)
     bh = (pid // blocks).to(tl.int64)
@@ -341,10 +423,22 @@ def _backward_query_kernel(
     scale = tl.load(gamma + h * s_gamma) * root
     # To be stored at once: it would take a register in the loop.
     tl.store(sums + bh * M + o_m * s_row, _row_sum((b_q + b_g) * 0.0), mask=m_first)
-    b_mean = _full(R, 1, W, A, T, 0.0, tl.float32)
-    if CENTERED:
-        b_mean = tl.load(mean + bh * M + o_m * s_row, mask=m_m, other=0.0)
-    shift = b_alpha - scale * b_mean
+    b_center = _full(R, 1, W, A, T, 0.0, tl.float32)
+    if MEAN:
+        b_center = tl.load(center + bh * M + o_m * s_row, mask=m_m, other=0.0)
+    if LEAST:
+        # Computed anew, with the bits that the loop finds: the score of the nearest key is alpha exactly.
+        p_nearest = k + b * s_kb + h * s_kh + o_d * s_kd * s_row
+        p_nearest += tl.load(nearest + bh * M + o_m * s_row, mask=m_m, other=0) * s_kn
+        b_center = _row_sum(tl.abs(b_q - tl.load(p_nearest, mask=m_q, other=0.0).to(tl.float32)))
+        shift = b_alpha + 0.0 * scale
+    else:
+        shift = b_alpha - scale * b_center
+    if delta is not None:
+        b_delta = tl.load(delta + h * s_delta)
+        b_opened = tl.load(opened + bh * M + o_m * s_row, mask=m_m, other=0.0)
+        b_passed = _full(R, 1, W, A, T, 0.0, tl.float32)
+        b_open = _full(R, 1, W, A, T, 0.0, tl.float32)
 
     b_dq = _full(R, C, W, A, T, 0.0, tl.float32)
     b_signs = _full(R, C, W, A, T, 0.0, tl.float32)
@@ -364,17 +458,26 @@ def _backward_query_kernel(
                 b_v = _load_row(p_v + j * s_vn, m_d, D, C, T)
                 b_x = b_q - _load_row(p_k + j * s_kn, m_d, D, C, T)
                 distance = _row_sum(tl.abs(b_x))
-                s = distance * scale + shift
-                _, b_to_z = _passing(b_v, b_g, tl.maximum(s, 0.0), SIGNED)
-                ds = tl.where(s > 0, _row_sum(b_to_z), 0.0)
+                s = _score(distance, b_center, scale, shift, LEAST)
+                _, b_to_z = _passing(b_v, b_g, _inhibits(s, GATE), SIGNED, GATE)
+                ds = _row_sum(b_to_z)
+                if not GATE:
+                    ds = tl.where(s > 0, ds, 0.0)
                 ds = _where_seen(kept, last, ds, 0.0, CAUSAL, PADDED or DROPPED)
+                if delta is not None:
+                    kept = place  # of a dropped key too
+                    b_passed += _where_seen(place, last, ds * s, 0.0, CAUSAL and PADDED, PADDED)
+                    opens = _opens(s, b_delta, GATE)
+                    b_open += _where_seen(place, last, tl.where(opens, s, 0.0), 0.0, CAUSAL, PADDED)
+                    opening = tl.where(opens, b_delta * b_opened, 0.0)
+                    ds = b_beta * ds + _where_seen(place, last, opening, 0.0, CAUSAL, PADDED)
                 b_ds += ds
-                deviation = distance - b_mean
+                deviation = distance - b_center
                 # Behind the padding a distance may be nan, which 0 times it is too.
                 b_moment += _where_seen(kept, last, ds * deviation, 0.0, CAUSAL and PADDED, PADDED)
                 b_step = _half_step(b_x)
                 b_dq += ds * b_step
-                if CENTERED:
+                if MEAN:
                     b_rest += _where_seen(place, last, deviation, 0.0, CAUSAL, PADDED)
                     if CAUSAL or PADDED:
                         weight = _where_seen(place, last, _full(1, 1, 1, 1, T, 1.0, tl.float32), 0.0, CAUSAL, PADDED)
@@ -385,33 +488,40 @@ def _backward_query_kernel(
                         b_signs += b_step
     # The steps are (1 + sign) / 2, and what is taken through z counts against it.
     b_dq = b_ds - 2 * b_dq
-    if CENTERED:
+    if delta is not None:
+        b_beta = 1.0  # ds has it in it
+    if LEAST:
+        b_dq += b_ds * (2 * _half_step(b_q - tl.load(p_nearest, mask=m_q, other=0.0).to(tl.float32)) - 1)
+        tl.store(ds_center + bh * M + o_m * s_row, -b_beta * b_ds, mask=m_first)
+    if MEAN:
         if not PADDED:
             b_count += tl.minimum(tl.maximum(last + 1, 0), N) if CAUSAL else N
-        b_ds_mean = b_ds / tl.maximum(b_count, 1.0)
+        b_ds_center = b_ds / tl.maximum(b_count, 1.0)
         # The mean is rounded: what the deviations do not sum to 0 by, it lacks.
-        b_moment -= b_ds_mean * b_rest
-        b_dq += b_ds_mean * (2 * b_signs - b_count)
-        tl.store(ds_mean + bh * M + o_m * s_row, -b_beta * b_ds_mean, mask=m_first)
+        b_moment -= b_ds_center * b_rest
+        b_dq += b_ds_center * (2 * b_signs - b_count)
+        tl.store(ds_center + bh * M + o_m * s_row, -b_beta * b_ds_center, mask=m_first)
     p_dq = dq + b * s_dqb + h * s_dqh + o_m * s_dqm + o_d * s_dqd
     tl.store(p_dq, (scale * b_beta * b_dq).to(dq.dtype.element_ty), mask=m_q)
     p_sums = sums + bh * M + o_m * s_row
     rows = (tl.num_programs(0) // blocks).to(tl.int64) * M
     tl.store(p_sums, tl.load(p_sums, mask=m_first, other=0.0) - b_beta * b_ds, mask=m_first)
     # sum of z · dz / beta, where z = scale · distance + alpha
-    tl.store(p_sums + rows, -(scale * b_moment + b_alpha * b_ds), mask=m_first)
+    tl.store(p_sums + rows, -(scale * b_moment + b_alpha * b_ds) if delta is None else -b_passed, mask=m_first)
     tl.store(p_sums + 2 * rows, -b_beta * root * b_moment, mask=m_first)
+    if delta is not None:
+        tl.store(p_sums + 3 * rows, -b_opened * b_open, mask=m_first)
 
 
 @triton.jit(do_not_specialize=["H", "M", "N", "s_row", "s_kd", "s_vd", "s_dkd", "s_dvd", "s_pn", "s_dn"])
 def _backward_key_kernel(
-    g, q, k, v, padding, dropout, alpha, beta, gamma, mean, ds_mean, dk, dv, dbeta,
-    H, M, N, root, s_alpha, s_beta, s_gamma, s_row,
+    g, q, k, v, padding, dropout, alpha, beta, gamma, delta, center, nearest, opened, ds_center, dk, dv, dbeta,
+    H, M, N, root, s_alpha, s_beta, s_gamma, s_delta, s_row,
     s_gb, s_gh, s_gm, s_gd, s_qb, s_qh, s_qm, s_qd, s_kb, s_kh, s_kn, s_kd, s_vb, s_vh, s_vn, s_vd,
     s_dkb, s_dkh, s_dkn, s_dkd, s_dvb, s_dvh, s_dvn, s_dvd, s_pb, s_pn, s_db, s_dn,
     D: tl.constexpr, R: tl.constexpr, C: tl.constexpr, W: tl.constexpr, A: tl.constexpr, T: tl.constexpr,
-    SIGNED: tl.constexpr, CENTERED: tl.constexpr, CAUSAL: tl.constexpr, PADDED: tl.constexpr,
-    DROPPED: tl.constexpr, ASM: tl.constexpr,
+    SIGNED: tl.constexpr, GATE: tl.constexpr, MEAN: tl.constexpr, LEAST: tl.constexpr, CAUSAL: tl.constexpr,
+    PADDED: tl.constexpr, DROPPED: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """The column pass, its rows are keys: dk, dv, and in dbeta (B, H, N) each key's share of the gradient of beta, NaN for
     one that is not finite."""
@@ -436,6 +546,8 @@ def _backward_key_kernel(
     p_q, p_g = q + b * s_qb + h * s_qh + o_d * s_qd, g + b * s_gb + h * s_gh + o_d * s_gd
     b_alpha, b_beta = tl.load(alpha + h * s_alpha), tl.load(beta + h * s_beta)
     scale = tl.load(gamma + h * s_gamma) * root
+    if delta is not None:
+        b_delta = tl.load(delta + h * s_delta)
     first = o_n - (N - M)  # with CAUSAL the first query that sees a key
     start, stop = 0, M
     if CAUSAL:
@@ -450,18 +562,25 @@ def _backward_key_kernel(
         i = _opaque(step, ASM)
         b_g = _load_row(p_g + i * s_gm, m_d, D, C, T)
         b_x = _load_row(p_q + i * s_qm, m_d, D, C, T) - b_k
-        shift = b_alpha
-        if CENTERED:
-            shift -= scale * tl.load(mean + bh * M + i)
-        s = _row_sum(tl.abs(b_x)) * scale + shift
-        z = tl.maximum(s, 0.0)
+        shift, b_center = b_alpha, 0.0
+        if MEAN:
+            shift -= scale * tl.load(center + bh * M + i)
+        if LEAST:
+            b_center = tl.load(center + bh * M + i)
+            shift += 0.0 * scale
+        s = _score(_row_sum(tl.abs(b_x)), b_center, scale, shift, LEAST)
+        z = _inhibits(s, GATE)
         if CAUSAL:
             z = tl.where(i >= first, z, float("inf"))
-        b_to_v, b_to_z = _passing(b_v, b_g, z, SIGNED)
+        b_to_v, b_to_z = _passing(b_v, b_g, z, SIGNED, GATE)
         b_dv += b_to_v
-        ds = tl.where((s > 0) & kept, -b_beta * _row_sum(b_to_z), 0.0)
-        if CENTERED:
-            ds -= tl.load(ds_mean + bh * M + i)
+        ds = tl.where(kept if GATE else (s > 0) & kept, -b_beta * _row_sum(b_to_z), 0.0)
+        if delta is not None:
+            ds -= tl.where(_opens(s, b_delta, GATE), b_delta * tl.load(opened + bh * M + i), 0.0)
+        if MEAN:
+            ds -= tl.load(ds_center + bh * M + i)
+        if LEAST:
+            ds -= tl.where(o_n == tl.load(nearest + bh * M + i), tl.load(ds_center + bh * M + i), 0.0)
         if CAUSAL:
             ds = tl.where(i >= first, ds, 0.0)
         b_ds += ds
