@@ -1,9 +1,12 @@
 """The command line: `inhibidistilbert convert | distill | evaluate | predict | benchmark | publish`, one word a job."""
 
 import sys
+from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
+from . import __version__
 from .commands.benchmark import benchmark_app
 from .commands.convert import convert
 from .commands.distill import distill
@@ -14,13 +17,36 @@ from .support.errors import UserError
 
 app = typer.Typer(
     name="inhibidistilbert",
-    help="DistilBERT with inhibitor attention: convert, distill, evaluate, use, measure and publish models.",
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,  # which would cut long names of options, and take [energy] for markup
     pretty_exceptions_enable=False,
 )
-for command in (convert, distill, evaluate, predict, publish):
-    app.command()(command)
+
+
+def print_version(asked: bool) -> None:
+    if asked:
+        print(f"inhibidistilbert {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """DistilBERT with inhibitor attention: convert, distill, evaluate, use, measure and publish models."""
+
+
+SUMMARIES: dict[Callable[..., None], str] = {  # a line each; the help of a command says more
+    convert: "Make an inhibitor student from a DistilBERT or BERT checkpoint.",
+    distill: "Distil an encoder into an inhibitor student.",
+    evaluate: "Score checkpoints on labelled texts, and compare them.",
+    predict: "Label texts.",
+    publish: "Check a checkpoint, and take it to the Hub.",
+}
+for command, summary in SUMMARIES.items():
+    app.command(short_help=summary)(command)
 app.add_typer(benchmark_app)
 
 

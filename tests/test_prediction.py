@@ -332,7 +332,7 @@ def test_a_reader_that_leaves_early_ends_it_quietly(checkpoint, tmp_path):
 
 def test_the_default_model_is_the_one_shipped(run, monkeypatch, checkpoint):
     assert default_checkpoint().parts[-3:] == ("inhibidistilbert", "checkpoints", "tiny-sentiment")
-    monkeypatch.setattr(command, "default_checkpoint", lambda: checkpoint)
+    monkeypatch.setattr(prediction, "default_checkpoint", lambda: checkpoint)
     assert run("good", "--json").records == run("good", "--json", "--model", checkpoint).records
 
 

@@ -8,16 +8,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 from rich.cells import cell_len, set_cell_size
 
-from ..prediction import Prediction, TextClassifier, default_checkpoint
 from ..support import text_rows
 from ..support.errors import UserError
 from ..support.text_rows import READERS, NotUtf8
 from .output import DeviceOption, with_bar
+
+if TYPE_CHECKING:
+    from ..prediction import Prediction, TextClassifier
 
 # With fewer batches than this the work is done before a bar could be read.
 BATCHES_WORTH_A_BAR = 16
@@ -74,6 +76,8 @@ def predict(
     first = next(remaining, None)
     if first is None:
         raise UserError(f"{name} holds no text (blank lines: {texts.skipped}); give at least one text, one a line.")
+    from ..prediction import TextClassifier, default_checkpoint
+
     classifier = TextClassifier.from_folder(model or default_checkpoint(), device, batch_size, stride, threshold)
     long, longest = print_predictions(classifier.predict(chain([first], remaining), progress_bar), classifier, as_json)
     if long and stride is None:
@@ -132,7 +136,7 @@ def progress_bar(batches: Sequence[list[int]]) -> Iterable[list[int]]:
     return with_bar(batches, "Predicting", shown=len(batches) >= BATCHES_WORTH_A_BAR)
 
 
-def print_predictions(predictions: Iterable[Prediction], classifier: TextClassifier, as_json: bool) -> tuple[int, int]:
+def print_predictions(predictions: Iterable["Prediction"], classifier: "TextClassifier", as_json: bool) -> tuple[int, int]:
     """Print one line a prediction; the number of texts longer than the model's positions and the longest one's tokens."""
     label_width, line_width = max(map(cell_len, classifier.labels)), terminal_width()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -147,7 +151,7 @@ def print_predictions(predictions: Iterable[Prediction], classifier: TextClassif
     return long, longest
 
 
-def json_line(prediction: Prediction) -> str:
+def json_line(prediction: "Prediction") -> str:
     """`{"text": …, "label": …, "score": …}` in ASCII, so that nothing in a text can break the line.
 
     A multi-label model's has `"labels": [name, …]`, those from the threshold on, and `"scores": {name: …}` of all as well;
@@ -159,7 +163,7 @@ def json_line(prediction: Prediction) -> str:
     return json.dumps(fields)
 
 
-def human_line(prediction: Prediction, label_width: int, line_width: int | None) -> str:
+def human_line(prediction: "Prediction", label_width: int, line_width: int | None) -> str:
     """Label, score and text in columns; a text on one line, without control characters, cut to the terminal's width.
 
     A multi-label model's line has all labels that it gives, with their scores; where it gives none, it says so and has the
