@@ -25,6 +25,9 @@ def publish(
         ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show the plan; send nothing.")] = False,
+    init_card: Annotated[
+        bool, typer.Option("--init-card", help="Write a README.md to fill in into CHECKPOINT_DIR; do no more.")
+    ] = False,
     private: Annotated[
         bool, typer.Option("--private/--public", help="Visibility of a new repository; an existing one keeps its own.")
     ] = True,
@@ -44,14 +47,21 @@ def publish(
     """Take a checkpoint to the Hub, once every check has passed; then load it from there.
 
     The folder is only read: what belongs on the Hub is assembled in a temporary one, with the source files of this version
-    and a card rendered from the configuration and the files of results. Licence, base model, data, limits and terms come
-    from the folder's README.md.
+    and a card rendered from the configuration and the files of results. Licence, base model, data, limits, terms and
+    sections of your own come from the folder's README.md, which --init-card begins.
 
     --verify looks at data alone: source files are compared with those of known releases, weights are loaded by this
     package's own classes, and compared with those in CHECKPOINT_DIR where one is given.
 
     Exit code 1: a check failed, or the Hub refused. The same command again sends what is missing.
     """
+    if init_card:
+        if checkpoint_dir is None or kernel or verify is not None:
+            raise UserError("--init-card needs CHECKPOINT_DIR, and goes with neither --kernel nor --verify.")
+        from ..publishing import card
+
+        print(f"Fill in {card.init_card(checkpoint_dir)}, then give --dry-run in place of --init-card.")
+        return
     if verify is None and repo_id is None:
         raise UserError("--repo-id is missing: give organisation/name.")
     if verify is None and trust_remote_code:

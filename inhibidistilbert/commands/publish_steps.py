@@ -36,7 +36,6 @@ def bring(report: "Report", target: Target, folder: Path, dry_run: bool, yes: bo
     plan, reached = blind_plan(target, candidate.files), False
     with asking(dry_run):
         plan, reached = make_plan(api, target, candidate.files), True
-    report.show_plan(plan, candidate)
     remote: dict[str, Check] = {"remote": lambda _: iter(plan.refusals)} if reached else {}
     checks = run_checks(candidate, remote | publication.checks)
     if reached and all(check.passed for check in checks):
@@ -46,7 +45,9 @@ def bring(report: "Report", target: Target, folder: Path, dry_run: bool, yes: bo
             checks += run_checks(candidate, {"validate-yaml": ask_hub})
     if all(check.passed for check in checks):
         checks += run_checks(candidate, {"loading": publication.check_loading})
+    report.show_verdict(checks)
     report.show_checks(checks)
+    report.show_plan(plan, candidate)
     if not reached:
         report.note(
             "hub", "not asked", "The Hub was not reached: what is there, and whether it takes the metadata, is not known."
@@ -159,6 +160,12 @@ class Report:
         self._console.rule(CARD)
         self._console.print(card, markup=False)
         self._console.rule()
+
+    def show_verdict(self, checks: Sequence[CheckResult]) -> None:
+        """The first line for people: what follows is long."""
+        failed = [check.name for check in checks if not check.passed]
+        if self._json is None:
+            self._console.print(f"FAILED: {', '.join(failed)}" if failed else f"ready: all {len(checks)} checks passed")
 
     def show_checks(self, checks: Sequence[CheckResult], name: str = "checks") -> None:
         if self._json is not None:
