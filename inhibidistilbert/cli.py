@@ -1,4 +1,4 @@
-"""The command line: `inhibidistilbert convert | distill | evaluate | predict | benchmark | publish`, one word a job."""
+"""The command line: `inhibidistilbert convert | distill | evaluate | predict | quantize | benchmark | publish`."""
 
 import sys
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from .commands.distill import distill
 from .commands.evaluate import evaluate
 from .commands.predict import predict
 from .commands.publish import publish
+from .commands.quantize import quantize
 from .support.errors import UserError
 
 app = typer.Typer(
@@ -43,6 +44,7 @@ SUMMARIES: dict[Callable[..., None], str] = {  # a line each; the help of a comm
     distill: "Distil an encoder into an inhibitor student.",
     evaluate: "Score checkpoints on labelled texts, and compare them.",
     predict: "Label texts.",
+    quantize: "Write an int8 copy of a checkpoint.",
     publish: "Check a checkpoint, and take it to the Hub.",
 }
 for command, summary in SUMMARIES.items():

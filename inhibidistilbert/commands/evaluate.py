@@ -107,11 +107,16 @@ def evaluate(
     with contextlib.redirect_stdout(sys.stderr):
         results = run(options, partial(with_bar, description="Evaluating"))
     if as_json:
-        print(json.dumps({"results": [_as_json(result) for result in results]}))
+        print(json.dumps({"results": as_objects(results)}))
     else:
         print_results(results)
         if output is None and not any(Path(name, EVAL_RESULTS).is_file() for name in checkpoint[:1]):
             print("note: the results are not kept: give --output DIR.", file=sys.stderr)
+
+
+def as_objects(results: list) -> list[dict[str, Any]]:
+    """Results as JSON has them."""
+    return [_as_json(result) for result in results]
 
 
 def _as_json(result: Any) -> dict[str, Any]:
