@@ -1,5 +1,6 @@
 """The command line: `inhibidistilbert convert | distill | evaluate | predict | quantize | benchmark | publish`."""
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -54,6 +55,8 @@ app.add_typer(benchmark_app)
 
 def main() -> None:
     """Entry point: bad input is one clear line on stderr and exit code 2."""
+    if not (sys.stderr and sys.stderr.isatty()):
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' bars: in a log each step of them would be a line
     try:
         app()
     except UserError as error:

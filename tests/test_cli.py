@@ -41,6 +41,21 @@ def test_the_version():
     assert run("--version").output == f"inhibidistilbert {__version__}\n"
 
 
+def test_no_bars_where_nobody_watches():
+    program = """
+import sys
+from inhibidistilbert import cli
+
+try:
+    cli.main()
+except SystemExit:
+    from tqdm import tqdm
+    assert list(tqdm(range(3))) == [0, 1, 2]
+"""
+    ended = subprocess.run([sys.executable, "-c", program, "--version"], capture_output=True, text=True, check=True)
+    assert ended.stderr == ""
+
+
 @pytest.mark.parametrize("words", [[], ["benchmark"]], ids=["all", "benchmark"])
 def test_no_command_is_told_by_half_a_sentence(words):
     assert "..." not in run(*words, "--help").output.partition("Commands:")[2]

@@ -77,8 +77,6 @@ def evaluate(
     checkpoint before, by default as the paper's authors did. Writes eval_results.json, which `publish` turns into the card's
     numbers; predictions for GLUE's unlabelled test splits in its submission format.
     """
-    import datasets
-
     from ..evaluation.fine_tuning import Recipe
     from ..evaluation.options import Evaluation
     from ..evaluation.pipeline import evaluate as run
@@ -101,8 +99,6 @@ def evaluate(
         output=output,
         trust_remote_code=trust_remote_code,
     )
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
     # The Trainer prints its progress to stdout, which --json keeps for the one object.
     with contextlib.redirect_stdout(sys.stderr):
         results = run(options, partial(with_bar, description="Evaluating"))

@@ -100,6 +100,11 @@ class TestText:
     def test_usage_is_pinned_to_the_tag(self, card):
         assert 'pipeline("text-classification", model="someone/tiny", revision="v1", trust_remote_code=True)' in card.text
 
+    def test_nothing_that_it_says_to_run_waits_for_an_answer(self, card):
+        lines = [line for line in card.text.splitlines() if re.search(r"(from_pretrained|pipeline)\(", line)]
+        assert len(lines) == 3
+        assert all("trust_remote_code=True" in line for line in lines)
+
     def test_what_it_needs_for_speed_is_named(self, card):
         needs = section(card.text, "Use").partition("It needs")[2]
         for words in ("`pip install llvmlite`", "20 to 40 times slower", "Triton"):
