@@ -20,7 +20,7 @@ from .support.errors import UserError
 app = typer.Typer(
     name="inhibidistilbert",
     no_args_is_help=True,
-    rich_markup_mode=None,  # which would cut long names of options, and take [energy] for markup
+    rich_markup_mode=None,  # which would cut long names of options, and take brackets for markup
     pretty_exceptions_enable=False,
 )
 

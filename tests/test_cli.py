@@ -72,4 +72,4 @@ def test_help_shows_the_names_of_all_options_whole(words):
 
 
 def test_help_shows_brackets():
-    assert '"inhibidistilbert[energy]"' in run("benchmark", "model", "--help").output
+    assert "[SPLIT=]PATH" in run("evaluate", "--help").output

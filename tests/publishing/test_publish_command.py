@@ -127,7 +127,7 @@ class TestDryRun:
         text = file.read_text()
         for name in missing:
             text = text.replace(f"# {name}:", f"{name}:")
-        file.write_text(text.replace("ORG/NAME", "someone/teacher").replace("bias\n", "bias\n\nEnglish only.\n"))
+        file.write_text(text.replace("ORG/NAME", "someone/teacher") + "English only.\n")
         assert dry_run() == (0, [])
         before = fingerprint(checkpoint)
         code, _, err = run(checkpoint, "--init-card")
