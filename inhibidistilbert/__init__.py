@@ -1,28 +1,33 @@
 """DistilBERT with inhibitor attention: the operator, the models and the tools to train and publish them.
 
-Importing the package registers the models with transformers' Auto classes.
+Importing the package registers the models with transformers' Auto classes. It is quick: torch and transformers are imported
+when something that needs them is asked for.
 """
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .registration import register_when_imported
 
 if Path(__file__).with_name("kernels").is_file():
     raise ImportError("This clone has files in place of symbolic links: clone again with `git clone -c core.symlinks=true`.")
 
-from .kernels.attention import inhibitor_attention
-from .modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
-from .modeling.modeling_inhibidistilbert import (
-    InhibiDistilBertForMaskedLM,
-    InhibiDistilBertForMultipleChoice,
-    InhibiDistilBertForQuestionAnswering,
-    InhibiDistilBertForSequenceClassification,
-    InhibiDistilBertForTokenClassification,
-    InhibiDistilBertModel,
-)
-from .quantization import quantize
-from .registration import register_auto_classes
+if TYPE_CHECKING:
+    from .kernels.attention import inhibitor_attention
+    from .modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
+    from .modeling.modeling_inhibidistilbert import (
+        InhibiDistilBertForMaskedLM,
+        InhibiDistilBertForMultipleChoice,
+        InhibiDistilBertForQuestionAnswering,
+        InhibiDistilBertForSequenceClassification,
+        InhibiDistilBertForTokenClassification,
+        InhibiDistilBertModel,
+    )
+    from .quantization import quantize
 
-register_auto_classes()
+register_when_imported()
 
 try:
     __version__ = version("inhibidistilbert")
@@ -41,3 +46,20 @@ __all__ = [
     "inhibitor_attention",
     "quantize",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What `__all__` names, imported when it is first asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    homes = {
+        "inhibitor_attention": ".kernels.attention",
+        "quantize": ".quantization",
+        "InhibiDistilBertConfig": ".modeling.configuration_inhibidistilbert",
+    }
+    globals()[name] = value = getattr(import_module(homes.get(name, ".modeling.modeling_inhibidistilbert"), __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,7 +1,7 @@
 """Sequence classification of many texts with a checkpoint folder: loading with checks, batches by length, windows."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
@@ -41,7 +41,7 @@ class Prediction:
         tokens: length of the whole text in tokens, special tokens included.
         labels: of a multi-label model, the names of all labels from its threshold on, the likeliest first; may be empty.
             None for other models.
-        scores: of a multi-label model, the probability of each label by its name, in the model's order. None for others.
+        scores: the probability of each label by its name, in the model's order; for a regression model the value.
     """
 
     text: str
@@ -176,16 +176,10 @@ class TextClassifier:
             raise UserError(f"the model in {self.model.name_or_path!r} gives scores that are not finite: it is damaged.")
         names = self.labels
         values, labels = scores.max(-1)
-        found = [
-            Prediction(text, names[label], score, length)
-            for text, label, score, length in zip(texts, labels.tolist(), values.tolist(), lengths, strict=True)
-        ]
-        if not self.multi_label:
-            return found
-        named = (dict(zip(names, row, strict=True)) for row in scores.tolist())
-        return [
-            replace(prediction, labels=self._given(row), scores=row) for prediction, row in zip(found, named, strict=True)
-        ]
+        named = [dict(zip(names, row, strict=True)) for row in scores.tolist()]
+        given = [self._given(row) if self.multi_label else None for row in named]
+        columns = texts, [names[label] for label in labels.tolist()], values.tolist(), lengths, given, named
+        return [Prediction(*row) for row in zip(*columns, strict=True)]
 
     def _given(self, scores: dict[str, float]) -> list[str]:
         """The labels from the threshold on, the likeliest first."""

@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from .modeling.int8_linear import Int8Linear
@@ -23,7 +24,8 @@ def quantize(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of an InhibiDistilBERT model for int8 inference: attention and every linear layer of the encoder.
 
     Weights are rounded to 8 bits with a scale for each output, activations as they come, with a scale for each token;
-    nothing is calibrated. Embeddings, norms and heads stay as they are. It is saved, loaded and published as any other:
+    nothing is calibrated. Embeddings are rounded to float16, and so stored; norms and heads stay as they are. It is saved,
+    loaded and published as any other:
 
         quantize(model).save_pretrained("folder")
         AutoModelForSequenceClassification.from_pretrained("folder", trust_remote_code=True)
@@ -50,6 +52,8 @@ def quantize(model: PreTrainedModel) -> PreTrainedModel:
                     module = getattr(block, owner)
                     setattr(module, name, Int8Linear.from_linear(getattr(module, name)))
     for part in model.modules():
+        if isinstance(part, nn.Embedding) and bool(part.weight.half().isfinite().all()):
+            part.weight.data = part.weight.detach().half().to(part.weight.dtype)
         if isinstance(part, InhibiDistilBertPreTrainedModel):
             part._settle_int8()
     return model

@@ -27,7 +27,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..kernels.notice import say_what_is_missing
 from .attention_interface import ATTENTION_FORWARDS, eager_attention_forward, inhibitor_mask, length_divisor
-from .checkpoint_weights import check_names, check_types
+from .checkpoint_weights import check_names, check_types, with_half_embeddings
 from .configuration_inhibidistilbert import InhibiDistilBertConfig
 from .int8_linear import Int8Linear, encoder_linear
 from .sources import AUTO_MAP, write_remote_code
@@ -309,6 +309,8 @@ class InhibiDistilBertPreTrainedModel(PreTrainedModel):
         Takes what `PreTrainedModel.save_pretrained` takes. `push_to_hub=True` uploads after the folder is complete.
         """
         self.config.auto_map = dict(AUTO_MAP)
+        if self.config.int8_weights and kwargs.get("state_dict") is None and len(args) < 2:
+            kwargs["state_dict"] = with_half_embeddings(self.state_dict())
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
             write_remote_code(save_directory)

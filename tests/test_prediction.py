@@ -1,5 +1,6 @@
 """`inhibidistilbert predict` and the class behind it, on a tiny random model with 16 positions."""
 
+import csv
 import io
 import json
 import os
@@ -18,6 +19,7 @@ from inhibidistilbert import InhibiDistilBertForMaskedLM, InhibiDistilBertForTok
 from inhibidistilbert.commands import predict as command
 from inhibidistilbert.prediction import TextClassifier, default_checkpoint
 from inhibidistilbert.support.errors import UserError
+from tests.helpers.glue_files import write
 from tests.helpers.tiny_sentiment import WORDS, write_tiny_checkpoint
 
 SHORT_TEXTS = [
@@ -257,15 +259,70 @@ def test_a_line_ends_at_a_line_feed_alone(run, checkpoint, tmp_path):
     assert [record["text"] for record in result.records] == lines
 
 
-def test_a_table_is_read_as_lines_and_this_is_told(run, checkpoint, tmp_path):
-    file = tmp_path / "texts.tsv"
-    file.write_text('"good\nfilm"\n')
-    result = run("--file", file, "--model", checkpoint, "--json")
-    assert [record["text"] for record in result.records] == ['"good', 'film"']
-    assert result.err == (
-        f"note: --file {str(file)!r} is read as plain text, one text a line: header, quotes and other columns are part of "
-        "the texts.\n"
-    )
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.json", "a.jsonl", "a.parquet"])
+def test_the_column_of_a_table(run, checkpoint, tmp_path, name):
+    texts = ["a good film", "007", "", "\u597d film"]
+    rows = [{"review": text, "stars": place} for place, text in enumerate(texts)]
+    if name == "a.tsv":
+        content = "".join("\t".join(map(str, row)) + "\n" for row in [("review", "stars"), *(row.values() for row in rows)])
+        (tmp_path / name).write_text(content)
+    elif name == "a.json":
+        (tmp_path / name).write_text(json.dumps(rows))
+    else:
+        write(tmp_path / name, rows)
+    result = run("--file", tmp_path / name, "--text-column", "review", "--model", checkpoint, "--json")
+    assert (result.code, result.err) == (0, "note: blank lines skipped: 1.\n")
+    assert [record["text"] for record in result.records] == ["a good film", "007", "\u597d film"]
+
+
+def test_a_table_without_the_column(run, checkpoint, tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text("review,stars\ngood,1\n")
+    assert_refused(run("--file", file, "--model", checkpoint), "no column 'text' (--text-column)", "review, stars")
+    assert_refused(run("good", "--text-column", "review", "--model", checkpoint), "--text-column", "--file")
+
+
+def test_all_scores(run, checkpoint, multi_label):
+    (record,) = run("good", "--model", checkpoint, "--all-scores", "--json").records
+    assert list(record["scores"]) == ["NEGATIVE", "POSITIVE"]
+    assert record["scores"][record["label"]] == record["score"]
+    assert sum(record["scores"].values()) == pytest.approx(1)
+    best, other = sorted(record["scores"], key=record["scores"].get, reverse=True)
+    shown = f"{best} {record['score']:.4f}, {other} {record['scores'][other]:.4f}  good\n"
+    assert run("good", "--model", checkpoint, "--all-scores").out == shown
+    assert run("good", "--model", multi_label, "--all-scores").out == "FUNNY 0.9500, LONG 0.8800, DARK 0.0500  good\n"
+
+
+def test_json_can_be_read_by_people_and_in_any_encoding(run, checkpoint, monkeypatch):
+    text = "\u597d\u7684 caf\u00e9\x85\u2028"
+    assert '"\u597d\u7684 caf\u00e9\\u0085\\u2028"' in run(text, "--model", checkpoint, "--json").out
+    line = command.json_line(prediction.Prediction(text, "OK", 0.5, 3), escaped=True)
+    assert (line.isascii(), json.loads(line)["text"]) == (True, text)
+
+
+def test_predictions_in_a_file(run, checkpoint, multi_label, tmp_path):
+    texts = ["good, \u597d", "bad"]
+    records = run(*texts, "--model", multi_label, "--json").records
+    result = run(*texts, "--model", multi_label, "--output", tmp_path / "a.jsonl")
+    assert (result.code, result.out, result.err) == (0, "", "")
+    assert [json.loads(line) for line in (tmp_path / "a.jsonl").read_text("utf-8").splitlines()] == records
+    run(*texts, "--model", multi_label, "--output", tmp_path / "a.csv")
+    with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert list(rows[0]) == ["text", "label", "score", "labels", "score_FUNNY", "score_DARK", "score_LONG"]
+    assert [row["text"] for row in rows] == texts
+    assert [float(row["score_DARK"]) for row in rows] == [record["scores"]["DARK"] for record in records]
+    run(*texts, "--model", checkpoint, "--output", tmp_path / "b.csv")
+    assert (tmp_path / "b.csv").read_text("utf-8").splitlines()[0] == "text,label,score"
+
+
+def test_an_output_that_cannot_be(run, checkpoint, tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text("text\ngood\n\xe9\n", "latin-1")
+    for output, part in ((tmp_path / "a.xlsx", ".jsonl or .csv"), (tmp_path / "no" / "a.csv", "folder"), (file, "lost")):
+        assert_refused(run("--file", file, "--model", checkpoint, "--output", output), "--output", part)
+    assert_refused(run("--file", file, "--model", checkpoint, "--output", tmp_path / "b.csv"), "not utf-8")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
 
 
 def test_blank_lines_are_skipped_and_counted(run, checkpoint):
@@ -332,7 +389,7 @@ def test_a_reader_that_leaves_early_ends_it_quietly(checkpoint, tmp_path):
 
 def test_the_default_model_is_the_one_shipped(run, monkeypatch, checkpoint):
     assert default_checkpoint().parts[-3:] == ("inhibidistilbert", "checkpoints", "tiny-sentiment")
-    monkeypatch.setattr(command, "default_checkpoint", lambda: checkpoint)
+    monkeypatch.setattr(prediction, "default_checkpoint", lambda: checkpoint)
     assert run("good", "--json").records == run("good", "--json", "--model", checkpoint).records
 
 

@@ -1,14 +1,18 @@
 """An int8 model is made, saved, loaded without this package, and is as good as the one it comes from."""
 
 import copy
+import json
 import pickle
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from typer.testing import CliRunner
 
 from inhibidistilbert import quantize
+from inhibidistilbert.cli import app
+from inhibidistilbert.evaluation import scoring
 from inhibidistilbert.kernels.cpu import int8_attention, int8_linear
 from inhibidistilbert.modeling.int8_linear import Int8Linear
 from inhibidistilbert.prediction import TextClassifier, default_checkpoint
@@ -80,6 +84,40 @@ def test_saved_and_loaded(tmp_path, dtype):
         assert torch.equal(outputs(loaded), outputs(int8))
     assert relative_rms(outputs(loaded), outputs(int8)) < 0.05
     assert torch.equal(outputs(loaded), outputs(quantize(tiny_model(TASK)).to(dtype)))
+
+
+def test_the_command_tells_sizes_and_scores(tmp_path, monkeypatch, capsys):
+    folder = write_tiny_checkpoint(tmp_path / "float", dtype="float16")
+    (folder / "README.md").write_text("## Limits and bias")
+    data = tmp_path / "data.csv"
+    data.write_text("text,label\na good film,POSITIVE\na bad film,NEGATIVE\na dull plot,NEGATIVE\n")
+    monkeypatch.setattr(scoring, "RESAMPLES", 10)
+    arguments = ["quantize", folder, tmp_path / "int8", "--data", data]
+    result = CliRunner().invoke(app, [*map(str, arguments), "--json"])
+    found = json.loads(result.stdout)
+    stored = [load_file(tmp_path / name / "model.safetensors") for name in ("float", "int8")]
+    files = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("float", "int8")]
+    assert list(found["bytes"].values()) == files
+    assert [result["checkpoint"] for result in found["results"]] == [str(tmp_path / "int8"), str(folder)]
+    assert (tmp_path / "int8" / "README.md").read_text() == "## Limits and bias"
+    assert (tmp_path / "int8" / "eval_results.json").is_file()
+    name = "distilbert.embeddings.word_embeddings.weight"
+    assert [each[name].dtype for each in stored] == [torch.float32, torch.float16]
+    refused = CliRunner().invoke(app, list(map(str, arguments)))
+    assert isinstance(refused.exception, UserError)
+
+
+def test_embeddings_are_stored_in_half_where_that_changes_nothing(tmp_path):
+    int8 = quantize(tiny_model(TASK))
+    with torch.no_grad():
+        int8.distilbert.embeddings.position_embeddings.weight[0, 0] = 1e-9
+    int8.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert stored["distilbert.embeddings.word_embeddings.weight"].dtype == torch.float16
+    assert stored["distilbert.embeddings.position_embeddings.weight"].dtype == torch.float32
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in int8.state_dict().items())
 
 
 @pytest.mark.parametrize("task", TASKS)

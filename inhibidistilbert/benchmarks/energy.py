@@ -82,7 +82,7 @@ def find_meter(device: torch.device) -> Meter:
     except ImportError:
         if device.type == "cuda" and torch.version.hip is None:
             return _find_nvml_meter(device)
-        raise NoMeter('the package zeus is not installed: pip install "inhibidistilbert[energy]"') from None
+        raise NoMeter('the package zeus is not installed: pip install "zeus>=0.12"') from None
     gpus = [] if device.type == "cpu" else [device.index or 0]
     try:
         monitor = ZeusMonitor(gpu_indices=gpus, cpu_indices=[] if gpus else None)

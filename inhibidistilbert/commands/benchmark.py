@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from ..support.benchmark_results import CpuResults, KernelResults
 
 benchmark_app = typer.Typer(
-    name="benchmark", help="Measure the kernels and the models.", no_args_is_help=True, add_completion=False
+    name="benchmark", help="Measure the kernels and the models.", no_args_is_help=True, rich_markup_mode=None
 )
-benchmark_app.command()(model)
-benchmark_app.command()(gpu)
+benchmark_app.command(short_help="A checkpoint beside its peers of the same size.")(model)
+benchmark_app.command(short_help="All that the GPU of this machine can show.")(gpu)
 
 
-@benchmark_app.command()
+@benchmark_app.command(short_help="The Triton kernels: times, or counts of instructions.")
 def kernels(
     static: Annotated[
         bool, typer.Option("--static", help="Compile and count instructions, for GPUs that need not be there.")
@@ -128,7 +128,7 @@ def print_kernel_times(content: "KernelResults") -> None:
     print_table(table)
 
 
-@benchmark_app.command()
+@benchmark_app.command(short_help="Inhibitor beside softmax attention on the CPU.")
 def cpu(
     level: Annotated[
         list[str] | None,

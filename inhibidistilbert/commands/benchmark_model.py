@@ -57,7 +57,7 @@ def model(
     """Measure throughput, latency, peak memory and energy of a checkpoint beside its peers of the same size.
 
     The protocol of the InhibiDistilbert paper, with longer texts too. The peers take turns; what counts are the ratios,
-    medians over the rounds. Energy is read where there is a meter (pip install "inhibidistilbert[energy]") and is left out
+    medians over the rounds. Energy is read where there is a meter (pip install "zeus>=0.12") and is left out
     otherwise. With --output: model_cpu.csv (ratios), .json (everything), .png and .md, or model_gpu.….
     """
     counts = {"--samples": [samples], "--repetitions": [repetitions]}

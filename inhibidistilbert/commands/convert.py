@@ -5,15 +5,16 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ..conversion import ConversionReport, StudentOptions, convert_checkpoint
 from ..support.errors import UserError
+
+if TYPE_CHECKING:
+    from ..conversion import ConversionReport
 
 
 def convert(
@@ -87,8 +88,17 @@ def convert(
     A checkpoint in the format of the inhibitor's authors keeps its own alpha, beta and gamma, one a
     layer, and its sums, which are not divided.
     """
+    parsed: dict[str, Any] = {
+        "layers": None if layers is None else parse_layers(layers),
+        "alpha_init": parse_numbers(alpha_init, "--alpha-init"),
+        "beta_init": parse_numbers(beta_init, "--beta-init"),
+        "gamma_init": parse_numbers(gamma_init, "--gamma-init"),
+    }
+    import torch
+
+    from ..conversion import StudentOptions, convert_checkpoint
+
     options = StudentOptions(
-        layers=None if layers is None else parse_layers(layers),
         head=head,
         dtype=dtype,
         scalars_per_head=scalars_per_head,
@@ -96,10 +106,8 @@ def convert(
         inhibition=inhibition,
         center=center,
         radii=radii,
-        alpha_init=parse_numbers(alpha_init, "--alpha-init"),
-        beta_init=parse_numbers(beta_init, "--beta-init"),
-        gamma_init=parse_numbers(gamma_init, "--gamma-init"),
         delta_init=delta_init,
+        **parsed,
     )
     torch.manual_seed(0)  # so that a head that is new is the same one every time
     report = convert_checkpoint(source, output_dir, options, overwrite=overwrite)
@@ -130,7 +138,7 @@ def parse_numbers(text: str | None, option: str) -> float | list[float] | None:
     return numbers if len(numbers) > 1 else numbers[0]
 
 
-def print_report(report: ConversionReport, output_dir: Path) -> None:
+def print_report(report: "ConversionReport", output_dir: Path) -> None:
     """The report for people: what was copied, what is new, what was left out."""
     console = Console()
     chosen = ", ".join(map(str, report.layers))

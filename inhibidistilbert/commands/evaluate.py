@@ -1,6 +1,7 @@
 """`inhibidistilbert evaluate`: how good checkpoints are, on GLUE, on sentiment data sets or on files of one's own."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import sys
@@ -9,8 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from .output import DeviceOption, new_table, print_table, with_bar
+
+MOST_CLASSES = 12  # that a table shows; --json has all
 
 
 def evaluate(
@@ -57,7 +61,9 @@ def evaluate(
     output: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="For results, trained models, predictions.", show_default="the checkpoint's folder"
+            metavar="DIR",
+            help="For results, trained models, predictions.",
+            show_default="a folder's own",
         ),
     ] = None,
     trust_remote_code: Annotated[
@@ -71,11 +77,10 @@ def evaluate(
     checkpoint before, by default as the paper's authors did. Writes eval_results.json, which `publish` turns into the card's
     numbers; predictions for GLUE's unlabelled test splits in its submission format.
     """
-    import datasets
-
     from ..evaluation.fine_tuning import Recipe
     from ..evaluation.options import Evaluation
     from ..evaluation.pipeline import evaluate as run
+    from ..support.eval_results import EVAL_RESULTS
 
     options = Evaluation(
         checkpoints=checkpoint,
@@ -94,15 +99,20 @@ def evaluate(
         output=output,
         trust_remote_code=trust_remote_code,
     )
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
     # The Trainer prints its progress to stdout, which --json keeps for the one object.
     with contextlib.redirect_stdout(sys.stderr):
         results = run(options, partial(with_bar, description="Evaluating"))
     if as_json:
-        print(json.dumps({"results": [_as_json(result) for result in results]}))
+        print(json.dumps({"results": as_objects(results)}))
     else:
         print_results(results)
+        if output is None and not any(Path(name, EVAL_RESULTS).is_file() for name in checkpoint[:1]):
+            print("note: the results are not kept: give --output DIR.", file=sys.stderr)
+
+
+def as_objects(results: list) -> list[dict[str, Any]]:
+    """Results as JSON has them."""
+    return [_as_json(result) for result in results]
 
 
 def _as_json(result: Any) -> dict[str, Any]:
@@ -115,6 +125,7 @@ def _as_json(result: Any) -> dict[str, Any]:
         "examples": len(result.split.rows),
         "values": {name: [finite(value) for value in values] for name, values in result.values.items()},
         "intervals": result.intervals,
+        "classes": result.classes and dataclasses.asdict(result.classes),
         "differences": {
             other: [
                 {"metric": each.metric, "difference": finite(each.value), "p_value": finite(each.p_value)}
@@ -139,10 +150,24 @@ def print_results(results: list) -> None:
             table.add_row(result.split.name, metric, result.checkpoint, value, shown, str(len(result.split.rows)))
     if table.row_count:
         print_table(table)
-    differences = new_table(("split", "metric", "less"), ("difference", "p"))
+    for result in results:
+        print_classes(result)
+    differences = new_table(("split", "metric", "difference to"), ("difference", "p"))
     for result in results:
         for other, found in result.differences.items():
             for each in found:
                 differences.add_row(result.split.name, each.metric, other, f"{each.value:+.4f}", f"{each.p_value:.3f}")
     if differences.row_count:
         print_table(differences)
+
+
+def print_classes(result: Any) -> None:
+    """A table for people: each class, and what its texts were taken for."""
+    if result.classes is None or len(result.classes.names) > MOST_CLASSES:
+        return
+    found = result.classes
+    print(f"{result.checkpoint}, split {result.split.name}: each class, and how many of its texts were taken for which")
+    table = new_table(("class",), ("precision", "recall", "F1", *(f"→ {name}" for name in found.names)))
+    for name, *values, counts in zip(found.names, found.precision, found.recall, found.f1, found.confusion, strict=True):
+        table.add_row(escape(name), *(f"{value:.4f}" for value in values), *map(str, counts))
+    print_table(table)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import is_not
@@ -13,6 +13,7 @@ from datasets import Dataset, Value, load_dataset
 from ..support.errors import UserError, reason
 from ..support.label_lists import multi_hot, names_in, read_label_lists
 from ..support.text_columns import Column, read_columns, take_columns, text_column
+from ..support.text_rows import Literal, read_rows
 from .tasks import DEFAULT_LABEL, Task
 
 UNLABELLED = -1  # GLUE's label of its test splits
@@ -81,7 +82,10 @@ def load_split(task: Task, name: str, data: Mapping[str, Path]) -> Split:
     if data:
         if name not in data:
             raise UserError(f"--data has no split {name!r} for task {task.name}; it has {', '.join(data)}.")
-        rows = _named(read_columns([data[name]], "--data", _columns(task)))
+        worded = bool(task.labels and not task.multi_label and label_words(task, [data[name]]))
+        rows = _named(read_columns([data[name]], "--data", _columns(task, worded)))
+        if worded and "label" in rows.column_names:
+            rows = _numbered(task, rows, data[name])
         return Split(name, _with_lists(task, rows, data[name]), data[name].stem, published=False)
     if task.dataset is None:
         raise UserError(f"--task {task.name} needs --data: it has no data set of its own.")
@@ -102,15 +106,48 @@ def _revision(dataset: Dataset) -> str | None:
     return None
 
 
-def _columns(task: Task) -> list[Column]:
+def label_words(task: Task, files: Iterable[Path]) -> list[str]:
+    """The labels of the files in alphabetical order, where none of them is a number; otherwise none."""
+    found: set[str] = set()
+    for file in files:
+        try:
+            for _, row in read_rows(file, [task.label_column], []):
+                label = row.get(task.label_column)
+                if label is None or label == "":
+                    continue
+                if not isinstance(label, str) or isinstance(label, Literal) or re.fullmatch(r"\s*[-+.\d].*", label):
+                    return []
+                found.add(label)
+        except (OSError, ValueError, KeyError):  # whoever reads the file says what is wrong
+            return []
+    return sorted(found)
+
+
+def _numbered(task: Task, rows: Dataset, file: Path) -> Dataset:
+    """The rows with the numbers of the classes in place of their names, whose case is of no account."""
+    places = {name.casefold(): place for place, name in enumerate(task.labels)}
+    labels = rows["label"][:]
+    for row, label in enumerate(labels):
+        if label.casefold() not in places:
+            raise UserError(
+                f"--data: {str(file)!r} must hold classes, integers from 0, in {task.label_column!r}, or their names, "
+                f"{', '.join(task.labels)}; row {row} holds {label!r}."
+            )
+    return rows.remove_columns("label").add_column("label", [places[label.casefold()] for label in labels])
+
+
+def _columns(task: Task, worded: bool = False) -> list[Column]:
     """The texts, and what a split may lack: labels and the names of its rows."""
     options = ("text", "--text-column"), ("text_pair", "--text-pair-column")
     columns = [text_column(name, *names) for name, names in zip(task.text_columns, options, strict=False)]
     if not task.multi_label:  # whose labels are lists, see `_with_lists`
         kind, wanted = ("float64", "numbers") if task.regression else ("int64", "classes, integers from 0,")
+        kind = "string" if worded else kind
         gaps = (UNLABELLED,) if task.submissions or not task.regression else ()
 
-        def is_label(value: float | None) -> bool:
+        def is_label(value: float | str | None) -> bool:
+            if isinstance(value, str):
+                return bool(value)
             return value is not None and not math.isnan(value) and value not in gaps
 
         name, required = task.label_column, not _may_lack_labels(task)

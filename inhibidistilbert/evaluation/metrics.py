@@ -71,6 +71,15 @@ class F1(_Metric):
         return {"f1": float(f1)}
 
 
+class ClassF1(_Metric):
+    """The mean over the classes of each one's F1: `f1_macro`; classes that are neither predicted nor there do not count."""
+
+    columns = _CLASSES
+
+    def _compute(self, predictions: _Rows, references: _Rows) -> dict[str, float]:
+        return {"f1_macro": float(sklearn_metrics.f1_score(references, predictions, average="macro", zero_division=0))}
+
+
 class MatthewsCorrelation(_Metric):
     """Matthews' correlation of two classifications, -1 to 1: `matthews_correlation`; 0 where one has a single class."""
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,10 +28,10 @@ from ..support.label_lists import SEPARATOR
 from ..support.models import load_config
 from .checkpoint import load_checkpoint
 from .fine_tuning import fine_tune
-from .loading import Split, check_classes, label_names, load_split, parse_data, with_labels
+from .loading import Split, check_classes, label_names, label_words, load_split, parse_data, with_labels
 from .options import Evaluation
 from .results import OutputFolder, SplitResult
-from .scoring import Scored, Track, compare, encode, logits
+from .scoring import Classes, Scored, Track, compare, encode, logits
 from .tasks import OWN_FILES, STSB_RANGE, Task
 
 
@@ -129,6 +129,10 @@ def evaluate(options: Evaluation, track: Track = iter) -> list[SplitResult]:
     """
     task = options.find_task()
     data = parse_data(options.data, task)
+    if not options.splits and data.keys() - {"train"} and not data.keys() & set(task.splits):
+        task = dataclasses.replace(task, splits=tuple(name for name in data if name != "train"))
+    if task.problem_type == SINGLE_LABEL and not task.labels:
+        task = dataclasses.replace(task, labels=_label_words(options, task, data))
     splits = [load_split(task, name, data) for name in task.splits]
     train = load_split(task, "train", data) if options.fine_tune else None
     if train is not None and not train.labelled:
@@ -173,12 +177,34 @@ def evaluate(options: Evaluation, track: Track = iter) -> list[SplitResult]:
             for split in splits:
                 if not split.labelled:
                     output.save_predictions(task, split, *_submission(task, split, predictions[split.name][0]))
-        results = list(_results(splits, scored))
+        shown = (names or list(map(str, range(classes or 0)))) if task.problem_type == SINGLE_LABEL else []
+        results = list(_results(splits, scored, shown))
         output.save_results(task, [result for result in results if result.checkpoint == options.checkpoints[0]])
     return results
 
 
-def _results(splits: Sequence[Split], scored: dict[str, dict[str, Scored]]) -> Iterator[SplitResult]:
+def _label_words(options: Evaluation, task: Task, data: Mapping[str, Path]) -> tuple[str, ...]:
+    """Where the files name classes instead of numbering them, the names of all: the checkpoint's, or the files' own.
+
+    Raises:
+        UserError: the checkpoint, which is not trained here, calls its classes otherwise.
+    """
+    words = label_words(task, data.values())
+    if not words:
+        return ()
+    source = options.checkpoints[0]
+    names = class_names(load_config(source, f"CHECKPOINT {source!r}", options.trust_remote_code))
+    if {word.casefold() for word in words} <= {name.casefold() for name in names}:
+        return tuple(names)
+    if not options.fine_tune:
+        raise UserError(
+            f"--data must hold classes, integers from 0, in {task.label_column!r}, or the names that {source!r} has for "
+            f"them, {', '.join(names)}; it holds {', '.join(map(repr, words[:5]))}."
+        )
+    return tuple(words)
+
+
+def _results(splits: Sequence[Split], scored: dict[str, dict[str, Scored]], names: Sequence[str]) -> Iterator[SplitResult]:
     first, *others = scored
     for checkpoint, of_splits in scored.items():
         for split in splits:
@@ -186,7 +212,8 @@ def _results(splits: Sequence[Split], scored: dict[str, dict[str, Scored]]) -> I
                 mine = of_splits[split.name]
                 peers = others if checkpoint == first else []
                 differences = {peer: compare(mine, scored[peer][split.name]) for peer in peers}
-                yield SplitResult(split, checkpoint, mine.values(), mine.intervals(), differences)
+                classes = Classes.of(mine, names) if names and mine.predictions.ndim == 2 else None
+                yield SplitResult(split, checkpoint, mine.values(), mine.intervals(), differences, classes)
 
 
 def _names(options: Evaluation, task: Task, train: Split | None) -> list[str]:

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -22,23 +23,30 @@ from ..support.files import check_writable, prepare_output, replacing, replacing
 from ..support.quiet import quiet_transformers
 from .loading import Split
 from .options import Evaluation
-from .scoring import CONFIDENCE, Difference
+from .scoring import CONFIDENCE, Classes, Difference
 from .tasks import Task
 
 
 @dataclass(frozen=True)
 class SplitResult:
-    """One labelled split: a model's scores, and what comes of the comparison with each other model."""
+    """One labelled split: a model's scores, and what comes of the comparison with each other model.
+
+    Attributes:
+        classes: of a task of classes what the model makes of each; None for others.
+    """
 
     split: Split
     checkpoint: str
     values: dict[str, list[float]]
     intervals: dict[str, tuple[float, float] | None]
     differences: dict[str, list[Difference]] = field(default_factory=dict)
+    classes: Classes | None = None
 
 
 class OutputFolder:
     """Where the files go: `--output`, or the checkpoint's own folder for the results of an evaluation alone.
+
+    Those of a checkpoint inside this package go nowhere without `--output`: the package is not the user's.
 
     What is saved lies in a temporary folder until the block of `writing` ends well. With fine-tuning the folder is new and
     holds `seed-0`, …, a checkpoint each with its own results, and the results over all of them.
@@ -49,7 +57,9 @@ class OutputFolder:
     def __init__(self, options: Evaluation):
         self.options = options
         checkpoint = Path(options.checkpoints[0])
-        self.folder = options.output or (checkpoint if checkpoint.is_dir() else None)
+        package = Path(str(files("inhibidistilbert"))).resolve()
+        own = checkpoint.is_dir() and not checkpoint.resolve().is_relative_to(package)
+        self.folder = options.output or (checkpoint if own else None)
         # The folder of a model that is trained here is new.
         self.model = {} if options.fine_tune else content_of(options.checkpoints[0], model=True)
         if self.folder is None:
@@ -162,7 +172,9 @@ def _control(metric: str, value: float, differences: dict[str, list[Difference]]
         (difference,) = (each for each in found if each.metric == metric)
         if math.isfinite(difference.value):
             value -= difference.value
-            return Control(model=other, value=value, difference=difference.value, p_value=difference.p_value)
+            return Control(
+                model=machine.without_place(other), value=value, difference=difference.value, p_value=difference.p_value
+            )
     return None
 
 

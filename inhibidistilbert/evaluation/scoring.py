@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from scipy import stats
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -95,6 +96,30 @@ class Scored:
             )  # fmt: skip
         low, high = result.confidence_interval
         return (float(low), float(high)) if np.isfinite([low, high]).all() else None
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What a model makes of each class, over all its seeds.
+
+    Attributes:
+        precision, recall, f1: of each class; 0 where there is nothing to divide by.
+        confusion: `confusion[i][j]` texts of class `i` were taken for `j`.
+    """
+
+    names: list[str]
+    precision: list[float]
+    recall: list[float]
+    f1: list[float]
+    confusion: list[list[int]]
+
+    @classmethod
+    def of(cls, scored: Scored, names: Sequence[str]) -> "Classes":
+        predicted, labels = scored.predictions.ravel(), np.tile(scored.references, len(scored.predictions))
+        places = list(range(len(names)))
+        precision, recall, f1, _ = precision_recall_fscore_support(labels, predicted, labels=places, zero_division=0)
+        confusion = confusion_matrix(labels, predicted, labels=places).tolist()
+        return cls(list(names), precision.tolist(), recall.tolist(), f1.tolist(), confusion)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import evaluate
 
 from ..support.errors import UserError
 from ..support.heads import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ProblemType
-from .metrics import F1, Accuracy, AveragePrecision, MacroF1, MatthewsCorrelation, MicroF1, Pearson, Spearman
+from .metrics import F1, Accuracy, AveragePrecision, ClassF1, MacroF1, MatthewsCorrelation, MicroF1, Pearson, Spearman
 
 GLUE = "nyu-mll/glue"
 DEFAULT_LABEL = "label"
@@ -75,7 +75,7 @@ _TASKS = (
     _glue("wnli", _PAIR, "WNLI.tsv"),
     Task("imdb", ("text",), dataset="stanfordnlp/imdb", config="plain_text", splits=TEST, max_length=None),
     Task("rotten_tomatoes", ("text",), dataset="cornell-movie-review-data/rotten_tomatoes", config="default", splits=TEST),
-    Task("classification", ("text",), splits=TEST, max_length=None),
+    Task("classification", ("text",), splits=TEST, max_length=None, metrics=(Accuracy, ClassF1)),
     Task("regression", ("text",), splits=TEST, max_length=None, metrics=(Pearson, Spearman), problem_type=REGRESSION),
     Task(
         "multi-label-classification",

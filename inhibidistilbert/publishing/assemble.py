@@ -8,11 +8,10 @@ from typing import Any
 
 from ..modeling.sources import source_files, write_remote_code
 from ..support.errors import UserError, reason
-from ..support.files import read_json
-from ..support.models import check_model_type
 from .card import CARD, dropped_sections, read_card, render_card, write_eval_results
 from .measurements import RESULT_FILES
 from .regular import copy_regular, refuse_others
+from .source import check_source
 from .tasks import architecture_of
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
@@ -93,16 +92,3 @@ def assemble(source: Path, target: Path, repo_id: str, revision: str | None) -> 
     below = (path for path in sorted(source.rglob("*")) if path.is_symlink() or not path.is_dir())
     left_out = tuple(name for path in below if (name := path.relative_to(source).as_posix()) not in published)
     return Candidate(target, source, config, left_out, left_out_sections)
-
-
-def check_source(folder: Path) -> dict[str, Any]:
-    """The configuration of the checkpoint in `folder`.
-
-    Raises:
-        UserError: not one of this kind of model.
-    """
-    if not (folder / "config.json").is_file():
-        raise UserError("CHECKPOINT_DIR lacks config.json; give a folder written by save_pretrained.")
-    config = read_json(folder / "config.json", "config.json")
-    check_model_type(config, "CHECKPOINT_DIR")
-    return config

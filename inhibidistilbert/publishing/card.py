@@ -1,9 +1,11 @@
 """The model card: rendered from a template, with numbers from the files of results alone.
 
 What no file of results can tell stands in the maintainer's own `README.md`: its metadata (licence, language, base model,
-datasets, widget) and its sections `KEPT_SECTIONS` are kept.
+datasets, widget) and its sections are kept, but for those that the template writes: `KEPT_SECTIONS` say which parts of these
+are the maintainer's.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -23,7 +25,7 @@ from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from ..support.distillation_log import DistillationLog
 from ..support.errors import UserError, reason
 from ..support.eval_results import EVAL_RESULTS
-from ..support.files import form_of
+from ..support.files import form_of, write_text
 from .contents import parameter_counts
 from .markup import Markdown, code, escape, finalize, python_string
 from .measurements import (
@@ -35,6 +37,7 @@ from .measurements import (
     read_measurements,
 )
 from .metadata import as_list, repeated_name
+from .source import check_source
 from .tasks import PIPELINE_TAGS, architecture_of, auto_class, is_multi_label, usage
 
 CARD = "README.md"
@@ -106,9 +109,36 @@ def section(text: str, title: str) -> str:
     return match[1].strip() if match else ""
 
 
+def _titles(text: str) -> list[str]:
+    return re.findall(r"^## (.+?)\s*$", text, flags=re.MULTILINE)
+
+
+def own_sections(text: str) -> str:
+    """The sections of a maintainer's card that are neither the template's nor parts of these, as they are written there."""
+    others = {*_titles(template_text()), *KEPT_SECTIONS.values()}
+    own = dict.fromkeys(title for title in _titles(text) if title not in others)
+    return "\n\n".join(f"## {title}\n\n{section(text, title)}" for title in own)
+
+
 def dropped_sections(text: str) -> list[str]:
-    """Headings of a maintainer's card whose text the rendered card does not take over."""
-    return [title for title in re.findall(r"^## (.+?)\s*$", text, flags=re.MULTILINE) if title not in KEPT_SECTIONS.values()]
+    """Headings of a maintainer's card whose text the rendered card does not take over, for it writes its own."""
+    written = set(_titles(template_text())) - {*KEPT_SECTIONS.values()}
+    above = re.sub(r"^# .*$", "", re.split(r"^## ", text, maxsplit=1, flags=re.MULTILINE)[0], flags=re.MULTILINE).strip()
+    return ["the text above the first one"] * bool(above) + [title for title in _titles(text) if title in written]
+
+
+def init_card(folder: Path) -> Path:
+    """Write a card in which the maintainer fills in what no file of results can tell. Returns its path.
+
+    Raises:
+        UserError: no checkpoint of this kind, or one that has a card, which is left alone.
+    """
+    check_source(folder)
+    file = folder / CARD
+    if os.path.lexists(file):
+        raise UserError(f"--init-card: {str(file)!r} is there already; edit it, or move it away.")
+    write_text(file, (files("inhibidistilbert") / "hub_configs" / "card_to_fill_in.md").read_text(encoding="utf-8"))
+    return file
 
 
 def weights_of(folder: Path) -> Weights:
@@ -191,7 +221,8 @@ def _former_facts(former: ModelCard, metadata: dict[str, Any]) -> dict[str, Any]
     return {
         "datasets": datasets,
         "dataset_links": Markdown(", ".join(links)),
-        "license": metadata.get("license", ""),
+        "license": metadata.get("license") or "",
+        "own_sections": Markdown(own_sections(former.text)),
         "base_model": ", ".join(base_models),
         **{name: Markdown(section(former.text, title)) for name, title in KEPT_SECTIONS.items()},
     }

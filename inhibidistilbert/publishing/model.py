@@ -10,10 +10,11 @@ from huggingface_hub import HfApi, hf_hub_download
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from ..support.errors import UserError
 from ..support.files import read_json
-from .assemble import Candidate, assemble, check_source
+from .assemble import Candidate, assemble
 from .checks import FILE_CHECKS, Check, Problem
 from .loading import data_problems, loading_problems
 from .publication import Publication
+from .source import check_source
 from .tasks import is_multi_label, usage
 
 

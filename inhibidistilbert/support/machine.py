@@ -3,6 +3,7 @@
 import datetime
 import os
 import platform
+import re
 import shlex
 import sys
 from importlib import metadata
@@ -43,9 +44,14 @@ def cpu_description() -> dict[str, str]:
     }
 
 
+def without_place(argument: str) -> str:
+    """An argument, or a path, that does not tell where something lies on this machine: of an absolute path the last name."""
+    return re.sub(r"(^|=)(?:[~/]|[A-Za-z]:[\\/])[^=]*[\\/](?=[^\\/])", r"\1", argument)
+
+
 def header(**more: object) -> dict[str, str]:
-    """The command line, the time (UTC), the system, the processor, the versions and the seed; then `more`."""
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command line without places, the time (UTC), the system, the processor, the versions and the seed; then `more`."""
+    command = shlex.join([Path(sys.argv[0]).name, *map(without_place, sys.argv[1:])])
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     system = {"command": command, "date": now, "system": f"{platform.system()} {platform.machine()}"}
     seed = {"seed": "none, nothing is drawn"}

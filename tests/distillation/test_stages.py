@@ -90,6 +90,8 @@ def test_weights_are_loaded_as_often_as_stages_need_them(toy, teacher, tmp_path,
     changes = [f"task.teacher_base={base}"] if with_base else []
     run_recipe(three_stages(toy, teacher, *(f"{stage}.max_steps=1" for stage in STAGES), *changes), tmp_path / "out")
     assert len(loaded) == loads, loaded
+    # Shorter than the interval between logs, and in the picture all the same.
+    assert {record["stage"] for record in curve(tmp_path / "out") if "loss" in record} == set(STAGES)
 
 
 def test_the_alignment_is_what_the_last_window_left_unexplained(whole):

@@ -13,6 +13,7 @@ from sklearn import metrics as sklearn_metrics
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from inhibidistilbert import cli
+from inhibidistilbert.evaluation import results as evaluation_results
 from inhibidistilbert.evaluation import scoring
 from inhibidistilbert.evaluation.checkpoint import load_checkpoint
 from inhibidistilbert.evaluation.loading import load_split, parse_data
@@ -20,6 +21,7 @@ from inhibidistilbert.evaluation.metrics import F1, Accuracy, MatthewsCorrelatio
 from inhibidistilbert.evaluation.scoring import Scored, compare
 from inhibidistilbert.evaluation.tasks import GLUE, TASKS, find_task
 from inhibidistilbert.publishing.measurements import read_measurements
+from inhibidistilbert.publishing.private_paths import find_private_paths
 from tests.helpers.glue_files import SCHEMA, rows, write, write_checkpoint, write_task
 from tests.helpers.slow import slow_but_first
 
@@ -191,6 +193,45 @@ def test_named_columns_of_a_file(evaluate, tmp_path):
     assert found["values"]["pearson"][0] == pytest.approx(np.corrcoef(outputs, [2.5, 0.5, 1.5])[0, 1], abs=1e-5)
     (row, _) = results(checkpoint)["results"]
     assert (row["dataset"], row["published"], row["examples"]) == ("stars", False, 3)
+
+
+def test_classes_by_their_names_and_what_is_made_of_each(evaluate, tmp_path):
+    checkpoint = write_checkpoint(tmp_path / "model", ["NEGATIVE", "POSITIVE"])
+    content = sentiment(20, 0)
+    predicted = logits(checkpoint, [[row["text"]] for row in content]).argmax(1)
+    named = [row | {"label": ["negative", "Positive"][row["label"]]} for row in content]
+    (found,) = evaluate(checkpoint, "--task", "classification", "--data", write(tmp_path / "named.csv", named))
+    assert found["values"]["accuracy"] == [
+        np.mean([row["label"] == label for row, label in zip(content, predicted, strict=True)])
+    ]
+    classes = found["classes"]
+    assert classes["names"] == ["NEGATIVE", "POSITIVE"]
+    pairs = [(row["label"], label) for row, label in zip(content, predicted, strict=True)]
+    assert classes["confusion"] == [[pairs.count((i, j)) for j in (0, 1)] for i in (0, 1)]
+    assert found["values"]["accuracy"] == [np.mean([label == other for label, other in pairs])]
+    ((_, wrong), (_, right)) = classes["confusion"]
+    assert classes["precision"][1] == right / (right + wrong)
+    assert found["values"]["f1_macro"] == [pytest.approx(np.mean(classes["f1"]))]
+
+
+def test_classes_that_are_trained_on_are_called_as_in_the_files(evaluate, tmp_path):
+    checkpoint = write_checkpoint(tmp_path / "model", 2)
+    named = [row | {"label": ["sad", "glad"][row["label"]]} for row in sentiment(8, 0)]
+    data = write(tmp_path / "named.csv", named)
+    # Whatever split there is beside the one that is trained on is evaluated.
+    options = ("--data", f"train={data}", "--data", f"validation={data}", "--fine-tune", "--epochs", "1")
+    (found,) = evaluate(checkpoint, "--task", "classification", *options, "--output", tmp_path / "out")
+    assert (found["split"], found["classes"]["names"]) == ("validation", ["glad", "sad"])
+    assert json.loads((tmp_path / "out" / "seed-0" / "config.json").read_text())["id2label"] == {"0": "glad", "1": "sad"}
+
+
+def test_the_package_is_not_written_to(command, tmp_path, monkeypatch):
+    checkpoint = write_checkpoint(tmp_path / "package" / "checkpoints" / "model", 2)
+    monkeypatch.setattr(evaluation_results, "files", lambda name: tmp_path / "package")
+    data = write(tmp_path / "data.csv", sentiment(6, 0))
+    code, out, err = command(checkpoint, "--task", "classification", "--data", data)
+    assert (code, "precision" in out, "give --output DIR" in err) == (0, True, True)
+    assert not (checkpoint / "eval_results.json").exists()
 
 
 def test_a_file_without_labels_is_predicted(evaluate, tmp_path):
@@ -423,12 +464,16 @@ def test_the_file_is_what_publishing_reads(evaluate, tmp_path):
     before = results(checkpoint)["results"]
     evaluate(checkpoint, "--task", "classification", "--data", two)
     evaluate(checkpoint, "--task", "classification", "--data", one)
-    assert results(checkpoint)["results"] == [*results(checkpoint)["results"][:1], *before]
+    assert results(checkpoint)["results"] == [*results(checkpoint)["results"][:2], *before]
     found = read_measurements(checkpoint)
     assert [(x.dataset, x.published, x.metric, x.examples) for x in found] == [
         ("two", False, "accuracy", 30),
+        ("two", False, "f1_macro", 30),
         ("one", False, "accuracy", 20),
+        ("one", False, "f1_macro", 20),
     ]
+    # Nothing in it tells where the files lay.
+    assert list(find_private_paths((checkpoint / "eval_results.json").read_text())) == []
     assert {"command", "cpu", "torch", "seed"} <= results(checkpoint)["machine"].keys()
 
 
@@ -521,17 +566,27 @@ def test_bad_arguments_are_one_error_and_nothing_written(bad, arguments, parts):
         ("text,label\n", ["is empty: it holds no rows"]),
         ("text,label\ngood,1\nbad,2\n", ["label 2 in row 1", "0 to 1"]),
         ("text,label\ngood,1\nbad,-2\n", ["label -2 in row 1", "0 to 1"]),
-        ("text,label\ngood,yes\nbad,no\n", ["classes, integers from 0", "'label'"]),
+        (
+            "text,label\ngood,yes\nbad,no\n",
+            ["classes, integers from 0", "'label'", "NEGATIVE, POSITIVE", "holds 'yes'"],
+        ),
+        ("text,label\ngood,1\nbad,no\n", ["classes, integers from 0, in 'label'", "line 3 has 'no'"]),
         ("text,label\ngood,1\nbad,-1\n", ["rows without a label in 'label'", "row 1"]),
         ("text,label\n,1\nbad,0\n", ["rows without a text in 'text'"]),
         ("text,label\ngood,01\nbad,0\n", ["classes, integers from 0, in 'label'", "line 2 has '01'"]),
         ("text,label\ngood,1\nbad\n", ["line 3 has 1 field, but the header has 2"]),
     ],
-    ids=["empty", "large-label", "negative-label", "words", "some-labels", "no-text", "leading-zero", "short-row"],
+    ids=["empty", "large-label", "negative-label", "words", "mixed", "some-labels", "no-text", "leading-zero", "short-row"],
 )
 def test_bad_rows_are_one_error_and_nothing_written(bad, tmp_path, content, parts):
     (tmp_path / "bad.csv").write_text(content)
     bad("MODEL", "--task", "imdb", "--data", tmp_path / "bad.csv", parts=parts)
+
+
+def test_names_of_classes_that_the_checkpoint_has_not(tmp_path, bad):
+    (tmp_path / "words.csv").write_text("text,label\ngood,yes\nbad,no\n")
+    parts = ["classes, integers from 0, in 'label'", "LABEL_0, LABEL_1", "'no', 'yes'"]
+    bad("MODEL", "--task", "classification", "--data", tmp_path / "words.csv", parts=parts)
 
 
 def test_an_empty_split(tmp_path, bad):

@@ -12,6 +12,7 @@ from inhibidistilbert.evaluation.metrics import (
     IGNORED,
     Accuracy,
     AveragePrecision,
+    ClassF1,
     MacroF1,
     MatthewsCorrelation,
     MicroF1,
@@ -43,8 +44,9 @@ def numbers(seed: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_classification_agrees_with_scikit_learn(seed):
     predictions, references = classes(seed)
-    assert compute([Accuracy, F1, MatthewsCorrelation], predictions, references) == pytest.approx(
+    assert compute([Accuracy, F1, MatthewsCorrelation, ClassF1], predictions, references) == pytest.approx(
         {
+            "f1_macro": np.mean(sklearn_metrics.f1_score(references, predictions, average=None)),
             "accuracy": sklearn_metrics.accuracy_score(references, predictions),
             "f1": sklearn_metrics.f1_score(references, predictions),
             "matthews_correlation": sklearn_metrics.matthews_corrcoef(references, predictions),

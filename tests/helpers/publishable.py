@@ -40,7 +40,11 @@ The reviews are research data (Maas et al. 2011).
 
 ## Diary
 
-We had 12345 cups of coffee.
+We had many cups of coffee.
+
+## Training
+
+We trained 12345 times.
 """
 EVALUATION = {
     "results": [

@@ -84,12 +84,26 @@ class TestText:
     def test_every_section_says_something(self, title, card):
         assert section(card.text, title)
 
+    def test_what_is_not_given_is_said(self, checkpoint, tmp_path):
+        replace_in(checkpoint / "README.md", "base_model: someone/teacher\n", "")
+        replace_in(checkpoint / "README.md", "datasets:\n- stanfordnlp/imdb\n", "")
+        replace_in(checkpoint / "README.md", "The reviews are research data (Maas et al. 2011).\n", "")
+        text = ModelCard.load(assembled(checkpoint, tmp_path / "other").folder / "README.md").text
+        terms = section(text, "Terms").splitlines()
+        assert terms == ["Weights and code: apache-2.0. The base model is not given.", "The data are not given."]
+        assert "Data: ." not in text
+
     def test_table_has_the_control_beside_it(self, card):
         assert "| stanfordnlp/imdb, test | 25,000 | accuracy | 81.2 | 84.4 (a softmax model) |" in card.text
         assert "| reviews | 321 | accuracy | 87.5 | 91.0 (its teacher) |" in card.text
 
     def test_usage_is_pinned_to_the_tag(self, card):
         assert 'pipeline("text-classification", model="someone/tiny", revision="v1", trust_remote_code=True)' in card.text
+
+    def test_nothing_that_it_says_to_run_waits_for_an_answer(self, card):
+        lines = [line for line in card.text.splitlines() if re.search(r"(from_pretrained|pipeline)\(", line)]
+        assert len(lines) == 3
+        assert all("trust_remote_code=True" in line for line in lines)
 
     def test_what_it_needs_for_speed_is_named(self, card):
         needs = section(card.text, "Use").partition("It needs")[2]
@@ -112,7 +126,8 @@ class TestText:
     def test_maintainers_words(self, card):
         assert "Irony is misread." in section(card.text, "Limits and bias")
         assert "Maas et al. 2011" in section(card.text, "Terms")
-        assert "coffee" not in card.text
+        assert section(card.text, "Diary") == "We had many cups of coffee."
+        assert "12345" not in card.text  # the template's own section says how it was trained
 
     @pytest.mark.parametrize(("signed", "formula"), [(True, "relu(v⁺ − Z) − relu(v⁻ − Z)"), (False, "Σ relu(v − Z)")])
     @pytest.mark.parametrize(("normalization", "factor"), [("none", "H = β · Σ"), ("sqrt", "H = β/√n · Σ")])

@@ -93,7 +93,7 @@ class TestDryRun:
             name: value for file in report["files"] if file["path"] == "model.safetensors" for name, value in file.items()
         }.items()
         assert set(report["left_out"]) == {"events.log", "optimizer.pt"}
-        assert "Diary" in report["left_out_sections"]
+        assert report["left_out_sections"] == ["Training"]
         assert hub.writes == []
         assert hub.repositories == {}
         assert fingerprint(checkpoint) == before
@@ -104,10 +104,34 @@ class TestDryRun:
         replace_in(checkpoint / "README.md", "license: apache-2.0\n", "")
         code, out, err = run(checkpoint, "--repo-id", REPO_ID, "--dry-run")
         assert code == 1
+        assert out.startswith("FAILED: card metadata\n")
         assert "model.safetensors" in out
         assert "README.md: does not give license; add `license: apache-2.0`" in out
         assert err == "error: failed checks: card metadata. Nothing was sent.\n"
         assert hub.bearers == set()
+
+    def test_a_card_to_fill_in(self, checkpoint, run, monkeypatch):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(ModelPublication, "check_loading", lambda self, candidate: iter(()))
+
+        def dry_run() -> tuple[int, list[str]]:
+            code, out, _ = run(checkpoint, "--repo-id", REPO_ID, "--dry-run", "--json")
+            return code, [problem["what"] for check in json.loads(out)["checks"] for problem in check["problems"]]
+
+        file, missing = checkpoint / "README.md", ["license", "language", "base_model", "base_model_relation", "datasets"]
+        file.unlink()
+        code, out, err = run(checkpoint, "--init-card")
+        assert (code, err, str(file) in out) == (0, "", True)
+        limits = "does not say what the limits of this model are"
+        assert dry_run() == (1, [f"does not give {name}" for name in missing] + [limits])
+        text = file.read_text()
+        for name in missing:
+            text = text.replace(f"# {name}:", f"{name}:")
+        file.write_text(text.replace("ORG/NAME", "someone/teacher") + "English only.\n")
+        assert dry_run() == (0, [])
+        before = fingerprint(checkpoint)
+        code, _, err = run(checkpoint, "--init-card")
+        assert (code, "is there already" in err, fingerprint(checkpoint)) == (2, True, before)
 
     def test_without_the_hub(self, checkpoint, run, monkeypatch):
         """All that can be checked is, and it says what was not."""

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,19 @@ def test_header_names_machine_and_versions(monkeypatch: pytest.MonkeyPatch):
     assert header["command"] == "inhibidistilbert benchmark cpu --output 'a folder'"
     assert header["seed"] == "3"
     assert {"date", "system", "cpu", "cpus", "python", "torch", "transformers"} <= header.keys()
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("/home/someone/student/", "student/"),
+        ("train=/data/a/train.csv", "train=train.csv"),
+        ("--output=~/runs/a", "--output=a"),
+        (r"C:\Users\someone\a.csv", "a.csv"),
+        ("runs/student", "runs/student"),
+        ("org/name", "org/name"),
+    ],
+)
+def test_header_tells_no_place(monkeypatch: pytest.MonkeyPatch, argument: str, told: str):
+    monkeypatch.setattr("sys.argv", ["inhibidistilbert", argument])
+    assert shlex.split(machine.header()["command"]) == ["inhibidistilbert", told]

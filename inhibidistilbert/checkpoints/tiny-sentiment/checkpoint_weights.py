@@ -15,6 +15,18 @@ class UnfitWeights(ValueError, RuntimeError):
     """The weights are not those of this model. A RuntimeError, as transformers' own."""
 
 
+def with_half_embeddings(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, those of embeddings in float16 where it has their very values: what is loaded of them is the same."""
+    halves = {}
+    for name, tensor in state.items():
+        if name.endswith("_embeddings.weight") and tensor.dtype == torch.float32 and not tensor.is_meta:
+            half = tensor.half()
+            if torch.equal(half.float(), tensor):
+                halves[tensor.data_ptr()] = half
+    # A head that is tied to the embeddings has their tensor, and keeps it.
+    return {name: halves.get(tensor.data_ptr(), tensor) for name, tensor in state.items()}
+
+
 def _within_encoder(name: str, prefix: str) -> str | None:
     """The name of an encoder's tensor without the prefix that models with a head give it; None for one of a head."""
     bare = name.removeprefix(prefix)
