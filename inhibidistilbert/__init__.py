@@ -9,10 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .registration import register_when_imported
-
 if Path(__file__).with_name("kernels").is_file():
     raise ImportError("This clone has files in place of symbolic links: clone again with `git clone -c core.symlinks=true`.")
+
+from .registration import register_when_imported
 
 if TYPE_CHECKING:
     from .kernels.attention import inhibitor_attention

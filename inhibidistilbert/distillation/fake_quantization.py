@@ -1,6 +1,6 @@
 """Straight-through fake quantisation: the student computes as its int8 form does, and learns as if it were exact.
 
-Forward, attention and linear layers give to the bit what `inhibidistilbert.quantize` makes of the weights as they are.
+Forward, embeddings, attention and linear layers give to the bit what `inhibidistilbert.quantize` makes of the weights as they are.
 Backward, rounding counts as the identity (Bengio et al. 2013, arXiv 1308.3432): gradients are those of the exact form.
 """
 
@@ -51,6 +51,10 @@ def _linear_hook(linear: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) 
     return straight_through(output, quantized)
 
 
+def _embedding_hook(embedding: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return straight_through(output, output.detach().half())
+
+
 def fake_quantize(model: PreTrainedModel) -> None:
     """From now on `model`, an InhibiDistilBERT, computes as `quantize(model)` would. What it saves is not changed.
 
@@ -63,6 +67,8 @@ def fake_quantize(model: PreTrainedModel) -> None:
     ALL_ATTENTION_FUNCTIONS[NAME] = _attention_forward
     model.set_attn_implementation(NAME)
     for block in model.modules():
+        if isinstance(block, nn.Embedding):
+            block.register_forward_hook(_embedding_hook)
         if isinstance(block, TransformerBlock):
             for owner, names in LINEARS.items():
                 for name in names:

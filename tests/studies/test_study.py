@@ -242,7 +242,16 @@ def test_the_rows_that_are_published_are_of_the_commands_of_the_plan():
     elsewhere = {task for run in runs for task in run.task.also_tested} | {ALIGNMENT[0]}
     done = {(run.task.name, run.model, run.seed) for run in runs if results.has(run)}
     assert {row for row in published if row[0] not in elsewhere} == done
-    assert ("rotten_tomatoes", "teacher", 0) in done
+
+
+def test_the_first_study_stands_whole():
+    rows = Results(Path(__file__).parents[2] / "benchmarks/results", "study_bf16").rows()
+    tests = {
+        (row["task"], row["seed"]) for row in rows if row["model"] == "inhibitor" and row["metric"] != "explained_variance"
+    }
+    assert tests == {
+        (task, seed) for task in (*[name for name in TASKS if not TASKS[name].pair], "imdb_long") for seed in SEEDS
+    }
 
 
 def test_alignment_has_one_row_however_many_tasks_build_on_it(workplace):
