@@ -1,7 +1,7 @@
 """Straight-through fake quantisation: the student computes as its int8 form does, and learns as if it were exact.
 
-Forward, embeddings, attention and linear layers give to the bit what `inhibidistilbert.quantize` makes of the weights as they
-are.
+Forward, embeddings, attention and linear layers give to the bit what `inhibidistilbert.quantize` makes of the weights as
+they are.
 Backward, rounding counts as the identity (Bengio et al. 2013, arXiv 1308.3432): gradients are those of the exact form.
 """
 
