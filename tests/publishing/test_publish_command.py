@@ -20,6 +20,7 @@ from inhibidistilbert import InhibiDistilBertForSequenceClassification, cli
 from inhibidistilbert.publishing.kernel import KernelPublication
 from inhibidistilbert.publishing.model import ModelPublication
 from tests.helpers import remote_client
+from tests.helpers.code_of_folders import code_of_folders
 from tests.helpers.hub import LoopbackHub, WritableHub
 from tests.helpers.publishable import REPO_ID, TOKEN, edit_json, edit_weights, fingerprint, replace_in
 from tests.helpers.remote_client import model_outputs
@@ -351,6 +352,7 @@ class TestVerify:
 
     def test_a_strangers_code_is_not_run(self, candidate, hub, run, tmp_path, monkeypatch):
         """Three lines that write the token to a file: by default they are seen, and no process is started."""
+        loaded_before = code_of_folders()
         witness = spy(candidate.folder / "modeling_inhibidistilbert.py", tmp_path / "witness")
         hub.put(REPO_ID, {name: file.read_bytes() for name, file in candidate.files.items()})
         monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: pytest.fail("a process was started"))
@@ -365,7 +367,7 @@ class TestVerify:
         assert "usage" not in json.loads(out)
         assert err == "error: failed checks: known sources. Nothing was changed.\n"
         assert not witness.exists()
-        assert not [name for name in sys.modules if name.startswith("transformers_modules")]
+        assert code_of_folders() == loaded_before
 
     def test_with_trust_it_runs_without_token_and_home(self, candidate, hub, run, tmp_path, monkeypatch):
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", TOKEN)

@@ -2,7 +2,6 @@
 
 import ast
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from inhibidistilbert.support import foreign
 from inhibidistilbert.support.errors import UserError
 from inhibidistilbert.support.foreign import ForeignFieldError, load_pretrained, plain_config, plain_tokenizer_config
 from inhibidistilbert.support.heads import SINGLE_LABEL
+from tests.helpers.code_of_folders import code_of_folders
 from tests.helpers.hub import LoopbackHub
 from tests.helpers.tiny_sentiment import write_tiny_checkpoint
 
@@ -151,11 +151,6 @@ def test_models_of_transformers_too(choice, bert, own, hub):
         with pytest.raises(UserError, match=words):
             load(bert)
     assert hub.requests == []
-
-
-def code_of_folders() -> set[str]:
-    """The modules that transformers has loaded from folders."""
-    return {name for name in sys.modules if name.startswith("transformers_modules")}
 
 
 def test_harmless_fields_are_left_out(own, hub):
