@@ -159,14 +159,14 @@ def attend(
         scalars = (*scalars, delta)
     transformed = _plain_operations_only(query, key, value, *scalars)
     needs_plain = _NO_SCORES if return_scores else "it takes no attn_mask" if attention is not None else None
-    beyond, radii = delta is not None or not form.published, alpha.ndim + beta.ndim + gamma.ndim > 3
-    if quantized and radii:
+    beyond, several = delta is not None or not form.published, alpha.ndim + beta.ndim + gamma.ndim > 3
+    if quantized and several:
         raise ValueError(f"quantized=True cannot be used here: {_NO_RADII}.")
     if quantized and key.shape[2] > LARGEST_KEYS:
         needs_plain = f"its int8 form takes up to {LARGEST_KEYS} keys, and these are {key.shape[2]}"
     operator, compiled = BACKENDS["naive"].load(), False
     if not transformed:
-        operator, compiled = _choose(backend, query, needs_plain, quantized, beyond, radii)
+        operator, compiled = _choose(backend, query, needs_plain, quantized, beyond, several)
     if compiled:
         return operator(query, key, value, padding, dropout, alpha, beta, gamma, delta, *form.numbers, causal), None
 
@@ -258,7 +258,7 @@ def inhibitor_attention(
         return_scores: also return Z, of the first radius.
         backend: `"auto"` (the best one for the tensors' device), `"triton"` (fused, for GPUs), `"cpu"` (compiled for this
             processor), `"torch"` (blocked, memory-lean, explicit gradients) or `"naive"` (the definition). Where a compiled
-            one was asked for, calls with `attn_mask`, `return_scores` or several radii take `"torch"`; within
+            one was asked for, calls with `attn_mask`, `return_scores` or a form that it has not take `"torch"`; within
             torch.jit.trace and the transforms of torch.func, and for inputs with a forward-mode tangent, it is always the
             definition.
 

@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 NO_TRITON = "the package triton is not installed; pip install triton"
 _COSTS = {
-    "cpu": "20 to 40 times slower than softmax attention, and a whole model takes 2 to 5 times as long; the compiled form "
+    "cpu": "20 to 70 times slower than softmax attention, and a whole model takes 2 to 5 times as long; the compiled form "
     "is about as fast as softmax",
     "cuda": "many times slower than the fused kernels, and takes more memory",
 }

@@ -32,7 +32,7 @@ class Measurement:
         dataset: a Hub id, or the name of a file of texts.
         published: whether `dataset` is a Hub id.
         value: of this model; accuracies are fractions.
-        control: the same of the softmax model `control_model`, where it was measured.
+        control: the same of `control_model`, the model it was compared with, where there was one.
         std: deviation over trainings with several seeds.
     """
 

@@ -12,7 +12,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from ..blocked import torch_backward, torch_forward
+from ..blocked import number_of_radii, torch_backward, torch_forward
 from ..custom_op import op_namespace, register_backend
 from ..llvm.jit import Machine, entry, host_machine, refusal
 from .code.backward import backward_ir
@@ -88,13 +88,6 @@ def _plan(
     return Plan(entry(name, _PASSES[name], machine), pack(words), threads, threads * workspace_size, reaches, layout)
 
 
-def _radii(scalars: tuple[Tensor, Tensor, Tensor, Tensor | None]) -> int:
-    alpha, beta, gamma, _ = scalars
-    return max(
-        len(alpha) if alpha.ndim == 2 else 1, len(beta) if beta.ndim == 2 else 1, len(gamma) if gamma.ndim == 2 else 1
-    )
-
-
 def _run(
     name: str,
     tensors: tuple[Tensor, ...],
@@ -111,7 +104,7 @@ def _run(
     """
     query, key = tensors[:2]
     strides = strides_of(scalars, masks, tensors)
-    options = (*flags, scalars[3] is not None, _radii(scalars))
+    options = (*flags, scalars[3] is not None, number_of_radii(*scalars[:3]))
     plan = _plan(name, machine(), query.shape, key.shape[2], query.dtype, options, torch.get_num_threads(), strides)
     more = [0, *[0 if x is None else x.data_ptr() for x in (*per_query, sums)]]
     read = _READ_BY[name]
@@ -155,7 +148,7 @@ def _backward(
         inverse = statistics[-1].reciprocal()
         grad_opened = (grad_output.float() * output.float()).sum(-1).mul_(inverse).neg_()
     per_query = statistics if center else None, inverse, grad_opened
-    radii = _radii(scalars)
+    radii = number_of_radii(*scalars[:3])
     sums = torch.empty(*query.shape[:2], 4 * radii + 1, dtype=torch.float32)
     if _run("backward", tensors, masks, scalars, flags, per_query, sums):
         gradients = torch_backward(grad_output, query, key, value, *masks, *scalars, *flags)

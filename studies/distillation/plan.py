@@ -70,7 +70,7 @@ _GATE = (
 # Models of every task that are compared with one another.
 CONTROLS, STUDENTS = ("softmax", "softmax_aligned"), ("gate", "inhibitor")
 # Alignment and pretraining make a student like the encoder. The softmax control starts as a copy of it and needs neither.
-_STUDENTS = (Model("gate", _GATE), Model("softmax", ("student.attention=softmax",), stages=()), Model("inhibitor"))
+_COMPARED = (Model("gate", _GATE), Model("softmax", ("student.attention=softmax",), stages=()), Model("inhibitor"))
 # A second control that goes through these stages all the same, whatever they do to it.
 _SAME_STAGES = Model("softmax_aligned", ("student.attention=softmax",))
 _ABLATIONS = (
@@ -138,7 +138,7 @@ def plan(settings: Settings) -> Iterator[Run]:
 
 def _comparison(settings: Settings, task: Task, seed: int) -> Iterator[Run]:
     yield Run(task, "teacher", seed, _teacher(settings, task, seed))
-    yield from (_student(settings, task, model, seed) for model in _STUDENTS)
+    yield from (_student(settings, task, model, seed) for model in _COMPARED)
 
 
 def _teacher(settings: Settings, task: Task, seed: int) -> Command:

@@ -419,9 +419,13 @@ def torch_inhibitor_attention(
 # For compiled backends, whose arguments `register_backend` describes: calls in which something is not finite.
 
 
+def number_of_radii(alpha: Tensor, beta: Tensor, gamma: Tensor) -> int:
+    return max([len(x) for x in (alpha, beta, gamma) if x.ndim == 2], default=1)
+
+
 def per_radius(*scalars: Tensor) -> list[Tensor]:
-    """Scalars `(1 or H,)` or `(R, 1 or H)` as `(R, 1 or H, 1, 1)`."""
-    radii = max(len(x) if x.ndim == 2 else 1 for x in scalars)
+    """Alpha, beta and gamma, `(1 or H,)` or `(R, 1 or H)`, as `(R, 1 or H, 1, 1)`."""
+    radii = number_of_radii(*scalars)
     return [x.view(-1 if x.ndim == 2 else 1, x.shape[-1], 1, 1).expand(radii, -1, -1, -1) for x in scalars]
 
 
