@@ -11,11 +11,11 @@ from . import __version__
 from .commands.benchmark import benchmark_app
 from .commands.convert import convert
 from .commands.distill import distill
+from .commands.ending import exit_code, open_closed_streams
 from .commands.evaluate import evaluate
 from .commands.predict import predict
 from .commands.publish import publish
 from .commands.quantize import quantize
-from .support.errors import UserError
 
 app = typer.Typer(
     name="inhibidistilbert",
@@ -54,14 +54,11 @@ app.add_typer(benchmark_app)
 
 
 def main() -> None:
-    """Entry point: bad input is one clear line on stderr and exit code 2."""
-    if not (sys.stderr and sys.stderr.isatty()):
+    """Entry point: an error is one clear line on stderr; exit code 2 where the input is bad."""
+    open_closed_streams()
+    if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' bars: in a log each step of them would be a line
-    try:
-        app()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_code(app))
 
 
 if __name__ == "__main__":

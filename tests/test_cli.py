@@ -1,7 +1,9 @@
 """The command line as a whole: what it imports, and how it tells its version and its options."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -9,6 +11,8 @@ from typer.testing import CliRunner
 
 from inhibidistilbert import __version__
 from inhibidistilbert.cli import app
+from inhibidistilbert.commands import ending
+from inhibidistilbert.prediction import default_checkpoint
 
 ROOT = typer.main.get_command(app)
 COMMANDS = [[name] for name in ROOT.commands] + [["benchmark", name] for name in ROOT.commands["benchmark"].commands]
@@ -73,3 +77,71 @@ def test_help_shows_the_names_of_all_options_whole(words):
 
 def test_help_shows_brackets():
     assert "[SPLIT=]PATH" in run("evaluate", "--help").output
+
+
+@pytest.mark.parametrize(
+    ("redirection", "why"), [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor"), ("| true", None)]
+)
+def test_what_cannot_be_printed_is_told(redirection, why):
+    if "full" in redirection and not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    ended = subprocess.run(["sh", "-c", f"{sys.executable} -m inhibidistilbert --version {redirection}"], capture_output=True)
+    told = f"error: standard output cannot be written ({why}).\n" if why else ""
+    assert (ended.returncode, ended.stderr.decode(), ended.stdout) == (1 if why else 0, told, b"")
+
+
+def test_no_file_gets_the_number_of_a_closed_stream(tmp_path):
+    program = """
+import os, sys
+from inhibidistilbert.commands.ending import open_closed_streams
+open_closed_streams()
+assert os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT) > 2
+print("nobody hears it", file=sys.stderr)
+"""
+    command = f'{sys.executable} -c "$1" "$2" <&- >&- 2>&-'
+    assert subprocess.run(["sh", "-c", command, "sh", program, str(tmp_path / "file")]).returncode == 0
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+LONG = "a" * 300
+
+
+@pytest.mark.parametrize(
+    ("words", "argument"),
+    [
+        (["predict", "--model", LONG, "text"], "--model"),
+        (["predict", f"--file={LONG}"], "--file"),
+        (["predict", "text", "--output", f"/{LONG}.csv"], "--output"),
+        (["convert", str(default_checkpoint()), LONG], "argument"),
+        (["quantize", str(default_checkpoint()), LONG], "argument"),
+        (["evaluate", "x", "--task", "imdb", "--data", LONG], "--data"),
+        (["distill", LONG], "argument"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_names_that_are_too_long_are_told_by_their_argument(words, argument, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["inhibidistilbert", *words])
+    assert ending.exit_code(app) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert re.fullmatch(rf"error: {argument}.* '/?a+….*[Ff]ile name too long.*\n", output.err), output.err
+    assert len(output.err) < 300
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_and_its_details_are_kept(capsys):
+    assert ending.exit_code(lambda: 1 / 0) == 1
+    told = re.fullmatch(
+        r"error: ZeroDivisionError: division by zero\. This is a fault of inhibidistilbert; its details are in (.*)\.\n",
+        capsys.readouterr().err,
+    )
+    details = Path(told[1])
+    assert "Traceback" in details.read_text() and "1 / 0" in details.read_text()
+    details.unlink()
+
+
+def test_an_error_of_the_system_in_a_file_that_nobody_named_is_no_bad_input(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["inhibidistilbert", "predict", "text"])
+    assert ending.exit_code((tmp_path / "gone").read_text) == 1
+    Path(capsys.readouterr().err.split()[-1].removesuffix(".")).unlink()

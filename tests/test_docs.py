@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
@@ -14,6 +16,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from inhibidistilbert.cli import app
+from inhibidistilbert.commands.ending import exit_code
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(
@@ -55,10 +58,10 @@ def broken_links(path: Path) -> Iterator[str]:
             yield link
 
 
-def codes(path: Path) -> Iterator[str]:
+def codes(path: Path, in_text: bool = True) -> Iterator[str]:
     """What stands in the text as code, and each line of the code blocks of a shell."""
     for token in tokens(path):
-        if token.type == "code_inline":
+        if token.type == "code_inline" and in_text:
             yield token.content
         elif token.type == "fence" and token.info == "console":
             yield from (line.removeprefix("$ ") for line in token.content.replace("\\\n", " ").splitlines())
@@ -131,3 +134,26 @@ def test_what_is_wrong_is_found(tmp_path):
     assert list(broken_links(tmp_path / "a.md")) == ["#a", "gone.md", "gone.png"]
     unknown = [word for line in command_lines(tmp_path / "a.md") for word in unknown_words(line)]
     assert unknown == ["gone", "--gone", "--gone", "--bf17"]
+
+
+def test_the_commands_of_the_first_hour(tmp_path, monkeypatch, capsys):
+    """One after the other, as a user copies them; those of this package in this process, which has imported everything."""
+    (tmp_path / "inhibidistilbert").mkdir()
+    for place in ("examples", "inhibidistilbert/checkpoints"):
+        (tmp_path / place).symlink_to(ROOT / place)
+    monkeypatch.chdir(tmp_path)
+    told = {}
+    for line in codes(ROOT / "docs/first-hour.md", in_text=False):
+        words = shlex.split(line)
+        if words[0] == "inhibidistilbert":
+            monkeypatch.setattr(sys, "argv", words)
+            assert exit_code(app) == 0, (line, capsys.readouterr())
+            told[line] = capsys.readouterr().out
+        else:
+            subprocess.run(["sh", "-c", line], check=True)
+    labels = [words[0] for line, output in told.items() if " predict" in line and (words := output.split())]
+    assert labels == ["POSITIVE", "complaint"]
+    scores = next(output for line, output in told.items() if "--fine-tune" in line)
+    assert float(re.search(r"accuracy +\S+ +(\d\.\d+)", scores)[1]) >= 0.8
+    assert (tmp_path / "runs/predictions.csv").read_text().count("\n") == 31
+    assert "ready" in list(told.values())[-1].splitlines()[0]

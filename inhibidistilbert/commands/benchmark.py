@@ -10,7 +10,18 @@ import typer
 from ..support.errors import UserError
 from .benchmark_gpu import gpu
 from .benchmark_model import model
-from .output import JsonOption, OutputOption, check_positive, deliver, left_out, new_table, number, print_table, progress_bar
+from .output import (
+    JsonOption,
+    OutputOption,
+    check_positive,
+    check_threads,
+    deliver,
+    left_out,
+    new_table,
+    number,
+    print_table,
+    progress_bar,
+)
 
 if TYPE_CHECKING:
     from ..benchmarks.static import StaticResults
@@ -155,8 +166,7 @@ def cpu(
     if unknown:
         names = ", ".join(each.name for each in levels)
         raise UserError(f"--level must be one of {names}; got {sorted(unknown)[0]!r}.")
-    for thread in threads or ():
-        check_positive("--threads", thread)
+    check_threads(threads or ())
     files.prepare_output(output)
     chosen = [each for each in levels if not level or each.name in level]
     numbers = threads or [1, 2]

@@ -11,7 +11,17 @@ import typer
 
 from ..support.errors import UserError
 from ..support.text_rows import NotUtf8, read_lines
-from .output import JsonOption, OutputOption, check_positive, left_out, new_table, print_table, progress_bar, save
+from .output import (
+    JsonOption,
+    OutputOption,
+    check_positive,
+    check_threads,
+    left_out,
+    new_table,
+    print_table,
+    progress_bar,
+    save,
+)
 
 if TYPE_CHECKING:
     from ..support.benchmark_results import ModelRow, RatioRow
@@ -61,9 +71,10 @@ def model(
     otherwise. With --output: model_cpu.csv (ratios), .json (everything), .png and .md, or model_gpu.….
     """
     counts = {"--samples": [samples], "--repetitions": [repetitions]}
-    for name, values in {"--batch": batch, "--length": length, "--threads": threads, **counts}.items():
+    for name, values in {"--batch": batch, "--length": length, **counts}.items():
         for value in values or ():
             check_positive(name, value)
+    check_threads(threads or ())
     if seconds is not None and not seconds > 0:
         raise UserError(f"--seconds must be above 0; got {seconds}.")
 

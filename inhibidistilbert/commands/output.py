@@ -1,6 +1,7 @@
 """What commands print: tables, numbers, progress; and the options for it."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,6 +41,14 @@ def with_bar(steps: Iterable, description: str, shown: bool = True) -> Iterable:
 def check_positive(name: str, value: int) -> None:
     if value < 1:
         raise UserError(f"{name} must be at least 1; got {value}.")
+
+
+def check_threads(values: Iterable[int]) -> None:
+    """More threads than processors only wait for one another, and too many end the process."""
+    for value in values:
+        check_positive("--threads", value)
+        if value > (most := os.cpu_count() or 1):
+            raise UserError(f"--threads must be at most {most}, the processors of this machine; got {value}.")
 
 
 def new_table(words: Iterable[str], numbers: Iterable[str]) -> Table:

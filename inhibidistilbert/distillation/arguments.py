@@ -1,14 +1,21 @@
 """The Trainer's arguments for a stage of a recipe."""
 
-import dataclasses
+import math
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from huggingface_hub.dataclasses import type_validator
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
+from transformers.training_args import trainer_log_levels
 
-from ..evaluation.fine_tuning import trainer_arguments
+from ..evaluation.fine_tuning import FineTuner, trainer_arguments
 from ..support.errors import UserError, reason
 from .recipe import Recipe
 from .stages import Stage
@@ -28,24 +35,40 @@ _MANAGED = {
     "bf16": "bf16",
     "seed": "seed",
     "data_seed": "seed",
-    "train_sampling_strategy": "nothing: texts of similar length come together",
-    "remove_unused_columns": "nothing",
-    "resume_from_checkpoint": "nothing: the same command goes on by itself",
-    "save_only_model": "nothing: the same command goes on from whole checkpoints",
     "label_names": "data.label_column",
+    "local_rank": "torchrun",
+}
+# Those that must be left out, and why.
+_LEFT_OUT = {
+    "train_sampling_strategy": "texts of similar length come together",
+    "remove_unused_columns": "the stages read the columns that they need",
+    "resume_from_checkpoint": "the same command goes on by itself",
+    "save_only_model": "the same command goes on from whole checkpoints",
+    "ignore_data_skip": "the same command goes on with the texts that were not seen yet",
+    "enable_jit_checkpoint": "checkpoints come every trainer.save_steps",
+    "auto_find_batch_size": "a step has <stage>.batch_size texts",
+    "label_smoothing_factor": "<stage>.temperature and hard_weight say how the labels count",
+    "load_best_model_at_end": "a stage ends with its last step",
+    "metric_for_best_model": "a stage ends with its last step",
+    **dict.fromkeys(
+        ("batch_eval_metrics", "eval_do_concat_batches", "prediction_loss_only"), "evaluations here need all predictions"
+    ),
+    **dict.fromkeys(
+        ("neftune_noise_alpha", "use_liger_kernel", "debug", "parallelism_config"), "it does not fit this model"
+    ),
+}
+_SENDING = ("push_to_hub", "hub_")
+_TYPES = get_type_hints(TrainingArguments) | {"fsdp": bool | str | None}  # which says itself that true is right
+_ABOVE_0 = {
+    *("gradient_accumulation_steps", "per_device_eval_batch_size", "eval_accumulation_steps", "dataloader_prefetch_factor"),
+    *("logging_steps", "save_steps", "eval_steps", "save_total_limit", "ddp_timeout", "ddp_bucket_cap_mb"),
 }
 
 
 def training_arguments(recipe: Recipe, stage: Stage, folder: Path) -> TrainingArguments:
     """The arguments of a stage that trains in `folder`. Raises a UserError for a setting that is unknown, taken or wrong."""
-    given = dict(recipe.trainer)
-    known = {item.name for item in dataclasses.fields(TrainingArguments)}
-    for name in given:
-        if name not in known:
-            raise UserError(f"trainer: {name!r} is no field of transformers.TrainingArguments.")
-        if name in _MANAGED:
-            raise UserError(f"trainer: {name!r} is set by {_MANAGED[name]}.")
-    accumulated = int(given.get("gradient_accumulation_steps", 1))
+    given = {name: _checked(name, value) for name, value in recipe.trainer.items()}
+    accumulated = given.get("gradient_accumulation_steps", 1)
     share, rest = divmod(stage.batch_size, accumulated * PartialState().num_processes)
     if rest or not share:
         raise UserError(
@@ -85,9 +108,63 @@ def training_arguments(recipe: Recipe, stage: Stage, folder: Path) -> TrainingAr
     gathers = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
     if sharding and sharding.is_zero3() and not sharding.is_true(gathers):
         raise UserError(f"trainer: DeepSpeed's {gathers} must be true in ZeRO stage 3: a stage ends with the whole student.")
+    if not (stage.labelled and recipe.data.eval_file) and (arguments.eval_strategy != "no" or arguments.eval_on_start):
+        raise UserError(
+            f"trainer: stage {stage.name} has no --eval-file, so eval_strategy must be 'no', eval_on_start false."
+        )
     if arguments.n_gpu > 1:
         # Several GPUs in one process would be slower, and not this training: torchrun uses them.
         arguments._n_gpu = 1
     if not stage.labelled and arguments.dataloader_num_workers > 1:
         raise UserError("trainer: dataloader_num_workers must be 0 or 1 for a stream: each worker would read all of it.")
     return arguments
+
+
+def _checked(name: str, value: Any) -> Any:
+    """The value of a field of TrainingArguments. Raises a UserError where it may not be given, or is none of its type."""
+    if name not in _TYPES:
+        raise UserError(f"trainer: {name!r} is no field of transformers.TrainingArguments.")
+    if name in _MANAGED:
+        raise UserError(f"trainer: {name!r} is set by {_MANAGED[name]}.")
+    why = "`publish` sends models, a training does not" if name.startswith(_SENDING) else _LEFT_OUT.get(name)
+    if why:
+        raise UserError(f"trainer: {name!r} must be left out: {why}.")
+    if value is False and name.endswith("_strategy"):
+        value = "no"  # which YAML takes for false
+    kind = _TYPES[name]
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    try:
+        type_validator(name, float(value) if is_number and float in kinds else value, kind)
+        if isinstance(value, bool) and bool not in kinds:
+            raise TypeError
+    except (StrictDataclassError, TypeError) as error:
+        wanted = " or ".join("nothing" if each is type(None) else getattr(each, "__name__", str(each)) for each in kinds)
+        raise UserError(f"trainer: {name} must be {wanted}, got {value!r}.") from error
+    if is_number and not (0 <= value < math.inf and (value or name not in _ABOVE_0)):
+        raise UserError(f"trainer: {name} must be a number {'above' if name in _ABOVE_0 else 'from'} 0, got {value}.")
+    if name.startswith("log_level") and value not in trainer_log_levels:
+        raise UserError(f"trainer: {name} must be one of {', '.join(trainer_log_levels)}, got {value!r}.")
+    return value
+
+
+def check_buildable(arguments: TrainingArguments) -> None:
+    """Make a Trainer, an optimizer and a schedule for a model of one weight, since transformers checks much only then.
+
+    Raises a UserError for what they refuse. Sharded trainings are not tried: only one Trainer may shard.
+    """
+    if arguments.deepspeed_plugin or arguments.fsdp_plugin_args or parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        return
+    model = nn.Linear(1, 1)
+    if arguments.torch_compile:
+        backend, mode = arguments.torch_compile_backend, arguments.torch_compile_mode
+        try:
+            torch.compile(model, backend=backend or "inductor", mode=mode)
+        except Exception as error:
+            raise UserError(f"trainer: torch_compile_backend {backend!r} or torch_compile_mode {mode!r} is unknown.") from error
+    try:
+        trainer = FineTuner(model=model, args=arguments, train_dataset=[{}], eval_dataset=[{}])
+        trainer.create_optimizer_and_scheduler(num_training_steps=1)
+        trainer.get_train_dataloader()
+    except Exception as error:  # of transformers, accelerate, torch and what optimizers need
+        raise UserError(f"trainer: {reason(error)}") from error

@@ -14,6 +14,7 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 
 from ..support.errors import UserError, reason
+from ..support.text_columns import check_different
 from .data import SHORTEST, Data
 from .stages import STAGES, Stage
 from .student import Student
@@ -200,6 +201,8 @@ def build_recipe(settings: Mapping[str, Any]) -> Recipe:
         raise UserError(f"seed must be between 0 and {2**32 - 1}, got {recipe.seed}.")
     if recipe.data.test_max_length is not None and recipe.data.test_max_length < SHORTEST:
         raise UserError(f"data.test_max_length must be at least {SHORTEST} tokens, got {recipe.data.test_max_length}.")
+    columns = ("text_column", "text_pair_column", "label_column")
+    check_different({f"data.{name}": getattr(recipe.data, name) for name in columns})
     if len(set(recipe.data.labels)) < len(recipe.data.labels):
         raise UserError(f"data.labels: the names must differ, got {', '.join(recipe.data.labels)}.")
     return recipe

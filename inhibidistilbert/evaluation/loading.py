@@ -14,7 +14,7 @@ from ..support.errors import UserError, reason
 from ..support.label_lists import multi_hot, names_in, read_label_lists
 from ..support.text_columns import Column, read_columns, take_columns, text_column
 from ..support.text_rows import Literal, read_rows
-from .tasks import DEFAULT_LABEL, Task
+from .tasks import DEFAULT_LABEL, TEXT_OPTIONS, Task
 
 UNLABELLED = -1  # GLUE's label of its test splits
 
@@ -138,8 +138,8 @@ def _numbered(task: Task, rows: Dataset, file: Path) -> Dataset:
 
 def _columns(task: Task, worded: bool = False) -> list[Column]:
     """The texts, and what a split may lack: labels and the names of its rows."""
-    options = ("text", "--text-column"), ("text_pair", "--text-pair-column")
-    columns = [text_column(name, *names) for name, names in zip(task.text_columns, options, strict=False)]
+    names = zip(task.text_columns, ("text", "text_pair"), TEXT_OPTIONS, strict=False)
+    columns = [text_column(*each) for each in names]
     if not task.multi_label:  # whose labels are lists, see `_with_lists`
         kind, wanted = ("float64", "numbers") if task.regression else ("int64", "classes, integers from 0,")
         kind = "string" if worded else kind

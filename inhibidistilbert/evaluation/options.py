@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..support.errors import UserError
+from ..support.text_columns import check_different
 from .fine_tuning import Recipe
-from .tasks import Task, find_task
+from .tasks import TEXT_OPTIONS, Task, find_task
 
 SHORTEST = 4  # tokens: [CLS], one of each text, [SEP]
 
@@ -63,9 +64,9 @@ class Evaluation:
             columns[0] = self.text_column
         if self.text_pair_column is not None:
             columns[1:] = [self.text_pair_column]
-        changes: dict[str, Any] = {"text_columns": tuple(columns)}
-        if self.label_column is not None:
-            changes["label_column"] = self.label_column
+        label_column = task.label_column if self.label_column is None else self.label_column
+        check_different(dict(zip(TEXT_OPTIONS, columns, strict=False)) | {"--label-column": label_column})
+        changes: dict[str, Any] = {"text_columns": tuple(columns), "label_column": label_column}
         if self.splits:
             changes["splits"] = tuple(dict.fromkeys(self.splits))
         return dataclasses.replace(task, **changes)

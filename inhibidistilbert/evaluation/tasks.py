@@ -57,6 +57,7 @@ def _glue(name: str, columns: tuple[str, ...], submission: str, **more) -> Task:
     return Task(name, columns, dataset=GLUE, config=name, submissions={"test": submission}, **more)
 
 
+TEXT_OPTIONS = ("--text-column", "--text-pair-column")  # for the names of `Task.text_columns`
 _PAIR = ("sentence1", "sentence2")
 _MNLI = {"test_matched": "MNLI-m.tsv", "test_mismatched": "MNLI-mm.tsv"}
 _TASKS = (

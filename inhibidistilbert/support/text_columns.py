@@ -31,6 +31,14 @@ class Column:
     optional: bool = False
 
 
+def check_different(columns: Mapping[str, str | None]) -> None:
+    """Raises `UserError` where two options name the same column. columns: their names by option, None for none."""
+    for name in columns.values():
+        same = [other for other, another in columns.items() if name is not None and another == name]
+        if len(same) > 1:
+            raise UserError(f"{' and '.join(same)} must name different columns, got {name!r}.")
+
+
 def is_text(text: Any) -> bool:
     return isinstance(text, str) and bool(text.strip())
 

@@ -554,7 +554,24 @@ def test_tests_beyond_the_teachers_positions_are_refused(toy, finished, tmp_path
     [
         ("learning_rat", 1, "is no field of transformers.TrainingArguments"),
         ("learning_rate", 1, r"is set by <stage>\.learning_rate"),
-        ("save_only_model", True, "is set by nothing: the same command goes on from whole checkpoints"),
+        ("save_only_model", True, "must be left out: the same command goes on from whole checkpoints"),
+        ("push_to_hub", True, "must be left out: `publish` sends models"),
+        ("hub_model_id", "some/one", "must be left out: `publish` sends models"),
+        ("debug", "underflow_overflow", "'debug' must be left out"),
+        ("gradient_accumulation_steps", "two", "gradient_accumulation_steps must be int, got 'two'"),
+        ("gradient_accumulation_steps", True, "gradient_accumulation_steps must be int, got True"),
+        ("gradient_accumulation_steps", 0, "gradient_accumulation_steps must be a number above 0, got 0"),
+        ("logging_steps", math.nan, "logging_steps must be a number above 0, got nan"),
+        ("eval_delay", -1, "eval_delay must be a number from 0, got -1"),
+        ("include_for_metrics", "inputs", r"include_for_metrics must be list\[str\], got 'inputs'"),
+        ("log_level", "loud", "log_level must be one of .*warning.*got 'loud'"),
+        ("eval_strategy", "steps", "has no --eval-file"),
+        # What transformers and torch find when they build something.
+        ("adam_beta1", 2, "Invalid beta parameter"),
+        ("lr_scheduler_kwargs", {"num_cycles": 2}, "unexpected keyword argument 'num_cycles'"),
+        ("optim", "adamw_bnb_8bit", "bitsandbytes"),
+        ("dataloader_persistent_workers", True, "needs num_workers > 0"),
+        ("torch_compile_mode", "quick", "torch_compile_mode 'quick' is unknown"),
         ("gradient_accumulation_steps", 5, r"task\.batch_size must be a multiple of 5.*got 32"),
         ("eval_strategy", "sometimes", "trainer: .*sometimes"),
         ("report_to", "slates", "trainer: slates is not supported, only .*wandb"),
@@ -569,3 +586,9 @@ def test_a_tracker_that_is_not_installed_is_told_before_any_training(toy, finish
     monkeypatch.setattr(integration_utils, "is_wandb_available", lambda: False)
     recipe = student_recipe(toy, finished.teacher, trainer__report_to="wandb")
     refused(recipe, tmp_path / "out", "trainer: .*requires wandb to be installed")
+
+
+def test_no_as_yaml_reads_it_is_the_strategy_no(toy, finished, tmp_path):
+    log = run_recipe(student_recipe(toy, finished.teacher, **QUICK, trainer__save_strategy=False), tmp_path / "out")
+    assert log["recipe"]["trainer"]["save_strategy"] is False
+    assert not list((tmp_path / "out.work").rglob("checkpoint-*"))

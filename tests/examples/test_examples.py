@@ -20,7 +20,7 @@ from inhibidistilbert.prediction import TextClassifier, default_checkpoint
 from tests.helpers.tiny_sentiment import write_tiny_checkpoint
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-LABELS = ["delivery", "product", "service"]
+LABELS = ["complaint", "praise", "question"]
 MESSAGES = list(csv.DictReader((EXAMPLES / "messages.csv").read_text(encoding="utf-8").splitlines()))
 TEXTS = [row["text"] for row in MESSAGES]
 
