@@ -139,7 +139,8 @@ def _checked(name: str, value: Any) -> Any:
         if isinstance(value, bool) and bool not in kinds:
             raise TypeError
     except (StrictDataclassError, TypeError) as error:
-        wanted = " or ".join("nothing" if each is type(None) else getattr(each, "__name__", str(each)) for each in kinds)
+        names = (str(each) if get_origin(each) else each.__name__ for each in kinds)
+        wanted = " or ".join(names).replace("NoneType", "nothing")
         raise UserError(f"trainer: {name} must be {wanted}, got {value!r}.") from error
     if is_number and not (0 <= value < math.inf and (value or name not in _ABOVE_0)):
         raise UserError(f"trainer: {name} must be a number {'above' if name in _ABOVE_0 else 'from'} 0, got {value}.")
@@ -159,9 +160,9 @@ def check_buildable(arguments: TrainingArguments) -> None:
     if arguments.torch_compile:
         backend, mode = arguments.torch_compile_backend, arguments.torch_compile_mode
         try:
-            torch.compile(model, backend=backend or "inductor", mode=mode)
+            torch.compile(model, backend=backend, mode=mode)
         except Exception as error:
-            raise UserError(f"trainer: torch_compile_backend {backend!r} or torch_compile_mode {mode!r} is unknown.") from error
+            raise UserError(f"trainer: torch.compile does not know backend {backend!r} or mode {mode!r}.") from error
     try:
         trainer = FineTuner(model=model, args=arguments, train_dataset=[{}], eval_dataset=[{}])
         trainer.create_optimizer_and_scheduler(num_training_steps=1)
