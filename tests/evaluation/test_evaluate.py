@@ -549,6 +549,11 @@ def bad(command, tmp_path):
         (["MODEL", "--task", "imdb", "--data", "DATA", "--seed", 1, "--seed", 2], ["--seed", "--fine-tune"]),
         (["MODEL", "--task", "imdb", "--data", "DATA", "--batch-size", 0], ["--batch-size must be a number above 0"]),
         (["MODEL", "--task", "imdb", "--data", "DATA", "--max-length", 17], ["--max-length must be at most 16", "got 17"]),
+        (
+            ["MODEL", "--task", "imdb", "--data", "DATA", "--text-pair-column", "text"],
+            ["name different columns, got 'text'"],
+        ),
+        (["MODEL", "--task", "imdb", "--data", "DATA", "--label-column", "text"], ["--text-column and --label-column must"]),
         (["MODEL", "--task", "imdb", "--data", "DATA", "--max-length", 2], ["--max-length must be at least 4"]),
         (["MODEL", "MODEL", "--task", "imdb", "--data", "DATA"], ["each may be given once"]),
         (["nowhere", "--task", "imdb", "--data", "DATA"], ["CHECKPOINT 'nowhere' does not load"]),
