@@ -1,0 +1,414 @@
+"""Command lines with something wrong in most of them, for every command and every option that the program has."""
+
+import dataclasses
+import os
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import typer
+from transformers import TrainingArguments
+
+from inhibidistilbert.cli import app
+
+from .judging import Trial
+from .running import Case
+from .spoilt_folders import copy
+
+NUMBERS = (
+    *(
+        "0",
+        "1",
+        "2",
+        "-1",
+        "3.5",
+        "-0",
+        "nan",
+        "inf",
+        "-inf",
+        "1e400",
+        "1e-400",
+        "9" * 30,
+        "-" + "9" * 30,
+        "1" * 5000,
+        "4294967296",
+    ),
+    *(
+        "2147483648",
+        "9223372036854775808",
+        "0x10",
+        "1_000",
+        "٣",
+        "1,5",
+        "+1",
+        " 1",
+        "1 ",
+        "1e3",
+        "0.1",
+        "1e9",
+        "abc",
+        "",
+        "--1",
+    ),
+)
+# Right ones would train for hours.
+EPOCHS = ("0", "-1", "nan", "inf", "-inf", "1e400", "abc", "", "0.01", "1", "1e-300", "-0", "1,5")
+TEXTS = (
+    *(
+        "",
+        " ",
+        "abc",
+        "x" * 256,
+        "x" * 5000,
+        "\udcff\udcfe",
+        "a\udc80b",
+        "a\nb",
+        "\x1b[31mred",
+        "-",
+        "--",
+        "=",
+        "a=b",
+        "a,b",
+        "0,1",
+        "[1, 2]",
+    ),
+    *(
+        "{}",
+        "{",
+        "null",
+        "true",
+        "false",
+        "None",
+        "%s{}",
+        "{0}",
+        "$(id)",
+        "~",
+        "~gone",
+        "*",
+        "[bold]",
+        "日本語",
+        "👍" * 70,
+        "é" * 128,
+        "\\",
+    ),
+    *(
+        "http://127.0.0.1:9/x",
+        "someone/gone",
+        "../..",
+        "a/b/c",
+        "user@host",
+        "main",
+        "refs/pr/1",
+        "v1.0",
+        "train=",
+        "=data.csv",
+    ),
+    *(
+        "text",
+        "label",
+        "classification",
+        "regression",
+        "multi-label-classification",
+        "sst2",
+        "float16",
+        "int8",
+        "gate",
+        "least",
+        "passed",
+    ),
+    *(
+        "tiny",
+        "teacher",
+        "cuda",
+        "cuda:99",
+        "meta",
+        "cpu:1",
+        "mps",
+        "classifier",
+        "distill",
+        "finetune",
+        "someone/" + "x" * 300,
+    ),
+)
+PATHS = (
+    *(
+        "model",
+        "source",
+        "data.csv",
+        "texts.txt",
+        "empty.csv",
+        "binary",
+        "pairs.jsonl",
+        "gone",
+        "gone/gone",
+        "data.csv/",
+        "data.csv/x",
+    ),
+    *(
+        ".",
+        "..",
+        "/",
+        "fifo",
+        "folder",
+        "link",
+        "loop",
+        "unreadable",
+        "model/config.json",
+        "model/",
+        "./model",
+        "long/" + "x" * 300,
+    ),
+    *(
+        "/dev/null",
+        "/dev/zero",
+        "/dev/full",
+        "/dev/stdin",
+        "/dev/tty",
+        "/dev/fd/9",
+        "/proc/self/mem",
+        "/proc/self/cmdline",
+        "x" * 255,
+    ),
+    *(
+        "x" * 256,
+        "x" * 4097,
+        "é" * 128,
+        "a\udcffb",
+        "a\nb",
+        "",
+        " ",
+        "-",
+        "train=data.csv",
+        "test=gone",
+        "=",
+        "folder=data.csv",
+    ),
+    *(
+        "out.csv",
+        "out.jsonl",
+        "out.json",
+        "out",
+        "folder/out.csv",
+        "gone/out.csv",
+        "x" * 252 + ".csv",
+        "data.parquet",
+        "model.yaml",
+    ),
+)
+SETTINGS = (
+    *(
+        "task.max_steps",
+        "task.batch_size",
+        "task.learning_rate",
+        "task.temperature",
+        "task.max_length",
+        "task.warmup",
+        "task.schedule",
+    ),
+    *(
+        "data.kind",
+        "data.labels",
+        "data.train_files",
+        "data.text_column",
+        "data.text_pair_column",
+        "data.label_column",
+        "student.config.n_layers",
+    ),
+    *(
+        "student.source",
+        "student.config.dim",
+        "student.layers",
+        "student.attention",
+        "teacher",
+        "seed",
+        "bf16",
+        "save_dtype",
+        "stages",
+        "task",
+    ),
+    *(
+        "task.hard_weight",
+        "task.epochs",
+        "task.weight_decay",
+        "task.dropout",
+        "trainer",
+        "gone",
+        "gone.x",
+        "task.gone",
+        "",
+        ".",
+        "data",
+        "student",
+    ),
+)
+VALUES = (
+    *(
+        "1",
+        "0",
+        "-1",
+        "nan",
+        "inf",
+        "1e400",
+        "abc",
+        "",
+        "true",
+        "false",
+        "null",
+        "[]",
+        "[1]",
+        "{}",
+        "{a: b}",
+        "[",
+        "'",
+        "x" * 300,
+        "\udcff",
+    ),
+    *(
+        "!!python/object:os.system {}",
+        "&a [*a]",
+        "2024-01-01",
+        "1e3",
+        "text",
+        "data.csv",
+        "[data.csv]",
+        "[gone]",
+        "epoch",
+        "steps",
+        "0x1F",
+        "~",
+    ),
+)
+ALL_TRAINER = sorted(field.name for field in dataclasses.fields(TrainingArguments))
+# Right, and quick; what other commands want more than their arguments.
+START: dict[str, tuple[str, ...]] = {
+    "evaluate": ("--task", "classification", "--data", "data.csv"),
+    "distill": ("--teacher", "source", "--train-file", "data.csv", "--set", "task.max_steps=1", "--student", "teacher"),
+    "publish": ("--repo-id", "someone/tiny", "--dry-run"),
+    "predict": ("--model", "model"),
+}
+ARGUMENTS = {
+    "text": "a dull plot",
+    "checkpoint": "model",
+    "checkpoint_dir": "model",
+    "source": "source",
+    "output_dir": "made",
+    "size": "tiny",
+}
+
+
+def commands() -> dict[str, Any]:
+    """Every command of the program by its name, those of groups as well."""
+    found: dict[str, Any] = {}
+
+    def walk(command: Any, words: tuple[str, ...]) -> None:
+        if hasattr(command, "commands"):
+            for name, below in command.commands.items():
+                walk(below, (*words, name))
+        else:
+            found[" ".join(words)] = command
+
+    walk(typer.main.get_command(app), ())
+    return found
+
+
+COMMANDS = commands()
+
+
+def write_inputs(originals: Path, folder: Path) -> None:
+    """What the command lines name."""
+    for name in ("own", "source"):
+        copy(originals / name, folder / {"own": "model"}.get(name, name))
+    for name in ("data.csv", "texts.txt", "pairs.jsonl"):
+        os.link(originals / name, folder / name)
+    (folder / "empty.csv").touch()
+    (folder / "binary").write_bytes(bytes(range(256)) * 4)
+    (folder / "folder").mkdir()
+    (folder / "link").symlink_to("data.csv")
+    (folder / "loop").symlink_to("loop")
+    (folder / "unreadable").touch(0)
+    os.mkfifo(folder / "fifo")
+
+
+def value_for(random: Random, parameter: Any) -> str:
+    """A value for an option or an argument: of its kind, or of another."""
+    name, annotation = parameter.name, str(parameter.type_descriptor.annotation)
+    if name == "set_":
+        key = f"trainer.{random.choice(ALL_TRAINER)}" if random.random() < 0.6 else random.choice(SETTINGS)
+        equals = "=" if random.random() < 0.95 else ""
+        return f"{key}{equals}{random.choice(EPOCHS if 'epochs' in key else VALUES)}"
+    if "epochs" in name:
+        return random.choice(EPOCHS)
+    kinds = [NUMBERS, TEXTS, PATHS]
+    if random.random() < 0.7:
+        kinds = (
+            [NUMBERS]
+            if "int" in annotation or "float" in annotation
+            else [PATHS]
+            if "Path" in annotation
+            else [TEXTS, PATHS]
+        )
+    return random.choice(random.choice(kinds))
+
+
+def misspelt(random: Random, word: str) -> str:
+    place = random.randrange(len(word))
+    return random.choice(
+        [
+            word[:place] + word[place + 1 :],
+            word[:place] + "z" + word[place:],
+            word.upper(),
+            word.replace("-", "_"),
+            word + "s",
+        ]
+    )
+
+
+def made(seed: int, place: int, originals: Path, folder: Path) -> Trial:
+    """The command line at a place of the list of this seed, with what it names in `folder`."""
+    random = Random(f"line {seed} {place}")  # so that each can be made alone
+    write_inputs(originals, folder)
+    name = random.choices(list(COMMANDS), [1 if each.startswith("benchmark") else 8 for each in COMMANDS])[0]
+    parameters = COMMANDS[name].params
+    options = [each for each in parameters if each.opts[0].startswith("-") and "--help" not in each.opts]
+    words = list(START.get(name, ()))
+    for _ in range(random.choice([0, 1, 1, 1, 2, 2, 3])):
+        option = random.choice(options)
+        words.append(random.choice([*option.opts, *option.secondary_opts]))
+        if not option.is_flag:
+            words.append(value_for(random, option))
+    for argument in parameters:
+        if argument in options or argument.opts[0].startswith("-"):
+            continue
+        given = ARGUMENTS.get(argument.name, "x") if random.random() < 0.8 else value_for(random, argument)
+        if (argument.required and random.random() < 0.97) or random.random() < 0.5:
+            words.insert(random.choice([0, len(words)]) if not words or len(words) % 2 == 0 else 0, given)
+    spoil(random, words, [opt for each in options for opt in each.opts])
+    if name.startswith("benchmark"):  # it would measure for minutes
+        words.insert(random.randint(0, len(words)), random.choice(["--gone", "--no-such=1", "--output"]))
+        words.append("--gone")
+    stdin = random.choice([os.devnull] * 6 + [None, "texts.txt", "binary", "fifo"])
+    stdout = random.choice([""] * 8 + [None, "/dev/full"])
+    arguments = (*name.split(), *words) if random.random() < 0.98 else (misspelt(random, name.split()[0]), *words)
+    return Trial(name, Case(tuple(word.replace("\0", "") for word in arguments), stdin, stdout))
+
+
+def spoil(random: Random, words: list[str], names: list[str]) -> None:
+    """Now and then change the words themselves."""
+    way = random.random()
+    if way < 0.06 and words:
+        del words[random.randrange(len(words))]
+    elif way < 0.12 and words:
+        words.insert(random.randrange(len(words) + 1), words[random.randrange(len(words))])
+    elif way < 0.18:
+        words.append(random.choice(names))
+    elif way < 0.24:
+        words.insert(random.randrange(len(words) + 1), misspelt(random, random.choice(names)))
+    elif way < 0.30:
+        words.append(random.choice([*TEXTS, *PATHS]))
+    elif way < 0.34 and words:
+        place = random.randrange(len(words))
+        words[place] = random.choice([*TEXTS, *PATHS])
+    elif way < 0.36:
+        words.append(random.choice(["--help", "--version", "--install-completion=x", "-h", "-", "--"]))
+    elif way < 0.37:
+        words.extend(words * 40)
