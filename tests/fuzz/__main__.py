@@ -59,11 +59,9 @@ def failing(place: Path, seed: int, chosen: list[tuple[str, int]], shown: bool) 
         if shown:
             print(f"{trial.what}\n{trial.case}\nexit code {outcome.code}\n{outcome.output}{outcome.errors}")
         if wrong:
-            print(
-                f"{kind}-{number} ({outcome.seconds:.1f} s): {wrong}\n    {trial.what}{' ; ' if trial.what else ''}{trial.case}",
-                flush=True,
-            )
-            yield f"{kind}-{number}"
+            name = f"{kind}-{number}"
+            print(f"{name} ({outcome.seconds:.1f} s): {wrong}\n    {trial.what} [{trial.case}]", flush=True)
+            yield name
 
 
 def right_result(command: str, place: Path) -> Any:
@@ -72,7 +70,7 @@ def right_result(command: str, place: Path) -> Any:
 
     with case_folder(place) as folder:
         spoilt_folders.unspoilt(command, place, folder)
-        outcome = run(spoilt_folders.cases(Path("model"), place / "data.csv")[command], folder)
+        outcome = run(spoilt_folders.cases(place)[command], folder)
         if outcome.code != 0:
             raise RuntimeError(f"{command} failed on a folder with which nothing is wrong: {outcome.errors}")
         return result(outcome, folder)

@@ -15,268 +15,54 @@ from .judging import Trial
 from .running import Case
 from .spoilt_folders import copy
 
-NUMBERS = (
-    *(
-        "0",
-        "1",
-        "2",
-        "-1",
-        "3.5",
-        "-0",
-        "nan",
-        "inf",
-        "-inf",
-        "1e400",
-        "1e-400",
-        "9" * 30,
-        "-" + "9" * 30,
-        "1" * 5000,
-        "4294967296",
-    ),
-    *(
-        "2147483648",
-        "9223372036854775808",
-        "0x10",
-        "1_000",
-        "٣",
-        "1,5",
-        "+1",
-        " 1",
-        "1 ",
-        "1e3",
-        "0.1",
-        "1e9",
-        "abc",
-        "",
-        "--1",
-    ),
+
+def words_of(text: str, *long: str) -> list[str]:
+    """Words with a bar between, for some are blank; and others that are long."""
+    return [*text.split("|"), *long]
+
+
+NUMBERS = words_of(
+    "0|1|2|-1|3.5|-0|nan|inf|-inf|1e400|1e-400|4294967296|2147483648|9223372036854775808|0x10|1_000|٣|1,5|+1"
+    "| 1|1 |1e3|0.1|1e9|abc||--1",
+    "9" * 30,
+    "-" + "9" * 30,
+    "1" * 5000,
 )
 # Right ones would train for hours.
-EPOCHS = ("0", "-1", "nan", "inf", "-inf", "1e400", "abc", "", "0.01", "1", "1e-300", "-0", "1,5")
-TEXTS = (
-    *(
-        "",
-        " ",
-        "abc",
-        "x" * 256,
-        "x" * 5000,
-        "\udcff\udcfe",
-        "a\udc80b",
-        "a\nb",
-        "\x1b[31mred",
-        "-",
-        "--",
-        "=",
-        "a=b",
-        "a,b",
-        "0,1",
-        "[1, 2]",
-    ),
-    *(
-        "{}",
-        "{",
-        "null",
-        "true",
-        "false",
-        "None",
-        "%s{}",
-        "{0}",
-        "$(id)",
-        "~",
-        "~gone",
-        "*",
-        "[bold]",
-        "日本語",
-        "👍" * 70,
-        "é" * 128,
-        "\\",
-    ),
-    *(
-        "http://127.0.0.1:9/x",
-        "someone/gone",
-        "../..",
-        "a/b/c",
-        "user@host",
-        "main",
-        "refs/pr/1",
-        "v1.0",
-        "train=",
-        "=data.csv",
-    ),
-    *(
-        "text",
-        "label",
-        "classification",
-        "regression",
-        "multi-label-classification",
-        "sst2",
-        "float16",
-        "int8",
-        "gate",
-        "least",
-        "passed",
-    ),
-    *(
-        "tiny",
-        "teacher",
-        "cuda",
-        "cuda:99",
-        "meta",
-        "cpu:1",
-        "mps",
-        "classifier",
-        "distill",
-        "finetune",
-        "someone/" + "x" * 300,
-    ),
+EPOCHS = words_of("0|-1|nan|inf|-inf|1e400|abc||0.01|1|1e-300|-0|1,5")
+TEXTS = words_of(
+    "| |abc|\udcff\udcfe|a\udc80b|a\nb|\x1b[31mred|-|--|=|a=b|a,b|0,1|[1, 2]|{}|{|null|true|false|None"
+    "|%s{}|{0}|$(id)|~|~gone|*|[bold]|日本語|\\|http://127.0.0.1:9/x|someone/gone|..|a/b/c|user@host|main|refs/pr/1|v1.0|train=|=data.csv|text|label|other"
+    "|classification|regression|multi-label-classification|sst2|float16|int8|gate|least|passed|tiny|teacher|cuda|cuda:99|meta|cpu:1|mps"
+    "|classifier|distill|finetune",
+    "x" * 256,
+    "x" * 5000,
+    "👍" * 70,
+    "é" * 128,
+    "someone/" + "x" * 300,
 )
-PATHS = (
-    *(
-        "model",
-        "source",
-        "data.csv",
-        "texts.txt",
-        "empty.csv",
-        "binary",
-        "pairs.jsonl",
-        "gone",
-        "gone/gone",
-        "data.csv/",
-        "data.csv/x",
-    ),
-    *(
-        ".",
-        "..",
-        "/",
-        "fifo",
-        "folder",
-        "link",
-        "loop",
-        "unreadable",
-        "model/config.json",
-        "model/",
-        "./model",
-        "long/" + "x" * 300,
-    ),
-    *(
-        "/dev/null",
-        "/dev/zero",
-        "/dev/full",
-        "/dev/stdin",
-        "/dev/tty",
-        "/dev/fd/9",
-        "/proc/self/mem",
-        "/proc/self/cmdline",
-        "x" * 255,
-    ),
-    *(
-        "x" * 256,
-        "x" * 4097,
-        "é" * 128,
-        "a\udcffb",
-        "a\nb",
-        "",
-        " ",
-        "-",
-        "train=data.csv",
-        "test=gone",
-        "=",
-        "folder=data.csv",
-    ),
-    *(
-        "out.csv",
-        "out.jsonl",
-        "out.json",
-        "out",
-        "folder/out.csv",
-        "gone/out.csv",
-        "x" * 252 + ".csv",
-        "data.parquet",
-        "model.yaml",
-    ),
+PATHS = words_of(
+    "model|source|data.csv|texts.txt|empty.csv|binary|pairs.jsonl|gone|gone/gone|data.csv/|data.csv/x|.|..|/|fifo|folder|link|loop"
+    "|unreadable|model/config.json|model/|./model|/dev/null|/dev/zero|/dev/full|/dev/stdin|/dev/tty|/dev/fd/9|/proc/self/mem"
+    "|/proc/self/cmdline|a\udcffb|a\nb|| |-|train=data.csv|test=gone|=|folder=data.csv|out.csv|out.jsonl|out.json|out"
+    "|folder/out.csv|gone/out.csv|data.parquet|model.yaml",
+    "x" * 255,
+    "x" * 256,
+    "x" * 4097,
+    "é" * 128,
+    "long/" + "x" * 300,
+    "x" * 252 + ".csv",
 )
-SETTINGS = (
-    *(
-        "task.max_steps",
-        "task.batch_size",
-        "task.learning_rate",
-        "task.temperature",
-        "task.max_length",
-        "task.warmup",
-        "task.schedule",
-    ),
-    *(
-        "data.kind",
-        "data.labels",
-        "data.train_files",
-        "data.text_column",
-        "data.text_pair_column",
-        "data.label_column",
-        "student.config.n_layers",
-    ),
-    *(
-        "student.source",
-        "student.config.dim",
-        "student.layers",
-        "student.attention",
-        "teacher",
-        "seed",
-        "bf16",
-        "save_dtype",
-        "stages",
-        "task",
-    ),
-    *(
-        "task.hard_weight",
-        "task.epochs",
-        "task.weight_decay",
-        "task.dropout",
-        "trainer",
-        "gone",
-        "gone.x",
-        "task.gone",
-        "",
-        ".",
-        "data",
-        "student",
-    ),
+SETTINGS = words_of(
+    "task.max_steps|task.batch_size|task.learning_rate|task.temperature|task.max_length|task.warmup|task.schedule|task.epochs|task"
+    "|task.hard_weight|task.weight_decay|task.dropout|task.gone|data.kind|data.labels|data.train_files|data.text_column|data"
+    "|data.text_pair_column|data.label_column|student.config.n_layers|student.config.dim|student.source|student.layers|student"
+    "|student.attention|teacher|seed|bf16|save_dtype|stages|trainer|gone|gone.x||."
 )
-VALUES = (
-    *(
-        "1",
-        "0",
-        "-1",
-        "nan",
-        "inf",
-        "1e400",
-        "abc",
-        "",
-        "true",
-        "false",
-        "null",
-        "[]",
-        "[1]",
-        "{}",
-        "{a: b}",
-        "[",
-        "'",
-        "x" * 300,
-        "\udcff",
-    ),
-    *(
-        "!!python/object:os.system {}",
-        "&a [*a]",
-        "2024-01-01",
-        "1e3",
-        "text",
-        "data.csv",
-        "[data.csv]",
-        "[gone]",
-        "epoch",
-        "steps",
-        "0x1F",
-        "~",
-    ),
+VALUES = words_of(
+    "1|0|-1|nan|inf|1e400|abc||true|false|null|[]|[1]|{}|{a: b}|[|'|\udcff|!!python/object:os.system {}|&a [*a]"
+    "|2024-01-01|1e3|text|data.csv|[data.csv]|[gone]|epoch|steps|0x1F|~",
+    "x" * 300,
 )
 ALL_TRAINER = sorted(field.name for field in dataclasses.fields(TrainingArguments))
 # Right, and quick; what other commands want more than their arguments.
@@ -338,29 +124,14 @@ def value_for(random: Random, parameter: Any) -> str:
         return f"{key}{equals}{random.choice(EPOCHS if 'epochs' in key else VALUES)}"
     if "epochs" in name:
         return random.choice(EPOCHS)
-    kinds = [NUMBERS, TEXTS, PATHS]
-    if random.random() < 0.7:
-        kinds = (
-            [NUMBERS]
-            if "int" in annotation or "float" in annotation
-            else [PATHS]
-            if "Path" in annotation
-            else [TEXTS, PATHS]
-        )
-    return random.choice(random.choice(kinds))
+    kind = PATHS if "Path" in annotation else NUMBERS if "int" in annotation or "float" in annotation else TEXTS
+    return random.choice(random.choice([kind, kind, kind, NUMBERS, TEXTS, PATHS]))
 
 
 def misspelt(random: Random, word: str) -> str:
     place = random.randrange(len(word))
-    return random.choice(
-        [
-            word[:place] + word[place + 1 :],
-            word[:place] + "z" + word[place:],
-            word.upper(),
-            word.replace("-", "_"),
-            word + "s",
-        ]
-    )
+    shorter, longer = word[:place] + word[place + 1 :], f"{word[:place]}z{word[place:]}"
+    return random.choice([shorter, longer, word.upper(), word.replace("-", "_"), f"{word}s"])
 
 
 def made(seed: int, place: int, originals: Path, folder: Path) -> Trial:
@@ -377,15 +148,14 @@ def made(seed: int, place: int, originals: Path, folder: Path) -> Trial:
         if not option.is_flag:
             words.append(value_for(random, option))
     for argument in parameters:
-        if argument in options or argument.opts[0].startswith("-"):
+        if argument.opts[0].startswith("-"):
             continue
         given = ARGUMENTS.get(argument.name, "x") if random.random() < 0.8 else value_for(random, argument)
         if (argument.required and random.random() < 0.97) or random.random() < 0.5:
-            words.insert(random.choice([0, len(words)]) if not words or len(words) % 2 == 0 else 0, given)
+            words.insert(0, given)
     spoil(random, words, [opt for each in options for opt in each.opts])
     if name.startswith("benchmark"):  # it would measure for minutes
-        words.insert(random.randint(0, len(words)), random.choice(["--gone", "--no-such=1", "--output"]))
-        words.append("--gone")
+        words += ["--gone=1", "--gone=1"]  # an option before them may take one
     stdin = random.choice([os.devnull] * 6 + [None, "texts.txt", "binary", "fifo"])
     stdout = random.choice([""] * 8 + [None, "/dev/full"])
     arguments = (*name.split(), *words) if random.random() < 0.98 else (misspelt(random, name.split()[0]), *words)
