@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .judging import KEPT, REFUSED, complaint, difference, result
-from .running import hand_over, import_everything, run, workplace
+from .running import import_everything, run, workplace
 
 CODES = {"publish": (0, 1, 2)}  # other commands document 0 and 2
 COMPARED = ("predict", "evaluate", "quantize", "convert")
@@ -79,7 +79,6 @@ def right_result(command: str, place: Path) -> Any:
 @contextmanager
 def case_folder(place: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=place, prefix="case-", ignore_cleanup_errors=True) as name:
-        hand_over(Path(name))
         yield Path(name)
 
 

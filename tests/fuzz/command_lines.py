@@ -42,7 +42,7 @@ TEXTS = words_of(
     "someone/" + "x" * 300,
 )
 PATHS = words_of(
-    "model|source|data.csv|texts.txt|empty.csv|binary|pairs.jsonl|gone|gone/gone|data.csv/|data.csv/x|.|..|/|fifo|folder|link|loop"
+    "model|source|data.csv|texts.txt|empty.csv|binary|pairs.jsonl|gone|gone/gone|data.csv/|data.csv/x|.|..|/proc|fifo|folder|link|loop"
     "|unreadable|model/config.json|model/|./model|/dev/null|/dev/zero|/dev/full|/dev/stdin|/dev/tty|/dev/fd/9|/proc/self/mem"
     "|/proc/self/cmdline|a\udcffb|a\nb|| |-|train=data.csv|test=gone|=|folder=data.csv|out.csv|out.jsonl|out.json|out"
     "|folder/out.csv|gone/out.csv|data.parquet|model.yaml",

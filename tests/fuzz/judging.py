@@ -51,7 +51,8 @@ def complaint(outcome: Outcome, codes: Collection[int] = (0, 2)) -> str | None:
     lines = [match[0] for match in _ERROR.finditer(outcome.errors)]
     if outcome.code == 2 and (len(lines) != 1 or not outcome.errors.rstrip().endswith(lines[0])):
         return f"exit code 2 and {len(lines)} lines of error, not one at the end: {outcome.errors.strip()[-300:]}"
-    if longest := [line for line in lines if len(line) > LONGEST]:
+    # Errors of usage, which typer writes, repeat what was typed.
+    if longest := [line for line in lines if len(line) > LONGEST and line.startswith("error")]:
         return f"an error of {len(longest[0])} characters: {longest[0][:200]}"
     return None
 
