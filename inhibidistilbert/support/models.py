@@ -96,9 +96,10 @@ def load_model(
         raise UserError(f"{where} {trained}lacks weights ({some(lost)}): {remedy}.")
     if first != options:
         model, info = _load(kind, source, f"{where} does not load", **options)
-    weights = (named for named in model.named_parameters() if not named[1].is_meta)
-    if damaged := [name for name, weight in weights if not weight.isfinite().all()]:
-        raise UserError(f"{where} is damaged: weights that are not finite ({some(damaged)}); give a complete checkpoint.")
+    for name, weight in model.named_parameters():
+        if name not in missing and not weight.is_meta and not (finite := weight.isfinite()).all():
+            value = weight[~finite][0].item()
+            raise UserError(f"{where} is damaged, its weights are not finite: {name} must be finite, got {value}.")
     return Loaded(model, missing, set(info["unexpected_keys"]))
 
 

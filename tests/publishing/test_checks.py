@@ -211,7 +211,7 @@ def test_spoilt_folder(how, checkpoint, tmp_path):
         ({"n_layers": "2"}, "Field 'n_layers' expected int, got str"),
         ({"n_layers": 10**9}, "n_layers must be at most 1000, got 1000000000"),
         ({"architectures": {"a": 1}}, "architectures"),
-        ({"num_attention_heads": []}, "n_heads"),
+        ({"num_attention_heads": []}, "n_heads must be an integer, got"),
         ({"vocab_size": None}, "vocab_size"),
     ],
     ids=str,

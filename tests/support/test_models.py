@@ -107,7 +107,7 @@ def test_a_configuration_that_asks_for_more_memory_than_there_is(folder: Path):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_named(folder: Path, value: float):
     edit_weights(folder, lambda weights: weights["distilbert.transformer.layer.0.ffn.lin1.bias"].fill_(value))
-    with pytest.raises(UserError, match=r"^SOURCE is damaged: .*layer\.0\.ffn\.lin1\.bias"):
+    with pytest.raises(UserError, match=rf"^SOURCE is damaged, .*layer\.0\.ffn\.lin1\.bias must be finite, got {value}"):
         load_model(InhibiDistilBertForSequenceClassification, folder, "SOURCE")
 
 

@@ -141,10 +141,13 @@ class InhibiDistilBertConfig(PreTrainedConfig):
             ValueError: a field out of its range, or one that contradicts another.
         """
         for name in ("vocab_size", "max_position_embeddings", "n_layers", "n_heads", "dim", "hidden_dim", "radii"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-            if getattr(self, name) > (most := MOST_LAYERS if name == "n_layers" else MOST):
-                raise ValueError(f"{name} must be at most {most}, got {getattr(self, name)}.")
+            value, most = getattr(self, name), MOST_LAYERS if name == "n_layers" else MOST
+            if not isinstance(value, int):  # as it is where its other name was given
+                raise ValueError(f"{name} must be an integer, got {value!r}.")
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+            if value > most:
+                raise ValueError(f"{name} must be at most {most}, got {value}.")
         if self.dim % self.n_heads:
             raise ValueError(f"n_heads must divide dim evenly, got n_heads={self.n_heads} and dim={self.dim}.")
         for name in ("dropout", "attention_dropout", "qa_dropout", "seq_classif_dropout"):
