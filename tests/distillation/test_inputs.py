@@ -308,6 +308,7 @@ def test_a_stage_goes_on_from_the_student_it_was_begun_with_only(place, tmp_path
     weights = [name for name in read if name.endswith("model.safetensors") and "checkpoint-" not in name]
     assert len(weights) == len(set(weights)) == 3  # the teacher's, and those of the two stages before the last
     change_weights(tmp_path / "out.work/pretrain/model")
+    edit_json(tmp_path / "out.work/pretrain/result.json", model=None)  # as if it was trained again
     with pytest.raises(UserError, match=r"the student of the stage before: 'pretrain/model' .* when '.*task' was made"):
         run_recipe(recipe, tmp_path / "out")
 
