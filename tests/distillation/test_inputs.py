@@ -422,9 +422,7 @@ def finished(begun, tmp_path_factory) -> Path:
     [
         ("recipe.json", "garbled"),
         ("task/inputs.json", "object"),
-        ("task/curves.jsonl", "a-folder"),
         ("task/checkpoint-8/optimizer.pt", "garbled"),
-        ("task/checkpoint-8/parts.json", "object"),
         ("task/labelled/data-00000-of-00001.arrow", "garbled"),
     ],
 )
@@ -435,11 +433,8 @@ def test_a_damaged_file_is_named_and_nothing_is_lost(begun, tmp_path, caplog, na
 @pytest.mark.parametrize(
     ("name", "how"),
     [
-        ("task/result.json", "garbled"),
         ("task/result.json", "gone"),
         ("task/model/model.safetensors", "garbled"),
-        ("task/model/config.json", "gone"),
-        ("task/curves.jsonl", "cut"),
     ],
 )
 def test_a_damaged_file_of_a_finished_stage_is_named(finished, tmp_path, caplog, name, how):

@@ -601,9 +601,7 @@ FULL = {
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
-@pytest.mark.parametrize(
-    "what", [pytest.param(what, marks=pytest.mark.slow if n > 1 else ()) for n, what in enumerate(FULL)]
-)
+@pytest.mark.parametrize("what", [pytest.param(what, marks=pytest.mark.slow if n else ()) for n, what in enumerate(FULL)])
 def test_wherever_a_disk_fills_up_the_same_command_goes_on(toy, teacher, tmp_path, monkeypatch, what):
     """The system itself refuses to write more, so the errors are those of each library."""
     import resource
