@@ -1,14 +1,16 @@
 """Writes files and folders that appear when they are complete, tells regular files, and reads JSON."""
 
 import csv
+import errno
 import io
 import json
 import math
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,9 @@ _KINDS = {
 }
 # More than any such file has; parsed it takes ten times as much memory.
 _LARGEST_JSON, _DEEPEST_JSON = 1 << 26, 100
+# The disk or the folder causes these errors, not this program. Rust's libraries and torch have words for them.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
+_DISK_WORDS = ("PytorchStreamWriter failed", *(f"(os error {code})" for code in (*_DISK_ERRORS, errno.ENOENT)))
 
 
 @contextmanager
@@ -93,6 +98,41 @@ def is_regular(file: Path) -> bool:
     if not stat.S_ISREG(mode):
         raise UserError(f"{str(file)!r} must be a regular file, but is {kind_of_file(mode)}.")
     return True
+
+
+def remove(path: Path) -> None:
+    """Whatever is there, a folder with all that is in it; nothing where that cannot be done."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+@contextmanager
+def telling_of_disk(argument: str, folder: Path, remedy: str = "free some space, or give another folder") -> Iterator[None]:
+    """Raises a `UserError`, said of `argument`, where a disk, or what is in the way in `folder`, stops what is done within.
+
+    Libraries wrap such an error, or tell it in words alone.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not _is_of_disk(cause, folder):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise UserError(f"{argument}: {str(folder)!r} cannot be written: {reason(cause)}: {remedy}.") from error
+
+
+def _is_of_disk(error: BaseException, folder: Path) -> bool:
+    if isinstance(error, OSError):
+        here = isinstance(error.filename, str) and Path(error.filename).is_relative_to(folder)
+        return here or error.errno in _DISK_ERRORS
+    return any(words in str(error) for words in _DISK_WORDS)
 
 
 def read_json(file: Path, called: str | None = None, *, finite: bool = True) -> dict[str, Any]:

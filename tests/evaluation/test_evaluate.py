@@ -1,7 +1,9 @@
 """`inhibidistilbert evaluate`: GLUE's tasks from local files, fine-tuning, comparisons, and the files it writes."""
 
 import csv
+import errno
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -706,6 +708,18 @@ def test_a_fine_tuning_does_not_replace_a_folder(tmp_path, bad):
     (tmp_path / "out").mkdir()
     arguments = ("--task", "imdb", "--data", "DATA", "--data", f"train={tmp_path / 'good.csv'}", "--fine-tune")
     bad("MODEL", *arguments, "--output", tmp_path / "out", parts=["'--output"[1:], "exists already"])
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, command, monkeypatch):
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(evaluation_results.EvalResults, "write", full)
+    model, data = write_checkpoint(tmp_path / "model", 2), write(tmp_path / "good.csv", sentiment(6, 0))
+    code, out, err = command(model, "--task", "imdb", "--data", data, "--output", tmp_path / "out")
+    assert (code, out) == (2, "")
+    assert re.search(r"\nerror: --output: .*out' cannot be written: .*No space left on device: free some space.*\n$", err)
+    assert not (tmp_path / "out").exists()
 
 
 def test_results_that_cannot_be_read_are_not_replaced(tmp_path, bad):

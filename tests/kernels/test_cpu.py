@@ -3,9 +3,11 @@
 The values common to all backends are tested in test_values.py and its neighbours.
 """
 
+import importlib
 import logging
 import math
 import os
+import pkgutil
 import subprocess
 import sys
 import threading
@@ -404,6 +406,18 @@ def test_nothing_of_size_queries_by_keys_is_allocated() -> None:
         torch.autograd.grad(output, tensors, torch.ones_like(output))
     allocated = max(event.cpu_memory_usage for event in profile.events())
     assert 0 < allocated < 2048 * 2048 * 4 / 4
+
+
+def test_what_is_kept_by_shape_has_a_bound():
+    """A server sees new lengths for as long as it runs."""
+    package = cpu.__package__
+    modules = [
+        importlib.import_module(found.name) for found in pkgutil.walk_packages(sys.modules[package].__path__, f"{package}.")
+    ]
+    kept = {value for module in modules for value in vars(module).values() if hasattr(value, "cache_parameters")}
+    by_shape = {value for value in kept if value.__module__.startswith(package)}
+    assert len(by_shape) >= 6
+    assert [value.__qualname__ for value in by_shape if value.cache_parameters()["maxsize"] is None] == []
 
 
 # Within torch

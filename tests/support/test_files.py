@@ -1,12 +1,14 @@
 """Files of results: whole or not at all, with a header that says where they come from."""
 
 import csv
+import errno
 import json
 import os
 import shlex
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from inhibidistilbert.support import machine
 from inhibidistilbert.support.errors import UserError
@@ -16,6 +18,7 @@ from inhibidistilbert.support.files import (
     read_json,
     replacing,
     replacing_folder,
+    telling_of_disk,
     write_csv,
     write_json,
 )
@@ -151,6 +154,39 @@ def test_folder_that_cannot_be(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"--output .*file.* cannot be written to"):
         prepare_output(tmp_path / "file")
+
+
+def wrapped(error: Exception) -> Exception:
+    outer = RuntimeError("could not be generated")
+    outer.__cause__ = error
+    return outer
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        wrapped(OSError(errno.EDQUOT, "Disk quota exceeded")),
+        SafetensorError("Error while serializing: I/O error: File too large (os error 27)"),
+        Exception("No such file or directory (os error 2)"),  # a tokenizer's
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "folder/gone"),
+    ],
+)
+def test_an_error_of_the_disk_is_told_with_its_cause(error: Exception):
+    with (
+        pytest.raises(
+            UserError, match=r"--output: 'folder' cannot be written: .*(space|quota|large|such file).*: free"
+        ) as told,
+        telling_of_disk("--output", Path("folder")),
+    ):
+        raise error
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "No such file", "elsewhere"), ValueError("os error 28")])
+def test_another_error_is_none_of_the_disk(error: Exception):
+    with pytest.raises(type(error)), telling_of_disk("--output", Path("folder")):
+        raise error
 
 
 def test_header_names_machine_and_versions(monkeypatch: pytest.MonkeyPatch):
