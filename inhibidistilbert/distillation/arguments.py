@@ -160,7 +160,7 @@ def check_buildable(arguments: TrainingArguments) -> None:
     if arguments.torch_compile:
         backend, mode = arguments.torch_compile_backend, arguments.torch_compile_mode
         try:
-            torch.compile(model, backend=backend, mode=mode)
+            torch.compile(model, backend=str(backend), mode=mode)
         except Exception as error:
             raise UserError(f"trainer: torch.compile does not know backend {backend!r} or mode {mode!r}.") from error
     try:
