@@ -1,6 +1,7 @@
 """The Trainer's arguments for a stage of a recipe."""
 
 import math
+import tempfile
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -149,11 +150,17 @@ def _checked(name: str, value: Any) -> Any:
     return value
 
 
-def check_buildable(arguments: TrainingArguments) -> None:
+def check_arguments(recipe: Recipe, stage: Stage) -> None:
     """Make a Trainer, an optimizer and a schedule for a model of one weight, since transformers checks much only then.
 
-    Raises a UserError for what they refuse. Sharded trainings are not tried: only one Trainer may shard.
+    Raises a UserError for what they refuse, as `training_arguments` does. Sharded trainings are not tried: only one Trainer
+    may shard.
     """
+    with tempfile.TemporaryDirectory(prefix="inhibidistilbert-") as folder:  # a Trainer makes its folder at once
+        _build(training_arguments(recipe, stage, Path(folder)))
+
+
+def _build(arguments: TrainingArguments) -> None:
     if arguments.deepspeed_plugin or arguments.fsdp_plugin_args or parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return
     model = nn.Linear(1, 1)
