@@ -11,6 +11,7 @@ from .blocked import per_radius, torch_inhibitor_attention
 from .checks import check_attn_mask, check_form, check_inference, check_key_mask, check_scalars, check_tensors
 from .cpu.attention import cpu_attention, cpu_refusal
 from .cpu.int8_attention import int8_attention, int8_refusal
+from .cpu.packed import packed_float32, packed_int8
 from .forms import Form
 from .masks import KeyMasks
 from .memory import INPUTS, check_memory, has_tangent, untraced
@@ -32,6 +33,7 @@ class Backend(NamedTuple):
     refusal: why it cannot take such a query, None where it can. Without this function it takes every call.
     int8: the form for `quantized=True`, for the same devices; without one such calls take plain torch.
     beyond: whether it computes the options beyond the paper, but for several radii. several: whether those too.
+    packed: the same for texts one behind the other, see `packed_float32`; without it each run of them is a call.
     """
 
     devices: tuple[str, ...]
@@ -40,6 +42,7 @@ class Backend(NamedTuple):
     int8: "Backend | None" = None
     beyond: bool = False
     several: bool = False
+    packed: Callable[..., Tensor] | None = None
 
 
 def _triton() -> Callable[..., Tensor]:
@@ -60,14 +63,20 @@ BACKENDS = {
     "triton": Backend(("cuda",), _triton, _triton_refusal, beyond=True),
     "cpu": Backend(
         *(("cpu",), lambda: cpu_attention, cpu_refusal),
-        int8=Backend((), lambda: int8_attention, int8_refusal, beyond=True),
+        int8=Backend((), lambda: int8_attention, int8_refusal, beyond=True, packed=packed_int8),
         beyond=True,
         several=True,
+        packed=packed_float32,
     ),
 }
 
 
-def _accumulated(scalar: float | Tensor, name: str, query: Tensor, dtype: torch.dtype) -> Tensor:
+def check_backend(backend: str) -> None:
+    if backend != "auto" and backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, ('auto', *BACKENDS)))}, got {backend!r}.")
+
+
+def accumulated(scalar: float | Tensor, name: str, query: Tensor, dtype: torch.dtype) -> Tensor:
     """`scalar` as a `(1 or H,)` tensor of `dtype`, that of the accumulation; `(R, 1 or H)` where it has two dimensions."""
     if not isinstance(scalar, Tensor):
         return torch.full((1,), float(scalar), dtype=dtype, device=query.device)
@@ -152,10 +161,10 @@ def attend(
         check_inference(return_scores, query, key, value, alpha, beta, gamma, delta)
     dtype = torch.float64 if query.dtype == torch.float64 and not quantized else torch.float32
     named = ((alpha, "alpha"), (beta, "beta"), (gamma, "gamma"))
-    alpha, beta, gamma = [_accumulated(x, name, query, dtype) for x, name in named]
+    alpha, beta, gamma = [accumulated(x, name, query, dtype) for x, name in named]
     scalars: tuple[Tensor, ...] = (alpha, beta, gamma)
     if delta is not None:
-        delta = _accumulated(delta, "delta", query, dtype)
+        delta = accumulated(delta, "delta", query, dtype)
         scalars = (*scalars, delta)
     transformed = _plain_operations_only(query, key, value, *scalars)
     needs_plain = _NO_SCORES if return_scores else "it takes no attn_mask" if attention is not None else None
@@ -277,8 +286,7 @@ def inhibitor_attention(
     check_key_mask("key_padding_mask", key_padding_mask, key)
     check_key_mask("key_dropout_mask", key_dropout_mask, key)
     check_attn_mask(attn_mask, query, key)
-    if backend != "auto" and backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(map(repr, ('auto', *BACKENDS)))}, got {backend!r}.")
+    check_backend(backend)
     check_form(inhibition, center, signed)
     check_scalars(query.shape[1], alpha, beta, gamma, delta)
     padding, dropout, form = key_padding_mask, key_dropout_mask, Form.of(inhibition, center, centered, signed)

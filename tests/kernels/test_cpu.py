@@ -64,12 +64,12 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def every_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     """Sets the number of threads; small work is shared as well."""
-    monkeypatch.setattr(cpu, "_WORTH_A_THREAD", 1)
-    cpu._plan.cache_clear()
+    monkeypatch.setattr(cpu, "WORTH_A_THREAD", 1)
+    cpu.make_plan.cache_clear()
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
-    cpu._plan.cache_clear()
+    cpu.make_plan.cache_clear()
 
 
 def float64_output(query: Tensor, key: Tensor, value: Tensor, alpha=0.5, beta=1.0, gamma=1.0, **options) -> Tensor:
@@ -368,7 +368,7 @@ FORK = """
 import os, sys, torch
 from inhibidistilbert import inhibitor_attention
 from inhibidistilbert.kernels.cpu import attention as cpu
-cpu._WORTH_A_THREAD = 1
+cpu.WORTH_A_THREAD = 1
 torch.set_num_threads(3)
 tensors = torch.randn(3, 1, 4, 70, 16).unbind()
 want = inhibitor_attention(*tensors, backend="cpu")
