@@ -14,7 +14,9 @@ CASES ?=
 # Most tests compute on one thread or wait for a process. A file's tests stay together, for the fixtures they share. The order
 # of the files is that of tests/conftest.py; xdist's own would end with those that have few tests, however long they take.
 WORKERS ?= auto
-PYTEST := -m pytest --numprocesses "$(WORKERS)" --dist loadfile --no-loadscope-reorder
+# The plugins by their names: pytest prepares the whole library of any other it finds, which takes each worker seconds.
+PYTEST := -m pytest --disable-plugin-autoload -p xdist -p timeout -p hypothesispytest \
+  --numprocesses "$(WORKERS)" --dist loadfile --no-loadscope-reorder
 kernel-repository: OUTPUT ?= build/kernel-repository
 evaluate: OUTPUT ?= runs/evaluate
 

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+# Until all tests are imported and listed: of the millions of objects that this makes, nearly all stay.
+gc.disable()
+
 if not torch.cuda.is_available():
     # Read when the kernels are imported: they then run on CPU tensors, one operation at a time.
     os.environ["TRITON_INTERPRET"] = "1"
@@ -106,6 +109,7 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure() -> None:
