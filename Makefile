@@ -93,8 +93,10 @@ kernel-repository: $(INSTALLED) ## the operator as a kernel for the Hub, in OUTP
 gpu: ## everything measured on a GPU, by the PYTHON that has a torch for it, with nothing installed: 5 to 8 minutes
 	HF_HUB_OFFLINE=1 $(PYTHON) -m inhibidistilbert.cli benchmark gpu --output benchmarks/results
 
+# Bytecode is made by all cores in the end, where pip would take a minute of one. Some packages hold templates, no Python.
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[dev]"
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
