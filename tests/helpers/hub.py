@@ -130,8 +130,10 @@ class LoopbackHub:
         switches = {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "HF_HUB_DISABLE_TELEMETRY": True}
         with mock.patch.multiple(constants, **settings, **switches):
             close_session()
-            yield
-            close_session()
+            try:
+                yield
+            finally:
+                close_session()
 
     def cuts(self, method: str, path: str) -> bool:
         """Whether the connection is to be cut in the middle of this request's body."""
