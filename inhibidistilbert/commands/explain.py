@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from .output import DeviceOption, new_table, print_table
 
-_SHOWN = 12  # words with their effects; the files have all
+_SHOWN, _LETTERS = 12, 60  # words with their effects, and letters of each; the files have all
 
 
 def explain(
@@ -36,11 +37,12 @@ def explain(
     """Tell what a classifier did to a text: the effect of each word on the answer, and which words inhibit which.
 
     The effects are integrated gradients, which need Captum (pip install "captum>=0.9"). A curve tells whether to trust them:
-    how soon the answer changes while the words are hidden by their effect, against random order. Which words inhibit which is
-    shown for one layer and head, counted from 0 as in the attentions of transformers. A text longer than the model's positions
-    is cut.
+    how soon the answer changes while the words are hidden by their effect, against random order. Which words inhibit which
+    is shown for one layer and head, counted from 0 as in the attentions of transformers. A text longer than the model's
+    positions is cut.
     """
     from ..explanation import explain as explain_text
+    from ..explanation.result import signed
     from ..support.files import prepare_output
     from .predict import note
 
@@ -53,7 +55,8 @@ def explain(
         print(explanation.answer())
         table = new_table(["word"], ["effect"])
         for word, effect in explanation.ranked()[:_SHOWN]:
-            table.add_row(word, f"{effect:+.3f}")
+            shown = "".join(letter for letter in word if letter.isprintable())
+            table.add_row(Text(shown[:_LETTERS]), signed(effect))
         print_table(table)
         if (more := len(explanation.words) - _SHOWN) > 0:
             print(f"{more} more words have smaller effects.")

@@ -39,6 +39,11 @@ class Explanation(Result):
         folder = Path(folder)
         check_writable(folder, make=True)
         paths = [folder / f"{NAME}.{end}" for end in ("html", "png", "json")]
+        for path in paths:
+            if path.is_dir():
+                raise UserError(
+                    f"{str(path)!r} is a folder, and the file would go there; remove it, or give another folder."
+                )
         with telling_of_disk("--output", folder), ExitStack() as stack:
             html, png, data = (stack.enter_context(replacing(path)) for path in paths)
             html.write_text(self.to_html(), encoding="utf-8", newline="")
