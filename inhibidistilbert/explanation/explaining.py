@@ -13,7 +13,7 @@ from ..support.files import check_writable, replacing, telling_of_disk
 from ..support.heads import REGRESSION, problem_of
 from ..support.models import some
 from . import attribution, page, picture
-from .reading import Reading
+from .reading import Reading, check_text
 from .result import Inhibition, Result
 
 NAME = "explanation"  # of the files, without their ends
@@ -72,6 +72,7 @@ def explain(
         UserError: a text without words, a folder that is no classifier's, an int8 model, no such label, layer or head, or
             Captum is not installed.
     """
+    check_text(text)
     if not isinstance(model, TextClassifier):
         model = TextClassifier.from_folder(Path(model) if model is not None else default_checkpoint(), device)
     config, labels = model.model.config, model.labels

@@ -46,11 +46,7 @@ class Reading:
 
     @classmethod
     def of(cls, text: str, classifier: TextClassifier) -> "Reading":
-        """Raises `UserError`: the text is empty, no Unicode, or has no word."""
-        if not text.strip():
-            raise UserError(f"the text is empty, got {text!r}; give one to explain.")
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise UserError(f"the text must be UTF-8, got {text!r}.")
+        """Raises `UserError`: the tokenizer finds no word in the text."""
         tokenizer = classifier.tokenizer
         encoded = tokenizer(
             text,
@@ -121,6 +117,14 @@ class Reading:
         for row, tokens in zip(mean, groups.values(), strict=True):
             row[tokens] = 1 / len(tokens)
         return names, [word if word >= 0 else None for word, _ in groups], mean @ scores @ mean.T
+
+
+def check_text(text: str) -> None:
+    """Raises `UserError`: the text is empty, or no Unicode."""
+    if not text.strip():
+        raise UserError(f"the text is empty, got {text!r}; give one to explain.")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(f"the text must be UTF-8, got {text!r}.")
 
 
 @contextmanager

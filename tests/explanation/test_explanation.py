@@ -171,9 +171,9 @@ def test_the_class_that_is_asked_for(checkpoint):
 
 
 @pytest.mark.parametrize(
-    ("problem", "names"), [("multi_label_classification", ["CALM", "GLAD", "SAD"]), ("regression", ["GRADE"])]
+    ("problem", "names", "form"),
+    [("multi_label_classification", ["CALM", "GLAD", "SAD"], {"inhibition": "gate"}), ("regression", ["GRADE"], {})],
 )
-@pytest.mark.parametrize("form", [{}, {"inhibition": "gate"}])
 def test_other_kinds_of_problems(tmp_path, problem, names, form):
     folder = write_tiny_checkpoint(tmp_path, problem_type=problem, id2label=dict(enumerate(names)), **form)
     found = explain(TEXT, folder, label=names[-1])
@@ -196,7 +196,11 @@ def test_a_text_that_is_too_long_is_cut_as_predict_cuts_it(checkpoint):
 
 
 @pytest.mark.parametrize(
-    "text", ['<script>alert("1")</script> & a <b>good</b> film', "a\tgood\n  film's 日本 👍 $x_1$ \x07"]
+    "text",
+    [
+        '<script>alert("1")</script> & a <b>good</b> film',
+        pytest.param("a\tgood\n  film's 日本 👍 $x_1$ \x07", marks=pytest.mark.slow),
+    ],
 )
 def test_any_text_stays_text(shipped, text):
     found = explain(text, shipped)
@@ -240,7 +244,7 @@ def test_a_long_text_is_drawn_by_its_strongest_words(long):
     assert len(long.to_dict()["inhibition"]["scores"]) == 232
     assert f"the {MOST_DRAWN} with the strongest effects are drawn" in long.meaning()
     html = long.to_html()
-    assert Content(html).cells == MOST_DRAWN**2
+    assert html.count("<td class=") == MOST_DRAWN**2
     assert len(html) < 1_500_000
 
 
@@ -296,8 +300,7 @@ def test_the_command_tells_the_strongest_words(run, checkpoint):
         (["\u200b\u200b"], ["no word"]),
         (["a\udcff"], ["UTF-8"]),
         ([TEXT, "--layer", 2], ["layer must be from 0 to 1", "got 2"]),
-        ([TEXT, "--layer", -1], ["layer must be from 0 to 1", "got -1"]),
-        ([TEXT, "--head", 7], ["head must be from 0 to 1", "got 7"]),
+        ([TEXT, "--head", -1], ["head must be from 0 to 1", "got -1"]),
         ([TEXT, "--label", "GOOD"], ["NEGATIVE, POSITIVE", "'GOOD'"]),
         ([TEXT, "--output", "/dev/null/a"], ["--output '/dev/null/a' cannot be written to"]),
         ([TEXT, "--model", "gone"], ["'gone' is not a folder"]),
