@@ -71,6 +71,7 @@ START: dict[str, tuple[str, ...]] = {
     "distill": ("--teacher", "source", "--train-file", "data.csv", "--set", "task.max_steps=1", "--student", "teacher"),
     "publish": ("--repo-id", "someone/tiny", "--dry-run"),
     "predict": ("--model", "model"),
+    "explain": ("--model", "model"),
 }
 ARGUMENTS = {
     "text": "a dull plot",
