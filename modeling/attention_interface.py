@@ -10,7 +10,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 from transformers.utils import logging
 
-from ..kernels.attention import BACKENDS, attend
+from ..kernels.attention import BACKENDS, attend, attend_packed
 from ..kernels.checks import check_tensors
 from ..kernels.forms import Form
 
@@ -95,6 +95,15 @@ def inhibitor_attention_forward(module, query, key, value, attention_mask, dropo
     return _attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, backend=backend, return_scores=False
     )
+
+
+def packed_attention_forward(module, query, key, value, runs, dropout=0.0) -> Tensor:
+    """Attention within each text of `runs`, `(tokens, H, d)` each -> the same, by the backend of the model's implementation."""
+    kept = torch.rand(key.shape[0], device=key.device) >= dropout if dropout else None
+    config, scalars = module.config, (module.alpha, module.beta, module.gamma, module.delta)
+    form = Form.of(config.inhibition, config.center, config.centered, config.signed)
+    backend = config._attn_implementation.removeprefix("inhibitor").removeprefix("_") or "auto"
+    return attend_packed(query, key, value, kept, *scalars, form, False, config.quantized, backend, runs)
 
 
 def inhibitor_mask(attention_mask: Tensor | None = None, **kwargs) -> Tensor | None:

@@ -3,7 +3,6 @@
 Layout, module names and heads follow DistilBERT, so its checkpoints load here with only alpha, beta and gamma new.
 """
 
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +26,13 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from ..kernels.notice import say_what_is_missing
-from .attention_interface import ATTENTION_FORWARDS, eager_attention_forward, inhibitor_mask, length_divisor
+from .attention_interface import (
+    ATTENTION_FORWARDS,
+    eager_attention_forward,
+    inhibitor_mask,
+    length_divisor,
+    packed_attention_forward,
+)
 from .checkpoint_weights import check_names, check_types, with_half_embeddings
 from .configuration_inhibidistilbert import InhibiDistilBertConfig
 from .int8_linear import Int8Linear, encoder_linear
@@ -144,23 +149,19 @@ class InhibiDistilBertSelfAttention(nn.Module):
         input_shape = hidden_states.shape[:-1]
         head_shape = (*input_shape, -1, self.attention_head_size)
         projected = [linear(hidden_states).view(head_shape) for linear in (self.q_lin, self.k_lin, self.v_lin)]
-        scores = None
+        dropout, scores = self.dropout_p if self.training else 0.0, None
         if packing is not None:
-            output = packing.attend(partial(self._attend, attention_mask=None, divisor=None, **kwargs), *projected)
+            output = packed_attention_forward(self, *(x[0] for x in projected), packing.runs, dropout)
         else:
-            heads = (x.transpose(1, 2) for x in projected)
-            output, scores = self._attend(*heads, attention_mask=attention_mask, divisor=divisor, **kwargs)
+            query, key, value = (x.transpose(1, 2) for x in projected)
+            implementation = self.config._attn_implementation
+            attention_forward = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+            output, scores = attention_forward(self, query, key, value, attention_mask, dropout=dropout, **kwargs)
+            if divisor is None:
+                divisor = length_divisor(self.config.length_normalization, attention_mask, keys=key.shape[2])
+        if divisor is not None:
+            output = (output / divisor).to(output.dtype)
         return self.out_lin(output.reshape(*input_shape, -1)), scores
-
-    def _attend(self, query, key, value, attention_mask, divisor, **kwargs) -> tuple[Tensor, Tensor | None]:
-        """`(B, H, L, d)` each -> `(B, L, H, d)`, and the scores or None."""
-        attention_forward = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        output, scores = attention_forward(
-            self, query, key, value, attention_mask, dropout=self.dropout_p if self.training else 0.0, **kwargs
-        )
-        if divisor is None:
-            divisor = length_divisor(self.config.length_normalization, attention_mask, keys=key.shape[2])
-        return output if divisor is None else (output / divisor).to(output.dtype), scores
 
 
 class FFN(nn.Module):
@@ -426,7 +427,8 @@ class InhibiDistilBertModel(InhibiDistilBertPreTrainedModel):
         elif may_pack:
             packing = without_padding(self, attention_mask)
         if packing is not None:
-            states = self.transformer(packing.pack(embeddings), packing=packing, **kwargs)
+            divisor = packing.divisor(self.config.length_normalization, embeddings.device)
+            states = self.transformer(packing.pack(embeddings), packing=packing, divisor=divisor, **kwargs)
             return BaseModelOutput(last_hidden_state=packing.unpack(states, shape))
         mask = self._mask(embeddings, attention_mask)
         divisor = length_divisor(self.config.length_normalization, mask, keys=embeddings.shape[1])

@@ -1,12 +1,13 @@
 """Texts one behind the other without padding: layers see `(1, tokens, dim)`, and each text attends to itself alone."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any
+from functools import cached_property
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor, nn
+
+from ..kernels.cpu.packed import Run
 
 # Below this share of padding the packing takes as long as what it saves.
 _WORTH_IT = 1 / 16
@@ -36,24 +37,22 @@ class Packing:
         rows = states.new_zeros(shape[0] * shape[1], states.shape[2])
         return rows.index_copy(0, self.places, states[0]).view(*shape, -1)
 
-    def runs(self) -> Iterator[tuple[int, int, int]]:
-        """Neighbours of the same length, which make a batch: their first token, how many texts, and their length."""
-        start = 0
+    @cached_property
+    def runs(self) -> list[Run]:
+        """Neighbours of the same length."""
+        found, start = [], 0
         for length, texts in groupby(self.lengths):
-            count = len(list(texts))
-            yield start, count, length
-            start += count * length
+            found.append(Run(start, len(list(texts)), length))
+            start += found[-1].texts * length
+        return found
 
-    def attend(self, attention: Callable[..., tuple[Tensor, Any]], *projected: Tensor) -> Tensor:
-        """`attention` of queries, keys and values `(1, tokens, H, d)` within each text: `(1, tokens, H, d)`.
-
-        attention: of `(texts, H, length, d)` each; its first result is `(texts, length, H, d)`.
-        """
-        outputs = []
-        for start, texts, length in self.runs():
-            of_run = (x[0, start : start + texts * length].unflatten(0, (texts, length)).transpose(1, 2) for x in projected)
-            outputs.append(attention(*of_run)[0].flatten(0, 1))
-        return torch.cat(outputs)[None]
+    def divisor(self, normalization: str, device: torch.device) -> Tensor | None:
+        """As `length_divisor`, of each token: `(tokens, 1, 1)`."""
+        if normalization not in ("mean", "sqrt"):
+            return None
+        lengths = torch.tensor(self.lengths, device=device)
+        count = lengths.repeat_interleave(lengths)[:, None, None]
+        return count**0.5 if normalization == "sqrt" else count
 
     def mask(self, shape: tuple[int, int], device: torch.device) -> Tensor:
         """The same for attention that takes a mask: `(B, 1, L, L)`, True within a text. All tokens are of texts."""
@@ -61,7 +60,7 @@ class Packing:
         return (texts[:, None, :] == texts[:, :, None])[:, None]
 
     def first_tokens(self) -> list[int]:
-        return [start + text * length for start, texts, length in self.runs() for text in range(texts)]
+        return [0, *accumulate(self.lengths[:-1])]
 
 
 def is_traced() -> bool:

@@ -26,10 +26,17 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .inhibitor_notice import say_what_is_missing
-from .attention_interface import ATTENTION_FORWARDS, eager_attention_forward, inhibitor_mask, length_divisor
+from .attention_interface import (
+    ATTENTION_FORWARDS,
+    eager_attention_forward,
+    inhibitor_mask,
+    length_divisor,
+    packed_attention_forward,
+)
 from .checkpoint_weights import check_names, check_types, with_half_embeddings
 from .configuration_inhibidistilbert import InhibiDistilBertConfig
 from .int8_linear import Int8Linear, encoder_linear
+from .packing import Packing, packed_texts, without_padding
 from .sources import AUTO_MAP, write_remote_code
 
 # This file's own view of the attention interface: its names mean the functions of this very code, even when another
@@ -47,9 +54,15 @@ def sinusoidal_position_embeddings(positions: int, dim: int) -> Tensor:
     return torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float()
 
 
-def first_token(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """The state of each row's first real token, `(B, L, dim)` -> `(B, dim)`: behind padding it does not stand at 0."""
-    if attention_mask is None or attention_mask.ndim != 2:
+def first_token(
+    hidden_states: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None = None, **kwargs: Any
+) -> Tensor:
+    """The state of each text's first real token, `(B, L, dim)` -> `(texts, dim)`: behind padding it does not stand at 0."""
+    if attention_mask is None:
+        shape = cast(tuple[int, int], tuple(hidden_states.shape[:2]))
+        packing = packed_texts(shape, position_ids, kwargs.get("cu_seq_lens_q"))
+        return hidden_states[:, 0] if packing is None else hidden_states.flatten(0, 1)[packing.first_tokens()]
+    if attention_mask.ndim != 2:
         return hidden_states[:, 0]
     first = attention_mask.bool().int().argmax(-1)
     return hidden_states[torch.arange(first.shape[0], device=first.device), first]
@@ -128,20 +141,24 @@ class InhibiDistilBertSelfAttention(nn.Module):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         divisor: Tensor | float | None = None,
+        packing: Packing | None = None,
         **kwargs,
     ) -> tuple[Tensor, Tensor | None]:
-        """divisor: `length_divisor` of the mask, where it was counted once for all layers."""
+        """divisor: `length_divisor` of the mask, where it was counted once for all layers. packing: of the hidden states,
+        which are `(1, tokens, dim)` then."""
         input_shape = hidden_states.shape[:-1]
         head_shape = (*input_shape, -1, self.attention_head_size)
-        query, key, value = (
-            linear(hidden_states).view(head_shape).transpose(1, 2) for linear in (self.q_lin, self.k_lin, self.v_lin)
-        )
-        attention_forward = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        output, scores = attention_forward(
-            self, query, key, value, attention_mask, dropout=self.dropout_p if self.training else 0.0, **kwargs
-        )
-        if divisor is None:
-            divisor = length_divisor(self.config.length_normalization, attention_mask, keys=key.shape[2])
+        projected = [linear(hidden_states).view(head_shape) for linear in (self.q_lin, self.k_lin, self.v_lin)]
+        dropout, scores = self.dropout_p if self.training else 0.0, None
+        if packing is not None:
+            output = packed_attention_forward(self, *(x[0] for x in projected), packing.runs, dropout)
+        else:
+            query, key, value = (x.transpose(1, 2) for x in projected)
+            implementation = self.config._attn_implementation
+            attention_forward = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+            output, scores = attention_forward(self, query, key, value, attention_mask, dropout=dropout, **kwargs)
+            if divisor is None:
+                divisor = length_divisor(self.config.length_normalization, attention_mask, keys=key.shape[2])
         if divisor is not None:
             output = (output / divisor).to(output.dtype)
         return self.out_lin(output.reshape(*input_shape, -1)), scores
@@ -373,8 +390,10 @@ class InhibiDistilBertModel(InhibiDistilBertPreTrainedModel):
 
         attention_mask: `(B, L)`, 0 at padding, in any pattern; or `(B, 1 or H, L, L)`, bool with True for visible keys or
             additive with 0 for them.
-        position_ids: `(B or 1, L)`, by default 0, 1, 2, …
+        position_ids: `(B or 1, L)`, by default 0, 1, 2, … Without a mask, where they start again another text begins, which
+            attends to itself alone; so does one at each of `cu_seq_lens_q`.
 
+        On CPUs the layers leave padding out, and the hidden states are 0 there.
         `output_attentions=True` returns the scores Z `(B, H, L, L)` of every layer as `attentions`.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -399,9 +418,27 @@ class InhibiDistilBertModel(InhibiDistilBertPreTrainedModel):
                     "attention_mask with 4 dimensions must be bool (True = visible) or floating (0 = visible, below 0 = "
                     f"hidden), got {attention_mask.dtype}."
                 )
+        shape = cast(tuple[int, int], tuple(embeddings.shape[:2]))
+        packing, may_pack = None, self._may_pack(kwargs)
+        if attention_mask is None:
+            packing = packed_texts(shape, position_ids, kwargs.get("cu_seq_lens_q"))
+            if packing is not None and not may_pack:
+                packing, attention_mask = None, packing.mask(shape, embeddings.device)
+        elif may_pack:
+            packing = without_padding(self, attention_mask)
+        if packing is not None:
+            divisor = packing.divisor(self.config.length_normalization, embeddings.device)
+            states = self.transformer(packing.pack(embeddings), packing=packing, divisor=divisor, **kwargs)
+            return BaseModelOutput(last_hidden_state=packing.unpack(states, shape))
         mask = self._mask(embeddings, attention_mask)
         divisor = length_divisor(self.config.length_normalization, mask, keys=embeddings.shape[1])
         return BaseModelOutput(last_hidden_state=self.transformer(embeddings, mask, divisor=divisor, **kwargs))
+
+    def _may_pack(self, kwargs: dict[str, Any]) -> bool:
+        """Whether nothing of the layers but their end is asked for, and the attention computes no scores."""
+        asked = (kwargs.get(name, getattr(self.config, name)) for name in ("output_hidden_states", "output_attentions"))
+        own = self.config._attn_implementation in ATTENTION_FORWARDS and self.config._attn_implementation != "eager"
+        return own and not any(asked) and not self.config.chunk_size_feed_forward
 
     def _mask(self, embeddings: Tensor, attention_mask: Tensor | None) -> Tensor | None:
         """The mask in the form of the attention implementation."""
@@ -478,7 +515,7 @@ class InhibiDistilBertForSequenceClassification(InhibiDistilBertPreTrainedModel)
     ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
         """labels: `(B,)` classes or values, or `(B, num_labels)`; `config.problem_type`, or else their type, decides."""
         outputs = self.distilbert(input_ids, attention_mask, inputs_embeds, position_ids, return_dict=True, **kwargs)
-        pooled = self.dropout(self.pre_classifier(first_token(outputs.last_hidden_state, attention_mask)).relu())
+        pooled = self.dropout(self.pre_classifier(first_token(outputs.last_hidden_state, attention_mask, position_ids, **kwargs)).relu())
         logits = self.classifier(pooled)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return SequenceClassifierOutput(
@@ -585,7 +622,7 @@ class InhibiDistilBertForMultipleChoice(InhibiDistilBertPreTrainedModel):
             for tensor in (input_ids, attention_mask, inputs_embeds, position_ids)
         )
         outputs = self.distilbert(input_ids, attention_mask, inputs_embeds, position_ids, return_dict=True, **kwargs)
-        pooled = self.dropout(self.pre_classifier(first_token(outputs.last_hidden_state, attention_mask)).relu())
+        pooled = self.dropout(self.pre_classifier(first_token(outputs.last_hidden_state, attention_mask, position_ids, **kwargs)).relu())
         logits = self.classifier(pooled).view(-1, choices)
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return MultipleChoiceModelOutput(

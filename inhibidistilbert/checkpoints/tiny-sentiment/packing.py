@@ -1,0 +1,125 @@
+"""Texts one behind the other without padding: layers see `(1, tokens, dim)`, and each text attends to itself alone."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, groupby
+
+import torch
+from torch import Tensor, nn
+
+from .inhibitor_cpu_packed import Run
+
+# Below this share of padding the packing takes as long as what it saves.
+_WORTH_IT = 1 / 16
+_CAPTURING = "transformers.utils.output_capturing"  # its hooks stay after the first call that asks for outputs
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the texts of a batch are.
+
+    lengths: tokens of each text, in order, at least 1. places: `(tokens,)`, where each token stands among the B·L of the
+    batch; None where they are all.
+    """
+
+    lengths: list[int]
+    places: Tensor | None = None
+
+    def pack(self, states: Tensor) -> Tensor:
+        """`(B, L, dim)` -> `(1, tokens, dim)`."""
+        rows = states.flatten(0, 1)
+        return (rows if self.places is None else rows[self.places])[None]
+
+    def unpack(self, states: Tensor, shape: tuple[int, int]) -> Tensor:
+        """`(1, tokens, dim)` -> `(B, L, dim)` for `shape` (B, L), 0 at padding."""
+        if self.places is None:
+            return states.view(*shape, -1)
+        rows = states.new_zeros(shape[0] * shape[1], states.shape[2])
+        return rows.index_copy(0, self.places, states[0]).view(*shape, -1)
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """Neighbours of the same length."""
+        found, start = [], 0
+        for length, texts in groupby(self.lengths):
+            found.append(Run(start, len(list(texts)), length))
+            start += found[-1].texts * length
+        return found
+
+    def divisor(self, normalization: str, device: torch.device) -> Tensor | None:
+        """As `length_divisor`, of each token: `(tokens, 1, 1)`."""
+        if normalization not in ("mean", "sqrt"):
+            return None
+        lengths = torch.tensor(self.lengths, device=device)
+        count = lengths.repeat_interleave(lengths)[:, None, None]
+        return count**0.5 if normalization == "sqrt" else count
+
+    def mask(self, shape: tuple[int, int], device: torch.device) -> Tensor:
+        """The same for attention that takes a mask: `(B, 1, L, L)`, True within a text. All tokens are of texts."""
+        texts = torch.arange(len(self.lengths)).repeat_interleave(torch.tensor(self.lengths)).view(shape).to(device)
+        return (texts[:, None, :] == texts[:, :, None])[:, None]
+
+    def first_tokens(self) -> list[int]:
+        return [0, *accumulate(self.lengths[:-1])]
+
+
+def is_traced() -> bool:
+    """Whether the numbers in tensors may not decide what is computed."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch.compiler.is_exporting()
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
+def without_padding(model: nn.Module, attention_mask: Tensor | None) -> Packing | None:
+    """The packing that leaves padding out; None where there is little, or where it would be seen.
+
+    It is left in where a text has no token at all, on devices that would have to wait for the mask, under tracing, and
+    where hooks look at layers.
+    """
+    if attention_mask is None or attention_mask.ndim != 2 or attention_mask.device.type != "cpu" or is_traced():
+        return None
+    visible = attention_mask.bool()
+    lengths = visible.sum(-1).tolist()
+    if not lengths or min(lengths) == 0 or sum(lengths) > (1 - _WORTH_IT) * visible.numel() or _is_watched(model):
+        return None
+    return Packing(lengths, visible.flatten().nonzero()[:, 0])
+
+
+def packed_texts(shape: tuple[int, int], position_ids: Tensor | None, boundaries: Tensor | None = None) -> Packing | None:
+    """The texts of rows that hold several; None where each holds one.
+
+    shape: (B, L). position_ids: `(B or 1, L)`; they start again with each text. boundaries: `(texts + 1,)`, the first token
+    of each text and the end, as transformers' `cu_seq_lens_q`.
+
+    Raises:
+        ValueError: boundaries that do not go from 0 to the number of tokens.
+    """
+    tokens = shape[0] * shape[1]
+    if boundaries is not None:
+        lengths = boundaries.diff().tolist()
+        if boundaries[0] != 0 or boundaries[-1] != tokens or min(lengths, default=0) < 1:
+            raise ValueError(
+                f"cu_seq_lens_q must rise from 0 to {tokens}, the number of tokens, got {boundaries.tolist()}."
+            )
+        return Packing(lengths)
+    if position_ids is None or position_ids.shape[-1] < 2 or is_traced():
+        return None
+    again = position_ids.diff() <= 0
+    if not again.any():
+        return None
+    first = nn.functional.pad(again, (1, 0), value=True).expand(shape)
+    starts = [*first.flatten().nonzero()[:, 0].tolist(), tokens]
+    return Packing([end - start for start, end in zip(starts, starts[1:], strict=False)])
+
+
+def _is_watched(model: nn.Module) -> bool:
+    hooks = (
+        hook
+        for module in model.modules()
+        for each in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+        for hook in each.values()
+    )
+    return any(getattr(hook, "__module__", None) != _CAPTURING for hook in hooks)
