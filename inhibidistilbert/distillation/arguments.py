@@ -161,7 +161,9 @@ def check_buildable(arguments: TrainingArguments) -> None:
         try:
             torch.compile(model, backend=backend or "inductor", mode=mode)
         except Exception as error:
-            raise UserError(f"trainer: torch_compile_backend {backend!r} or torch_compile_mode {mode!r} is unknown.") from error
+            raise UserError(
+                f"trainer: torch_compile_backend {backend!r} or torch_compile_mode {mode!r} is unknown."
+            ) from error
     try:
         trainer = FineTuner(model=model, args=arguments, train_dataset=[{}], eval_dataset=[{}])
         trainer.create_optimizer_and_scheduler(num_training_steps=1)

@@ -4,7 +4,7 @@ Tensors are `(tokens, H, d)`. Neighbours of the same length are a batch, a `Run`
 from block to block.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from ctypes import addressof, create_string_buffer
 from math import ceil
 from typing import Any, NamedTuple
@@ -13,15 +13,22 @@ import torch
 from torch import Tensor
 
 from ..blocked import first_order_only, number_of_radii, torch_backward, torch_forward
-from ..llvm.jit import Machine, entry
+from ..llvm.jit import Machine, entry, host_machine
 from ..llvm.sequence import each_block_ir
 from ..llvm.threads import run_on_threads
 from ..memory import addresses, reach
-from . import attention as of_float32
-from . import int8_attention as of_int8
+from .attention import FLAWED, READ_BY, scalar_gradients
+from .attention import WORTH_A_THREAD as FLOAT32_WORTH_A_THREAD
+from .attention import make_plan as make_float32_plan
+from .int8_attention import WORTH_A_THREAD as INT8_WORTH_A_THREAD
+from .int8_attention import make_plan as make_int8_plan
+from .int8_attention import prepared
 from .launch import Plan, Strides, pack, strides_of
 
 _READ = ("alpha", "beta", "gamma", "delta", "key_dropout_mask", "query", "key", "value", "the gradient of the output")
+
+# Tests set another machine than the one at hand.
+machine: Callable[[], Machine] = host_machine
 
 
 class Run(NamedTuple):
@@ -82,7 +89,7 @@ def _work(runs: Sequence[Run], heads: int, size: int) -> int:
     return heads * size * sum(run.texts * run.length**2 for run in runs)
 
 
-def _run_all(calls: Sequence[_Call], machine: Machine, threads: int) -> list[bytes]:
+def _run_all(calls: Sequence[_Call], here: Machine, threads: int) -> list[bytes]:
     """Run the blocks; the words of each behind its plan's, as the code left them."""
     workspace = torch.empty(threads * sum(call.plan.memory for call in calls), dtype=torch.uint8)
     place, parts, offsets, length = workspace.data_ptr(), [], [], 0
@@ -95,7 +102,7 @@ def _run_all(calls: Sequence[_Call], machine: Machine, threads: int) -> list[byt
     callee = calls[0].plan.entry
     first = addressof(blocks)
     listed = create_string_buffer(pack((callee, len(calls), *(first + offset for offset in offsets))))
-    run_on_threads(entry("each_block", each_block_ir, machine), addressof(listed), threads)
+    run_on_threads(entry("each_block", each_block_ir, here), addressof(listed), threads)
     starts = [offset + len(call.plan.words) for offset, call in zip(offsets, calls, strict=True)]
     return [blocks[start : start + 8 * (3 + len(call.words))] for start, call in zip(starts, calls, strict=True)]
 
@@ -111,21 +118,20 @@ def _run_float32(
     sums: Tensor | None = None,
 ) -> list[Run]:
     """Run a pass; the runs with a number that counts and is not finite. per_query: `(…, H · tokens)` each, in runs."""
-    machine, (_, heads, size) = of_float32.machine(), tensors[0].shape
+    here, (_, heads, size) = machine(), tensors[0].shape
     options = (*flags, scalars[3] is not None, number_of_radii(*scalars[:3]))  # type: ignore[arg-type]
-    operands = _Operands(tensors, of_float32._READ_BY[name], dropout, scalars)
+    operands = _Operands(tensors, READ_BY[name], dropout, scalars)
     bases = [0 if x is None else x.data_ptr() for x in per_query]
     calls, text = [], 0
     for run in runs:
         shape, strides = (run.texts, heads, run.length, size), operands.strides_for(run)
-        plan = of_float32._plan(name, machine, shape, run.length, tensors[0].dtype, options, 1, strides)
+        plan = make_float32_plan(name, here, shape, run.length, tensors[0].dtype, options, 1, strides)
         of_queries = [base and base + 4 * heads * run.start for base in bases]
         of_sums = 0 if sums is None else sums[text].data_ptr()
         calls.append(_Call(plan, [0, *of_queries, of_sums, *operands.words(run)]))
         text += run.texts
-    threads = min(torch.get_num_threads(), ceil(_work(runs, heads, size) / of_float32._WORTH_A_THREAD))
-    flawed = of_float32._FLAWED
-    return [run for run, left in zip(runs, _run_all(calls, machine, threads), strict=True) if left[flawed]]
+    threads = min(torch.get_num_threads(), ceil(_work(runs, heads, size) / FLOAT32_WORTH_A_THREAD))
+    return [run for run, left in zip(runs, _run_all(calls, here, threads), strict=True) if left[FLAWED]]
 
 
 def _per_query(tensors: Sequence[Tensor], flags: tuple[int, int, bool], delta: Tensor | None) -> list[Tensor | None]:
@@ -169,7 +175,7 @@ class _Packed(torch.autograd.Function):
             flawed = _run_float32("backward", tensors, dropout, scalars, ctx.flags, runs, per_query, sums)
             given = [scalar for scalar in scalars if scalar is not None]
             again = _again(flawed, runs, tensors, dropout, scalars, ctx.flags, sums)
-            of_scalars = list(of_float32._scalar_gradients(sums.sum(0, dtype=torch.float64), beta, radii, given))
+            of_scalars = list(scalar_gradients(sums.sum(0, dtype=torch.float64), beta, radii, given))
             of_scalars = [sum((each[n] for each in again), of_scalars[n]) for n in range(len(given))]
         results = first_order_only((*gradients, *of_scalars), query, key, value, *given, grad_output)
         of_delta = None if delta is None else results[6]
@@ -206,17 +212,17 @@ def packed_int8(
     delta: Tensor | None, center: int, inhibition: int, causal: bool, runs: Sequence[Run],
 ) -> Tensor:  # fmt: skip
     """The same in int8, without a gradient."""
-    machine, (tokens, heads, channels) = of_int8.machine(), query.shape
-    size = channels + -channels % machine.lanes
+    here, (tokens, heads, channels) = machine(), query.shape
+    size = channels + -channels % here.lanes
     named = (("query", query), ("key", key), ("value", value))
-    inputs = [of_int8._prepared(name, x, size) for name, x in named]
+    inputs = [prepared(name, x, size) for name, x in named]
     output = torch.empty(tokens, heads, size)
     scalars, flags = (alpha, beta, gamma, delta), (center, inhibition, causal, delta is not None)
     operands, calls = _Operands((*inputs, output), 3, dropout, scalars), []
     for run in runs:
         shape = run.texts, heads, run.length, size
-        plan = of_int8._plan(machine, shape, run.length, channels, flags, 1, operands.strides_for(run))
+        plan = make_int8_plan(here, shape, run.length, channels, flags, 1, operands.strides_for(run))
         calls.append(_Call(plan, operands.words(run)))
-    threads = min(torch.get_num_threads(), ceil(_work(runs, heads, size) / of_int8._WORTH_A_THREAD))
-    _run_all(calls, machine, threads)
+    threads = min(torch.get_num_threads(), ceil(_work(runs, heads, size) / INT8_WORTH_A_THREAD))
+    _run_all(calls, here, threads)
     return output[..., :channels].to(query.dtype)

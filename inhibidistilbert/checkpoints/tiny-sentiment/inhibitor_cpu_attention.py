@@ -24,12 +24,12 @@ LARGEST_HEAD = 512
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _PASSES = {"forward": forward_ir, "backward": backward_ir}
 # Below so many (query, key, channel) triples the threads would wait for each other longer than they compute.
-_WORTH_A_THREAD = 1 << 17
+WORTH_A_THREAD = 1 << 17
 
 # Where `flawed` begins in the second part of the block: behind two counters and the workspace.
-_FLAWED = 3 * 8
+FLAWED = 3 * 8
 # How many of its tensors a pass reads.
-_READ_BY = {"forward": 3, "backward": 4}
+READ_BY = {"forward": 3, "backward": 4}
 
 # Tests set another machine than the one at hand.
 machine: Callable[[], Machine] = host_machine
@@ -49,7 +49,7 @@ def cpu_refusal(query: Tensor) -> str | None:
 
 
 @lru_cache(maxsize=4096)
-def _plan(
+def make_plan(
     name: str,
     machine: Machine,
     shape: tuple[int, int, int, int],
@@ -66,7 +66,7 @@ def _plan(
     center, inhibition, _, normalized, radii = flags
     offsets, workspace_size = workspace_layout(lanes, keys, size, name == "backward", radii)
     layout = (c_int64 * len(offsets))(*offsets)
-    threads = min(threads, ceil(batch * heads * queries * keys * size / _WORTH_A_THREAD))
+    threads = min(threads, ceil(batch * heads * queries * keys * size / WORTH_A_THREAD))
     splits = 1
     if name == "forward" and threads > 1:
         # Some more pieces than threads: they are done at different speeds. Each packs its head's keys for itself.
@@ -83,7 +83,7 @@ def _plan(
         *(stride for of_mask in of_masks for stride in of_mask),
         *(dtype.itemsize * stride for of_tensor in of_tensors for stride in of_tensor),
     )
-    lengths = (queries, keys, keys, queries)[: _READ_BY[name]]
+    lengths = (queries, keys, keys, queries)[: READ_BY[name]]
     reaches = reaches_of(shape, lengths, dtype.itemsize, strides, radii)
     return Plan(entry(name, _PASSES[name], machine), pack(words), threads, threads * workspace_size, reaches, layout)
 
@@ -105,11 +105,11 @@ def _run(
     query, key = tensors[:2]
     strides = strides_of(scalars, masks, tensors)
     options = (*flags, scalars[3] is not None, number_of_radii(*scalars[:3]))
-    plan = _plan(name, machine(), query.shape, key.shape[2], query.dtype, options, torch.get_num_threads(), strides)
+    plan = make_plan(name, machine(), query.shape, key.shape[2], query.dtype, options, torch.get_num_threads(), strides)
     more = [0, *[0 if x is None else x.data_ptr() for x in (*per_query, sums)]]
-    read = _READ_BY[name]
+    read = READ_BY[name]
     block = run(plan, more, (*scalars, *masks, *tensors[:read]), tensors[read:])
-    return block[len(plan.words) + _FLAWED] != b"\0"
+    return block[len(plan.words) + FLAWED] != b"\0"
 
 
 def _forward(
@@ -160,10 +160,10 @@ def _backward(
         # Tensors of their own, as torch wants them of an operator.
         totals = sums.sum((0, 1), dtype=torch.float64).float().split(1)
         return tuple([x.clone().view(y.shape) for x, y in zip(totals, given, strict=False)])
-    return _scalar_gradients(sums.sum(0, dtype=torch.float64), beta, radii, given)
+    return scalar_gradients(sums.sum(0, dtype=torch.float64), beta, radii, given)
 
 
-def _scalar_gradients(sums: Tensor, beta: Tensor, radii: int, given: list[Tensor]) -> tuple[Tensor, ...]:
+def scalar_gradients(sums: Tensor, beta: Tensor, radii: int, given: list[Tensor]) -> tuple[Tensor, ...]:
     """The gradients of alpha, beta, gamma and delta from the sums of each head, `(H, 4 · radii + 1)` float64."""
     alpha, by_beta, gamma = sums[:, : 3 * radii].view(-1, radii, 3).permute(2, 1, 0)
     delta, opened = sums[:, 3 * radii], sums[:, 3 * radii + 1 :].t()

@@ -20,7 +20,7 @@ from .inhibitor_cpu_launch import Plan, Strides, float_bits, pack, reaches_of, r
 
 LARGEST_HEAD = 256
 # Below so many (query, key, channel) triples the threads would wait for each other longer than they compute.
-_WORTH_A_THREAD = 1 << 19
+WORTH_A_THREAD = 1 << 19
 # Packing the keys of a head costs about as much as so many queries.
 _PACKING = 40
 
@@ -52,7 +52,7 @@ def _parts(heads: int, tiles: int, rows: int, threads: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _plan(
+def make_plan(
     machine: Machine,
     shape: tuple[int, int, int, int],
     keys: int,
@@ -72,7 +72,7 @@ def _plan(
     batch, heads, queries, size = shape
     places, workspace_size, padded_keys = workspace_layout(machine, size, keys)
     rows = tile_rows(machine)
-    threads = min(threads, -(-batch * heads * queries * keys * size // _WORTH_A_THREAD))
+    threads = min(threads, -(-batch * heads * queries * keys * size // WORTH_A_THREAD))
     parts = _parts(batch * heads, -(-queries // rows), rows, threads)
     items = batch * heads * parts
     threads = min(threads, items)
@@ -96,11 +96,11 @@ def _run(
     """Each in the order of the operator's arguments, the output last; float32, channels side by side in whole vectors."""
     query, key = tensors[:2]
     strides = strides_of(scalars, masks, tensors)
-    plan = _plan(machine(), query.shape, key.shape[2], channels, flags, torch.get_num_threads(), strides)
+    plan = make_plan(machine(), query.shape, key.shape[2], channels, flags, torch.get_num_threads(), strides)
     run(plan, (), (*scalars, *masks, *tensors[:3]), tensors[3:])
 
 
-def _prepared(name: str, x: Tensor, size: int) -> Tensor:
+def prepared(name: str, x: Tensor, size: int) -> Tensor:
     """x in float32 with `size` channels side by side, the new ones 0."""
     if x.dtype == torch.float32 and x.shape[-1] == size and x.stride(-1) == 1:
         return x
@@ -127,7 +127,7 @@ def _attend(
         return output.zero_()
     channels = query.shape[-1]
     size = channels + -channels % machine().lanes
-    query, key, value = (_prepared(name, x, size) for name, x in (("query", query), ("key", key), ("value", value)))
+    query, key, value = (prepared(name, x, size) for name, x in (("query", query), ("key", key), ("value", value)))
     in_place = output.dtype == torch.float32 and size == channels
     result = output if in_place else like_heads(query)
     tensors, flags = (query, key, value, result), (center, inhibition, causal, delta is not None)
