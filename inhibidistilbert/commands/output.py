@@ -48,7 +48,7 @@ def check_threads(values: Iterable[int]) -> None:
     for value in values:
         check_positive("--threads", value)
         if value > (most := os.cpu_count() or 1):
-            raise UserError(f"--threads must be at most {most}, the processors of this machine; got {value}.")
+            raise UserError(f"--threads must be at most {most} on this machine; got {value}.")
 
 
 def new_table(words: Iterable[str], numbers: Iterable[str]) -> Table:

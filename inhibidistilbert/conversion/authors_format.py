@@ -66,13 +66,10 @@ def with_scalars(source_class: type[transformers.PreTrainedModel]) -> type[trans
     return type(source_class.__name__, (source_class,), members)
 
 
-def student_scalars(source: str, weights: Mapping[str, Tensor], scalars: int) -> tuple[dict[str, Tensor], list[str]]:
+def student_scalars(weights: Mapping[str, Tensor], scalars: int) -> tuple[dict[str, Tensor], list[str]]:
     """alpha, beta and gamma among a student's `weights`, repeated to shape `(scalars,)`, and the warnings.
 
     Their code adds alpha to the scores only where it is positive, so any other alpha becomes 0.
-
-    Raises:
-        UserError: for a value that is not finite.
     """
     converted, not_positive = {}, []
     for name, weight in weights.items():
@@ -80,8 +77,6 @@ def student_scalars(source: str, weights: Mapping[str, Tensor], scalars: int) ->
         if kind not in SCALARS:
             continue
         value = weight.item()
-        if not weight.isfinite():
-            raise UserError(f"SOURCE {source!r}: {name} must be finite, got {value}: the checkpoint is damaged.")
         if kind == "alpha" and value <= 0:
             not_positive.append(f"{name} ({value:.4g})")
             weight = torch.zeros_like(weight)

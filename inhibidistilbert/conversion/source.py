@@ -44,7 +44,7 @@ def read_source_config(source: str) -> transformers.PreTrainedConfig:
     config_class = transformers.BertConfig if raw["model_type"] == "bert" else transformers.DistilBertConfig
     try:
         config = config_class.from_dict(plain_config(raw))
-    except (StrictDataclassError, ValueError) as error:
+    except (StrictDataclassError, ValueError, TypeError, AttributeError, UserError) as error:  # as transformers stumbles
         raise UserError(f"SOURCE {source!r}: its config.json is not valid: {reason(error)}") from error
     if config.hidden_size % config.num_attention_heads:
         raise UserError(

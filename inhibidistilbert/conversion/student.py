@@ -80,7 +80,7 @@ def student_from(
     warnings: list[str] = []
     if has_scalars and device != "meta":
         count = config.num_attention_heads if options.scalars_per_head else 1
-        scalars, warnings = authors_format.student_scalars(source, weights, count)
+        scalars, warnings = authors_format.student_scalars(weights, count)
         weights |= scalars
     with torch.device(device or "cpu"):
         student = _build(source, student_class, config, layers, options)

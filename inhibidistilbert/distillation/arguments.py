@@ -1,6 +1,7 @@
 """The Trainer's arguments for a stage of a recipe."""
 
 import math
+import tempfile
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -139,7 +140,8 @@ def _checked(name: str, value: Any) -> Any:
         if isinstance(value, bool) and bool not in kinds:
             raise TypeError
     except (StrictDataclassError, TypeError) as error:
-        wanted = " or ".join("nothing" if each is type(None) else getattr(each, "__name__", str(each)) for each in kinds)
+        names = (str(each) if get_origin(each) else each.__name__ for each in kinds)
+        wanted = " or ".join(names).replace("NoneType", "nothing")
         raise UserError(f"trainer: {name} must be {wanted}, got {value!r}.") from error
     if is_number and not (0 <= value < math.inf and (value or name not in _ABOVE_0)):
         raise UserError(f"trainer: {name} must be a number {'above' if name in _ABOVE_0 else 'from'} 0, got {value}.")
@@ -148,22 +150,26 @@ def _checked(name: str, value: Any) -> Any:
     return value
 
 
-def check_buildable(arguments: TrainingArguments) -> None:
+def check_arguments(recipe: Recipe, stage: Stage) -> None:
     """Make a Trainer, an optimizer and a schedule for a model of one weight, since transformers checks much only then.
 
-    Raises a UserError for what they refuse. Sharded trainings are not tried: only one Trainer may shard.
+    Raises a UserError for what they refuse, as `training_arguments` does. Sharded trainings are not tried: only one Trainer
+    may shard.
     """
+    with tempfile.TemporaryDirectory(prefix="inhibidistilbert-") as folder:  # a Trainer makes its folder at once
+        _build(training_arguments(recipe, stage, Path(folder)))
+
+
+def _build(arguments: TrainingArguments) -> None:
     if arguments.deepspeed_plugin or arguments.fsdp_plugin_args or parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return
     model = nn.Linear(1, 1)
     if arguments.torch_compile:
         backend, mode = arguments.torch_compile_backend, arguments.torch_compile_mode
         try:
-            torch.compile(model, backend=backend or "inductor", mode=mode)
+            torch.compile(model, backend=str(backend), mode=mode)
         except Exception as error:
-            raise UserError(
-                f"trainer: torch_compile_backend {backend!r} or torch_compile_mode {mode!r} is unknown."
-            ) from error
+            raise UserError(f"trainer: torch.compile does not know backend {backend!r} or mode {mode!r}.") from error
     try:
         trainer = FineTuner(model=model, args=arguments, train_dataset=[{}], eval_dataset=[{}])
         trainer.create_optimizer_and_scheduler(num_training_steps=1)

@@ -1,6 +1,5 @@
 """Checkpoints of a running training that are whole or not there, whenever it is killed."""
 
-import json
 import logging
 import os
 import re
@@ -11,18 +10,20 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..evaluation.fine_tuning import FineTuner
+from ..support.digests import damage, read_seal, seal
 from ..support.errors import UserError, reason
+from ..support.files import remove
 
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "trainer_state.json"
-PARTS_FILE = "parts.json"  # of a checkpoint: the sizes of its files, and how many processes have written them
 _UNFINISHED = "unfinished"
 _NAME = re.compile(r"checkpoint-\d+")
 
@@ -36,11 +37,11 @@ def last_checkpoint(folder: Path) -> str | None:
     found = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)}
     broken: list[str] = []
     for _, checkpoint in sorted(found.items(), reverse=True):
-        lack = _lack(checkpoint)
-        if lack is None:
+        broken_part = damage(checkpoint)
+        if broken_part is None:
             _tell(checkpoint, broken)
             return str(checkpoint)
-        broken.append(f"{checkpoint.name} lacks {lack}")
+        broken.append(f"{checkpoint.name} {broken_part}")
     if broken:
         raise UserError(
             f"OUTPUT_DIR: no checkpoint in {str(folder)!r} is whole ({'; '.join(broken)}): put back what is missing, or "
@@ -49,29 +50,14 @@ def last_checkpoint(folder: Path) -> str | None:
     return None
 
 
-def _lack(checkpoint: Path) -> str | None:
-    """What is missing of a checkpoint; None where it is whole."""
-    try:
-        parts = json.loads((checkpoint / PARTS_FILE).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return PARTS_FILE
-    there = _sizes(checkpoint)
-    return next((name for name, size in parts.items() if there.get(name) != size), None)
-
-
-def _sizes(checkpoint: Path) -> dict[str, int]:
-    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != PARTS_FILE)
-    return {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
-
-
 def _tell(checkpoint: Path, broken: list[str]) -> None:
     if not PartialState().is_main_process:
         return
     if broken:
         logger.warning("%s: going on from %s instead.", "; ".join(broken), checkpoint)
-    then, now = json.loads((checkpoint / PARTS_FILE).read_text())["processes"], PartialState().num_processes
+    then, now = (read_seal(checkpoint) or {}).get("processes"), PartialState().num_processes
     if then != now:
-        logger.warning("%s is of %d processes, this run has %d: dropout draws other numbers.", checkpoint, then, now)
+        logger.warning("%s is of %s processes, this run has %d: dropout draws other numbers.", checkpoint, then, now)
 
 
 def check_space(folder: Path, model: torch.nn.Module, checkpoints: int) -> None:
@@ -107,14 +93,17 @@ class CheckpointTrainer(FineTuner):
         self.check_texts()
         self._refuse_bad_weights(name)
         if self.args.should_save:
-            shutil.rmtree(temporary, ignore_errors=True)
+            remove(temporary)
         self.accelerator.wait_for_everyone()
         self._writing = True
         try:
             super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError) as error:
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self._place(temporary / name, folder / name)
+        except (OSError, RuntimeError, SafetensorError) as error:
             # torch reports a full disk as a RuntimeError.
-            shutil.rmtree(temporary, ignore_errors=True)
+            remove(temporary)
             raise UserError(
                 f"OUTPUT_DIR: {name} could not be written to {str(folder)!r}: {reason(error)}. Earlier checkpoints are "
                 "intact: free some space and give the same command again."
@@ -122,15 +111,11 @@ class CheckpointTrainer(FineTuner):
         finally:
             self._writing = False
         self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            self._place(temporary / name, folder / name)
-        self.accelerator.wait_for_everyone()
 
     def _place(self, written: Path, place: Path) -> None:
         """A whole checkpoint under its own name; then those that are too many are removed."""
-        parts = {"files": _sizes(written), "processes": self.args.world_size}
-        (written / PARTS_FILE).write_text(json.dumps(parts, indent=2))
-        shutil.rmtree(place, ignore_errors=True)  # one that was not whole
+        seal(written, processes=self.args.world_size)
+        remove(place)  # one that was not whole
         written.rename(place)
         written.parent.rmdir()
         rotate_checkpoints(output_dir=str(place.parent), save_total_limit=self.args.save_total_limit, use_mtime=True)

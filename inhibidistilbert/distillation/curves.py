@@ -1,6 +1,7 @@
 """Learning curves: a JSON line for each log, and a picture of them."""
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,8 @@ from transformers import TrainerCallback
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
 
 FILE = "curves.jsonl"
 _NOT_DRAWN = {"stage", "step", "epoch", "grad_norm", "learning_rate", "seconds"}
@@ -42,7 +45,24 @@ class CurveWriter(TrainerCallback):
 
 
 def read_curves(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    """The logs that can be read. A warning tells of others: a model is not held back for its curve."""
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        logger.warning("The learning curve cannot be read: %s", error)
+        return []
+    logs = [log for log in map(_read_log, lines) if log is not None]
+    if len(logs) < len(lines):
+        logger.warning("%d lines of the learning curve %s cannot be read.", len(lines) - len(logs), file)
+    return logs
+
+
+def _read_log(line: str) -> dict[str, Any] | None:
+    try:
+        log = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return log if isinstance(log, dict) and {"stage", "step"} <= log.keys() else None
 
 
 def draw_curves(records: Sequence[dict[str, Any]], file: Path) -> None:
@@ -60,7 +80,7 @@ def curves_figure(records: Sequence[dict[str, Any]]) -> "Figure":
         evaluation = any(name.startswith("eval_") for name in record)
         names = sorted(record.keys() - _NOT_DRAWN, key=lambda name: (name != "loss", name))
         for name in names if evaluation or "loss" in record else ():
-            if not name.endswith(_TIMES):
+            if not name.endswith(_TIMES) and isinstance(record[name], int | float):
                 kind = "scores" if evaluation and name != "eval_loss" else "losses"
                 points.setdefault((f"{record['stage']}, {kind}", name), []).append((record["step"], record[name]))
     return plots.curves("Learning curves: losses, and scores of evaluations, by step", points)

@@ -20,7 +20,7 @@ from accelerate.utils import gather_object
 from ..support.digests import Content, change, content_of
 from ..support.distillation_log import DistillationLog
 from ..support.errors import UserError
-from ..support.files import write_text
+from ..support.files import read_json, write_text
 from .data import EVAL, TEST, TEXTS, TRAIN, TRANSFER
 from .recipe import Recipe, build_recipe
 from .stages import Stage
@@ -134,8 +134,8 @@ class Inputs:
         choice = f"remove {str(self.work_dir)!r}, or give another OUTPUT_DIR"
         if record is None:
             raise UserError(
-                f"OUTPUT_DIR: {str(folder)!r} has no {RECORD} that tells what it was made from: go on with the version that "
-                f"has begun it, {choice}."
+                f"OUTPUT_DIR: {str(folder)!r} has no {RECORD} that tells what it was made from: put it back, go on with "
+                f"the version that has begun it, {choice}."
             )
         # The student of the stage before is looked at when that stage is finished.
         before = {name: entries for name, entries in record["inputs"].items() if name != _BEFORE or name in now}
@@ -211,15 +211,19 @@ def check_finished(log: DistillationLog, inputs: Inputs, output_dir: Path) -> No
 
 def _begun(folder: Path) -> bool:
     """Whether something of a stage was trained and stored."""
-    return (folder / "result.json").is_file() or any(folder.glob("checkpoint-*"))
+    return any((folder / name).exists() for name in ("result.json", "model")) or any(folder.glob("checkpoint-*"))
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
+    """None where there is none, or it is damaged."""
     try:
-        record = json.loads((folder / RECORD).read_text())
-    except (OSError, ValueError):
+        record = read_json(folder / RECORD, finite=False)
+        inputs = {name: [dict(entry) for entry in entries] for name, entries in record["inputs"].items()}
+        environments = [dict(entry) for entry in record["environments"]]
+    except (UserError, KeyError, TypeError, ValueError, AttributeError):
         return None
-    return record if {"inputs", "environments"} <= record.keys() else None
+    whole = environments and all("path" in entry for entries in inputs.values() for entry in entries)
+    return {"inputs": inputs, "environments": environments} if whole else None
 
 
 def _environment(trust_remote_code: bool) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from ..support.errors import UserError
 from ..support.heads import class_names
 from ..support.models import has_tokenizer, load_config
-from .arguments import check_buildable, training_arguments
+from .arguments import check_arguments
 from .data import EVAL, TEST, TEXTS, TRAIN, TRANSFER
 from .inputs import Inputs
 from .recipe import Recipe
@@ -22,7 +22,7 @@ def prepare(recipe: Recipe, work_dir: Path, trust_remote_code: bool, inputs: Inp
     tokenizer, task = _tokenizer(recipe, trust_remote_code), _task(recipe, trust_remote_code)
     prepared = Prepared(recipe, work_dir, trust_remote_code, inputs, tokenizer, task)
     for stage in recipe.stages:
-        check_buildable(training_arguments(recipe, stage, prepared.folder(stage)))
+        check_arguments(recipe, stage)
         stage.read(prepared)
         source = recipe.teacher_of(stage)
         config = _config(source, trust_remote_code) if source and stage.needs_teacher else None

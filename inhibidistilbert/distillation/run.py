@@ -1,6 +1,5 @@
 """Runs a recipe: every check first, then its stages, then the tests of what came out."""
 
-import errno
 import platform
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, set_seed
 
 from ..evaluation.fine_tuning import trainer_arguments
-from ..support.distillation_log import DistillationLog, StageResult
-from ..support.errors import UserError, reason
+from ..support.distillation_log import FILE, DistillationLog, StageResult
+from ..support.files import form_of, telling_of_disk
 from ..support.models import load_model
 from .batches import Collator
 from .inputs import MODULES, Inputs, check_finished
@@ -24,8 +23,9 @@ from .trainer import StageTrainer, scores
 from .training import run_stage
 from .work_folder import changes, check_free, check_shared, claim, finish, finished_log, plain
 
-# The disk or the folder causes these errors, not this program.
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+_REMEDY = (
+    "free some space, or put back what was there, and give the same command again: it goes on from the last whole checkpoint"
+)
 
 
 def run_recipe(recipe: Recipe, output_dir: Path, trust_remote_code: bool = False) -> dict[str, Any]:
@@ -41,12 +41,18 @@ def run_recipe(recipe: Recipe, output_dir: Path, trust_remote_code: bool = False
         UserError: bad input, before any training; a full disk or a loss that is not finite, with the checkpoints intact.
     """
     # Not told that there is no accelerator it would take each process for the only one.
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    PartialState(cpu=not torch.accelerator.is_available())
     work_dir = output_dir.with_name(output_dir.name + ".work")
-    inputs = Inputs.look(recipe, work_dir)
+    with telling_of_disk("OUTPUT_DIR", work_dir, _REMEDY):
+        return _go_on(recipe, output_dir, work_dir, trust_remote_code)
+
+
+def _go_on(recipe: Recipe, output_dir: Path, work_dir: Path, trust_remote_code: bool) -> dict[str, Any]:
+    state, inputs = PartialState(), Inputs.look(recipe, work_dir)
     done = finished_log(output_dir)
     if done is not None and not changes(done.recipe, recipe):
-        check_finished(done, inputs, output_dir)
+        with form_of(str(output_dir / FILE)):
+            check_finished(done, inputs, output_dir)
         return done.as_json()
     check_free(output_dir, work_dir, recipe)
     inputs.check_work()
@@ -58,15 +64,7 @@ def run_recipe(recipe: Recipe, output_dir: Path, trust_remote_code: bool = False
     state.wait_for_everyone()
     check_shared(work_dir)
     set_seed(recipe.seed)
-    try:
-        return _run(prepare(recipe, work_dir, trust_remote_code, inputs), output_dir)
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
-            raise
-        raise UserError(
-            f"OUTPUT_DIR: {str(work_dir)!r} cannot be written: {reason(error)}. Its checkpoints are intact: free some space "
-            "and give the same command again."
-        ) from error
+    return _run(prepare(recipe, work_dir, trust_remote_code, inputs), output_dir)
 
 
 def _run(prepared: Prepared, output_dir: Path) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """The kinds of stages: what each is set by, what it reads and trains, what it minimises, and what must fit it."""
 
 import dataclasses
+import logging
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,6 +15,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..quantization import check_has_int8_form
+from ..support.digests import damage, seal
 from ..support.errors import UserError
 from ..support.files import replacing_folder
 from ..support.sizes import published_sizes
@@ -24,6 +27,8 @@ from .task_vector import add_task_vector, check_fit, task_vector
 from .tasks import TaskKind
 from .teacher import add_teacher_logits, load_teacher
 from .text_stream import TextStream, open_texts
+
+logger = logging.getLogger(__name__)
 
 _CALIBRATION_TEXTS = 256  # whose targets' variance is the unit of an alignment's loss
 
@@ -427,13 +432,16 @@ class Task(_EndToEnd):
         stored = prepared.folder(self) / "labelled"
         # Every process meets here whether the folder is there or not: a late one would else go by, and the others wait.
         with PartialState().main_process_first():
-            if PartialState().is_main_process and not stored.is_dir():
+            if PartialState().is_main_process and (broken := damage(stored)):
+                if os.path.lexists(stored):
+                    logger.warning("%s %s: the texts are prepared again.", stored, broken)
                 parts = [part for part in (prepared.train, prepared.transfer) if part is not None]
                 rows = prepared.task.encode(datasets.concatenate_datasets(parts), prepared.tokenizer, self.max_length)
                 if once and teacher is not None:
                     rows = add_teacher_logits(rows, teacher, prepared.tokenizer, prepared.recipe.bf16)
                 with replacing_folder(stored) as new:
                     rows.save_to_disk(str(new))
+                    seal(new)
         return datasets.load_from_disk(str(stored))
 
     def check_prepared(self, prepared: Prepared, teacher: Any, source: str | None) -> None:

@@ -71,6 +71,10 @@ class StageTrainer(CheckpointTrainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], Any]:
         """The batches of a step, masked if the objective wants it, and their counts over all processes."""
+        if self.state.global_step >= self.state.max_steps:
+            # Resumed from its last checkpoint, because the student was not written: transformers would take a step more.
+            self.control.should_training_stop = True
+            return [], None
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.masking is not None:
             batches = [self.masking(batch, self.state.global_step) for batch in batches]

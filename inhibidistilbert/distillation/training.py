@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-import shutil
+import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from transformers import PreTrainedModel, set_seed
 from transformers.integrations import unset_hf_deepspeed_config
 
 from ..conversion import DTYPES
-from ..support.files import write_text
+from ..support.digests import change, content_of
+from ..support.errors import UserError
+from ..support.files import read_json, remove, write_text
 from .arguments import training_arguments
 from .batches import Collator
 from .checkpoints import check_space, last_checkpoint
@@ -27,6 +30,8 @@ from .stages import Prepared, Stage
 from .student import build_student, save_student
 from .trainer import LogBeforeSaving, StageTrainer, TermProgress, scores
 
+logger = logging.getLogger(__name__)
+
 
 def run_stage(prepared: Prepared, stage: Stage, before: Stage | None) -> dict[str, Any]:
     """Train one stage, or go on with it; its result, and the student in the folder `model`.
@@ -34,8 +39,8 @@ def run_stage(prepared: Prepared, stage: Stage, before: Stage | None) -> dict[st
     before: the stage whose student it trains; None for the recipe's.
     """
     folder, recipe = prepared.folder(stage), prepared.recipe
-    record = folder / "result.json"
-    if not record.is_file():
+    result = _finished(folder)
+    if result is None:
         set_seed(recipe.seed)
         teacher_model = prepared.teacher(stage)
         student = recipe.student
@@ -54,14 +59,38 @@ def run_stage(prepared: Prepared, stage: Stage, before: Stage | None) -> dict[st
             prepared.tokenizer.model_max_length = model.config.max_position_embeddings
             dtype = DTYPES[recipe.save_dtype] if is_last else torch.float32
             save_student(model, prepared.tokenizer, folder / "model", dtype, weights)
-            write_text(record, json.dumps(result))
+            record = {**result, "model": content_of(str(folder / "model"), model=True)}
+            write_text(folder / "result.json", json.dumps(record))
         PartialState().wait_for_everyone()
     else:
         prepared.inputs.bind(stage, before, prepared.trust_remote_code)
     if PartialState().is_main_process:
         for checkpoint in folder.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint, ignore_errors=True)
-    return json.loads(record.read_text())
+            remove(checkpoint)
+    return result
+
+
+def _finished(folder: Path) -> dict[str, Any] | None:
+    """What a finished stage came to; None where it is to be trained.
+
+    Raises:
+        UserError: its model is not what it has written; its checkpoints are gone, so that would be trained from the start.
+    """
+    record: dict[str, Any] = {}
+    try:
+        record = read_json(folder / "result.json", finite=False)
+    except UserError as error:
+        if not (folder / "model").is_dir() or any(folder.glob("checkpoint-*")):
+            return None
+        logger.warning("%s. The stage is finished, but the log will lack what it came to.", error)
+    before, now = record.get("model"), content_of(str(folder / "model"), model=True)
+    what = change(before, now) if isinstance(before, dict) and now else None
+    if what or not now:
+        raise UserError(
+            f"OUTPUT_DIR: the model in {str(folder / 'model')!r} is not as its training wrote it, "
+            f"{what or 'it is gone'}: put it back, or remove {str(folder)!r} to train this stage again."
+        )
+    return {name: record[name] for name in ("steps", "seconds", "loss", "alignment", "eval") if name in record}
 
 
 def _check_later(prepared: Prepared, stage: Stage, model: PreTrainedModel) -> None:

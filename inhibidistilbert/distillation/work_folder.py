@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from ..support.distillation_log import FILE as LOG
 from ..support.distillation_log import DistillationLog
 from ..support.errors import UserError, reason
-from ..support.files import replacing_folder, write_text
+from ..support.files import read_json, replacing_folder, write_text
 from ..support.sizes import published_sizes
 from .curves import FILE as CURVES
 from .curves import draw_curves, read_curves
@@ -41,16 +41,27 @@ def check_free(output_dir: Path, work_dir: Path, recipe: Recipe) -> None:
     if output_dir.exists():
         raise UserError(f"OUTPUT_DIR: {str(output_dir)!r} exists already: give another name or remove it.")
     record = work_dir / "recipe.json"
-    if record.is_file():
-        # The record alone is left by one that stopped at its input: nothing is lost by starting anew.
-        begun = any(path != record for path in work_dir.iterdir())
-        if begun and (different := changes(json.loads(record.read_text()), recipe)):
-            raise UserError(
-                f"OUTPUT_DIR: {str(work_dir)!r} holds an unfinished distillation with other options: {different}. Give the "
-                "same command to go on with it, remove it, or give another OUTPUT_DIR."
-            )
-    elif work_dir.exists() and (not work_dir.is_dir() or any(work_dir.iterdir())):
+    if not os.path.lexists(work_dir):
+        return
+    others = [path.name for path in work_dir.iterdir() if path != record] if work_dir.is_dir() else None
+    stages = {stage.name for stage in recipe.stages}
+    if others is None or (others and not record.exists() and not stages.intersection(others)):
         raise UserError(f"OUTPUT_DIR: {str(work_dir)!r} is in the way: it is no work folder of a distillation.")
+    # The record alone is left by one that stopped at its input: nothing is lost by starting anew.
+    if not others:
+        return
+    try:
+        recorded = read_json(record, finite=False)
+    except UserError as error:
+        raise UserError(
+            f"OUTPUT_DIR: {error}. It tells the options that the work beside it was begun with: put it back (the same "
+            f"command with another OUTPUT_DIR writes the same file), or remove {str(work_dir)!r} to begin anew."
+        ) from error
+    if different := changes(recorded, recipe):
+        raise UserError(
+            f"OUTPUT_DIR: {str(work_dir)!r} holds an unfinished distillation with other options: {different}. Give the "
+            "same command to go on with it, remove it, or give another OUTPUT_DIR."
+        )
 
 
 def claim(work_dir: Path, recipe: Recipe) -> None:
@@ -86,7 +97,7 @@ def changes(recorded: Any, recipe: Recipe) -> str:
     The names of files and models may differ: what they hold is compared by `inputs.py`.
     """
     # One that is no recipe any more tells by the names of its settings what is different.
-    with contextlib.suppress(UserError, TypeError, AttributeError):
+    with contextlib.suppress(UserError, TypeError, AttributeError, LookupError, ValueError):
         recorded = plain(build_recipe(recorded))
     before, now = _flat(recorded), _flat(plain(recipe))
     before, now = _without_names(before), _without_names(now)

@@ -19,7 +19,7 @@ from ..support import machine
 from ..support.digests import change, content_of
 from ..support.errors import UserError
 from ..support.eval_results import EVAL_RESULTS, Control, EvalResults, Result
-from ..support.files import check_writable, prepare_output, replacing, replacing_folder, write_text
+from ..support.files import check_writable, prepare_output, replacing, replacing_folder, telling_of_disk, write_text
 from ..support.quiet import quiet_transformers
 from .loading import Split
 from .options import Evaluation
@@ -76,14 +76,20 @@ class OutputFolder:
 
     @contextmanager
     def writing(self) -> Iterator["OutputFolder"]:
-        """Publishes what is saved within."""
+        """Publishes what is saved within. Raises a UserError where a disk is full, and writes nothing then."""
+        place = self.folder or Path(tempfile.gettempdir())
+        with telling_of_disk("--output", place), self._publishing():
+            yield self
+
+    @contextmanager
+    def _publishing(self) -> Iterator[None]:
         if self.options.fine_tune and self.folder is not None:
             with replacing_folder(self.folder, "--output") as self.work:
-                yield self
+                yield
             return
         with tempfile.TemporaryDirectory() as work:
             self.work = Path(work)
-            yield self
+            yield
             if self.folder is not None:
                 prepare_output(self.folder)
                 for file in self.work.iterdir():

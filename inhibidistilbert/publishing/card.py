@@ -172,7 +172,7 @@ def render_card(folder: Path, config: dict[str, Any], repo_id: str, revision: st
 
 
 def _model_facts(folder: Path, config: dict[str, Any], repo_id: str, revision: str | None) -> dict[str, Any]:
-    architecture = architecture_of(config)
+    architecture, labels = architecture_of(config), config.get("id2label")
     config = InhibiDistilBertConfig().to_dict() | config
     return {
         "name": repo_id.partition("/")[2],
@@ -180,7 +180,7 @@ def _model_facts(folder: Path, config: dict[str, Any], repo_id: str, revision: s
         "config": config,
         "weights": weights_of(folder),
         "task": PIPELINE_TAGS.get(architecture, "unknown"),
-        "labels": list((config.get("id2label") or {}).values()) if "Classification" in architecture else [],
+        "labels": list(labels.values()) if isinstance(labels, dict) and "Classification" in architecture else [],
         "multi_label": is_multi_label(config),
         "formula": Markdown(_formula(config)),
         "usage": [Markdown(line) for line in usage(architecture, repo_id, revision, is_multi_label(config))],

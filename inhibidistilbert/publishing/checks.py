@@ -16,8 +16,7 @@ from transformers.dynamic_module_utils import get_relative_imports
 from ..modeling.modeling_inhibidistilbert import SCALARS
 from ..modeling.sources import AUTO_MAP
 from ..support.errors import UserError, reason
-from ..support.files import read_json
-from ..support.foreign import choices
+from ..support.foreign import ForeignFieldError, choices, weight_map
 from ..support.models import TOKENIZER_FILES, load_tokenizer
 from .assemble import Candidate, allowed_names
 from .card import CARD, ENTRIES, read_card, read_metadata, section, template_text
@@ -97,11 +96,11 @@ def check_files(candidate: Candidate) -> Iterator[Problem]:
         yield Problem("model.safetensors", f"is missing{found}", f"{_SAVE_AGAIN}, which writes safetensors")
     if "model.safetensors.index.json" in names:
         try:
-            index = read_json(names["model.safetensors.index.json"], "model.safetensors.index.json")
-        except UserError as error:
-            yield Problem("model.safetensors.index.json", str(error), _SAVE_AGAIN)
+            shards = set(weight_map(names["model.safetensors.index.json"]).values())
+        except (UserError, ForeignFieldError) as error:
+            yield Problem("model.safetensors.index.json", reason(error).removesuffix("."), _SAVE_AGAIN)
             return
-        for shard in sorted(set(index.get("weight_map", {}).values()) - names.keys()):
+        for shard in sorted(shards - names.keys()):
             yield Problem(shard, "is named by model.safetensors.index.json and missing", _SAVE_AGAIN)
 
 

@@ -140,7 +140,11 @@ def _tree(api: HfApi, target: Target, commit: str | None) -> dict[str, RepoFile]
     if commit is None:
         return {}
     entries = api.list_repo_tree(**target.repository, revision=commit, recursive=True)
-    return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    files = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    for path, file in files.items():
+        if not isinstance(path, str) or not isinstance(file.size, int):
+            raise TypeError(f"the size of file {path!r} is {file.size!r}")
+    return files
 
 
 def make_plan(api: HfApi, target: Target, files: Mapping[str, Path]) -> Plan:

@@ -6,15 +6,8 @@ import stat
 from pathlib import Path
 
 from ..support.errors import UserError, reason
+from ..support.files import kind_of_file
 
-_KINDS = {
-    stat.S_IFLNK: "a symbolic link",
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 # Where the system has them: a link is not followed, a pipe without a writer is not waited for.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
@@ -25,7 +18,7 @@ def refuse_others(files: list[Path]) -> None:
     for file in files:
         mode = file.lstat().st_mode
         if not stat.S_ISREG(mode):
-            refused.append(f"{file.name!r} ({_KINDS.get(stat.S_IFMT(mode), 'no regular file')})")
+            refused.append(f"{file.name!r} ({kind_of_file(mode)})")
             cached |= stat.S_ISLNK(mode) and Path(os.readlink(file)).parent.name == "blobs"
     if refused:
         remedy = (

@@ -2,16 +2,12 @@
 
 import contextlib
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.constants import REPO_TYPES_URL_PREFIXES
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.hf_api import CommitInfo
 from huggingface_hub.utils import (
     are_progress_bars_disabled,
     disable_progress_bars,
@@ -19,13 +15,9 @@ from huggingface_hub.utils import (
     logging,
 )
 
+from .client import be_patient
 from .errors import HUB_ERRORS, PublishError, Unreachable, explain, is_unreachable
 from .plan import Plan, Target
-
-_TOO_MANY = 429
-# Longer than this a maintainer would rather be told than wait.
-_LONGEST_WAIT = 60.0
-_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -45,7 +37,8 @@ class Published:
 
 @contextlib.contextmanager
 def quiet_hub() -> Iterator[None]:
-    """No log lines of huggingface_hub, which quote signed addresses; bars only where someone is looking."""
+    """Requests that end; no log lines of huggingface_hub, which quote signed addresses; bars where someone is looking."""
+    be_patient()
     verbosity, hidden = logging.get_verbosity(), are_progress_bars_disabled()
     logging.set_verbosity(logging.CRITICAL)
     if not sys.stderr.isatty():
@@ -123,8 +116,7 @@ def _commit(api: HfApi, plan: Plan, files: Mapping[str, Path], parent: str) -> P
         return Published(parent, f"{_page(api, target)}/tree/{parent}", sent=False)
     removed = [CommitOperationDelete(file.path) for file in plan.changes if file.state == "removed"]
     added = [CommitOperationAdd(file.path, files[file.path]) for file in plan.changes if file.state != "removed"]
-    info = _create_commit(
-        api,
+    info = api.create_commit(
         **target.repository,
         revision=target.revision,
         operations=[*removed, *added],
@@ -133,27 +125,6 @@ def _commit(api: HfApi, plan: Plan, files: Mapping[str, Path], parent: str) -> P
         create_pr=target.create_pr,
     )
     return Published(info.oid, info.pr_url or f"{_page(api, target)}/tree/{info.oid}", sent=True)
-
-
-def _create_commit(api: HfApi, **arguments: Any) -> CommitInfo:
-    """`HfApi.create_commit`, which does not try again by itself; after 429 nothing has happened yet."""
-    for _ in range(_ATTEMPTS - 1):
-        try:
-            return api.create_commit(**arguments)
-        except HfHubHTTPError as error:
-            wait = _seconds_to_wait(error)
-            if wait is None:
-                raise
-            time.sleep(wait)
-    return api.create_commit(**arguments)
-
-
-def _seconds_to_wait(error: HfHubHTTPError) -> float | None:
-    """What the Hub asks for, where that is bearable."""
-    wait = error.response.headers.get("Retry-After", "")
-    if error.response.status_code != _TOO_MANY or not wait.isdigit() or float(wait) > _LONGEST_WAIT:
-        return None
-    return float(wait)
 
 
 def _join_collection(api: HfApi, target: Target) -> None:

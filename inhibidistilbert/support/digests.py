@@ -1,6 +1,7 @@
-"""The contents of files and models, by SHA-256: what was made of them is known to fit."""
+"""The contents of files, folders and models, by SHA-256: what was made of them is known to fit, and damage is found."""
 
 import hashlib
+import json
 import os
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ Content = dict[str, Any]
 # What of a model's folder decides what it computes: weights, configuration, tokenizer, code. Not what is told about it.
 _DECIDES = (".safetensors", ".bin", ".json", ".txt", ".model", ".jinja", ".py")
 _TOLD = ("distillation.json", "trainer_state.json", "training_args.bin")
+SEAL = "parts.json"  # of a sealed folder: what its files held when they were written
 _SETTLED = 2.0  # seconds: coarser than the clock of any file system
 _known: dict[str, tuple[tuple[int, ...], str]] = {}
 
@@ -76,3 +78,35 @@ def change(before: Content, now: Content) -> str | None:
         names = sorted(name for name in files.keys() | others.keys() if files.get(name) != others.get(name))
         return f"{', '.join(names)} held something else"
     return f"it was at commit {before['commit']}" if "commit" in before else "it held something else"
+
+
+def seal(folder: Path, **more: Any) -> None:
+    """Record what the files in a folder hold, so that `damage` can tell; and `more`, of JSON."""
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    held = {name: content_of(str(path), model=False) for name, path in files.items()}
+    (folder / SEAL).write_text(json.dumps({"files": held, **more}, indent=2))
+
+
+def read_seal(folder: Path) -> dict[str, Any] | None:
+    """What `seal` has recorded; None where that is missing, or of another form."""
+    try:
+        parts = json.loads((folder / SEAL).read_text())
+        whole = parts["files"] and all(isinstance(held, int | dict) for held in parts["files"].values())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+    return parts if whole else None
+
+
+def damage(folder: Path) -> str | None:
+    """What of a sealed folder is not as it was written, as a predicate; None where it is whole."""
+    parts = read_seal(folder)
+    if parts is None:
+        return f"lacks {SEAL}"
+    for name, held in parts["files"].items():
+        now = content_of(str(folder / name), model=False)
+        known = {"bytes": held} if isinstance(held, int) else held  # earlier versions recorded the size alone
+        if now.get("bytes") != known.get("bytes"):
+            return f"lacks {name}"
+        if now != {**now, **known}:
+            return f"lacks {name} as it was written"
+    return None

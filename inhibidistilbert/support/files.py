@@ -1,13 +1,16 @@
-"""Writes files and folders that appear when they are complete, and reads JSON."""
+"""Writes files and folders that appear when they are complete, tells regular files, and reads JSON."""
 
 import csv
+import errno
 import io
 import json
 import math
 import os
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,20 @@ from huggingface_hub.errors import StrictDataclassError
 from .errors import UserError, reason
 
 Row = Mapping[str, Any]
+
+_KINDS = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+# More than any such file has; parsed it takes ten times as much memory.
+_LARGEST_JSON, _DEEPEST_JSON = 1 << 26, 100
+# The disk or the folder causes these errors, not this program. Rust's libraries and torch have words for them.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
+_DISK_WORDS = ("PytorchStreamWriter failed", *(f"(os error {code})" for code in (*_DISK_ERRORS, errno.ENOENT)))
 
 
 @contextmanager
@@ -61,6 +78,63 @@ def replacing_folder(path: Path, argument: str = "folder") -> Iterator[Path]:
             raise
 
 
+def kind_of_file(mode: int) -> str:
+    """`"a named pipe"`, from what `stat` says of something that is no regular file."""
+    return _KINDS.get(stat.S_IFMT(mode), "no regular file")
+
+
+def is_regular(file: Path) -> bool:
+    """Whether the file is there, as itself or as a link to it.
+
+    Raises:
+        UserError: something else has its name, which to open may wait for ever, or give bytes without end.
+    """
+    try:
+        mode = file.stat().st_mode
+    except OSError:
+        if os.path.lexists(file):
+            raise UserError(f"{str(file)!r} is a link that leads nowhere; put the file itself there.") from None
+        return False
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{str(file)!r} must be a regular file, but is {kind_of_file(mode)}.")
+    return True
+
+
+def remove(path: Path) -> None:
+    """Whatever is there, a folder with all that is in it; nothing where that cannot be done."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+@contextmanager
+def telling_of_disk(argument: str, folder: Path, remedy: str = "free some space, or give another folder") -> Iterator[None]:
+    """Raises a `UserError`, said of `argument`, where a disk, or what is in the way in `folder`, stops what is done within.
+
+    Libraries wrap such an error, or tell it in words alone.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not _is_of_disk(cause, folder):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise UserError(f"{argument}: {str(folder)!r} cannot be written: {reason(cause)}: {remedy}.") from error
+
+
+def _is_of_disk(error: BaseException, folder: Path) -> bool:
+    if isinstance(error, OSError):
+        here = isinstance(error.filename, str) and Path(error.filename).is_relative_to(folder)
+        return here or error.errno in _DISK_ERRORS
+    return any(words in str(error) for words in _DISK_WORDS)
+
+
 def read_json(file: Path, called: str | None = None, *, finite: bool = True) -> dict[str, Any]:
     """The JSON object in `file`, which errors name `called`.
 
@@ -72,12 +146,26 @@ def read_json(file: Path, called: str | None = None, *, finite: bool = True) -> 
     name = called or str(file)
     parsers: dict[str, Any] = {"parse_constant": _no_number, "parse_float": _finite} if finite else {}
     try:
+        if is_regular(file) and (size := file.stat().st_size) > _LARGEST_JSON:
+            raise ValueError(f"it may have {_LARGEST_JSON} bytes, and has {size}")
         content = json.loads(file.read_text(encoding="utf-8"), **parsers)
-    except (OSError, ValueError, RecursionError) as error:
+        _check_depth(content)
+    except (OSError, ValueError, RecursionError, UserError) as error:
         raise UserError(f"{name!r} cannot be read as JSON: {reason(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{name!r} must hold a JSON object, got {type(content).__name__}.")
     return content
+
+
+def _check_depth(content: Any) -> None:
+    """Raises `ValueError` for what is nested so deep that those who walk through it would stumble."""
+    level = [content]
+    for _ in range(_DEEPEST_JSON):
+        level = [each for each in level if isinstance(each, dict | list)]
+        if not level:
+            return
+        level = [part for each in level for part in (each.values() if isinstance(each, dict) else each)]
+    raise ValueError(f"it is nested deeper than {_DEEPEST_JSON} levels")
 
 
 def _no_number(name: str) -> float:

@@ -7,6 +7,7 @@ because without it the folder would be another model than its author means.
 """
 
 import dataclasses
+import fnmatch
 import inspect
 import json
 import os
@@ -25,9 +26,9 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedCo
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from ..modeling.attention_interface import ATTENTION_FORWARDS
-from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
-from .errors import UserError
-from .files import read_json
+from ..modeling.configuration_inhibidistilbert import MOST_LABELS, MOST_LAYERS, InhibiDistilBertConfig
+from .errors import UserError, reason
+from .files import is_regular, read_json
 
 CONFIG, TOKENIZER, GENERATION, ADAPTER = (
     "config.json",
@@ -112,8 +113,13 @@ def load_pretrained(kind: Any, source: str | os.PathLike, *, trust_remote_code: 
 
     Raises:
         ForeignFieldError: the source names something that is not its data.
+        UserError: something in it is no regular file, or not of the form or size of such data.
     """
     if trust_remote_code:
+        if Path(source).is_dir():
+            _weight_files(Path(source))
+            for name in _SMALL:
+                is_regular(Path(source, name))
         return kind.from_pretrained(source, trust_remote_code=True, **options)
     with _view(source, weights=not _is_small(kind)) as view:
         try:
@@ -155,7 +161,7 @@ def choices(folder: Path) -> Iterator[tuple[str, str]]:
                 if name != CONFIG and fields.get("auto_map"):
                     raise ForeignFieldError(f"{name}: auto_map names code, {fields['auto_map']!r}")
             except (ForeignFieldError, UserError) as error:
-                yield name, str(error).removeprefix(f"{name}: ")
+                yield name, reason(error).removeprefix(f"{name}: ")
 
 
 def plain_config(fields: dict[str, Any], kind: type[PreTrainedConfig] | None = None) -> dict[str, Any]:
@@ -169,6 +175,7 @@ def plain_config(fields: dict[str, Any], kind: type[PreTrainedConfig] | None = N
     _refuse(fields, CONFIG)
     if kind is None or not issubclass(kind, PreTrainedConfig):
         kind = _config_class(fields.get("model_type"))
+    _check_counts(fields)
     own = kind.model_type == InhibiDistilBertConfig.model_type
     values = {
         "attn_implementation": tuple(ATTENTION_FORWARDS) if own else _ATTENTIONS,
@@ -197,6 +204,17 @@ def plain_config(fields: dict[str, Any], kind: type[PreTrainedConfig] | None = N
         elif _is_plain(value, text=False) and not hasattr(kind, name):
             plain[name] = value
     return plain
+
+
+def _check_counts(fields: dict[str, Any]) -> None:
+    """Raises `UserError` where nobody would see the end: transformers builds layers and names of labels one by one."""
+    labels = fields.get("num_labels")
+    if labels is not None and not (type(labels) is int and labels >= 1):
+        raise UserError(f"{CONFIG}: num_labels must be an integer of at least 1, got {labels!r}.")
+    for name, value in fields.items():
+        most = MOST_LABELS if name == "num_labels" else MOST_LAYERS if "layer" in name else value
+        if isinstance(value, int) and value > most:
+            raise UserError(f"{CONFIG}: {name} must be at most {most}, got {value}.")
 
 
 def plain_tokenizer_config(fields: dict[str, Any], model_type: Any = None) -> dict[str, Any]:
@@ -312,8 +330,10 @@ def _fetch(source: str | os.PathLike, weights: bool) -> Path:
 
 def _weight_files(folder: Path) -> list[Path]:
     """The files of weights of the best kind that is there."""
+    names = sorted(os.listdir(folder))  # also of links that lead nowhere, which `glob` passes over
     for patterns in _WEIGHTS:
-        if files := [file for pattern in patterns for file in sorted(folder.glob(pattern)) if file.is_file()]:
+        found = [folder / name for pattern in patterns for name in fnmatch.filter(names, pattern)]
+        if files := list(filter(is_regular, found)):
             return files
     return []
 
@@ -326,19 +346,19 @@ def _view(source: str | os.PathLike, weights: bool) -> Iterator[Path]:
         view = Path(temporary, "data")
         view.mkdir()
         model_type = None
-        if (folder / CONFIG).is_file():
+        if is_regular(folder / CONFIG):
             config = plain_config(_read_json(folder / CONFIG))
             model_type = config.get("model_type")
             _write(view / CONFIG, config)
-        if (folder / TOKENIZER).is_file():
+        if is_regular(folder / TOKENIZER):
             _write(view / TOKENIZER, plain_tokenizer_config(_read_json(folder / TOKENIZER), model_type))
-        if (folder / _SPECIAL_TOKENS).is_file():
+        if is_regular(folder / _SPECIAL_TOKENS):
             _write(view / _SPECIAL_TOKENS, _plain_tokens(_read_json(folder / _SPECIAL_TOKENS)))
-        if (folder / _ADDED_TOKENS).is_file():
+        if is_regular(folder / _ADDED_TOKENS):
             added = _read_json(folder / _ADDED_TOKENS)
             _write(view / _ADDED_TOKENS, {token: index for token, index in added.items() if isinstance(index, int)})
         for name in _VOCABULARIES:
-            if (folder / name).is_file():
+            if is_regular(folder / name):
                 _link(folder / name, view / name)
         if weights:
             if (folder / ADAPTER).exists():
@@ -356,11 +376,25 @@ def _link_weights(folder: Path, view: Path) -> None:
         if not file.name.endswith(".index.json"):
             _link(file, view / file.name)
             continue
-        index = _read_json(file)
-        for shard in _strings(index.get("weight_map")):
-            if not _SHARD.fullmatch(shard):
-                raise ForeignFieldError(f"{file.name}: {shard!r} is not the name of a file of weights beside it")
-        _write(view / file.name, index)
+        for shard in sorted(set(weight_map(file).values())):
+            if not is_regular(folder / shard):
+                raise UserError(f"{file.name} names {shard!r}, which is missing.")
+        _write(view / file.name, {"metadata": {}, "weight_map": weight_map(file)})
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """By the name of each tensor that of its file of weights, which lies beside the index.
+
+    Raises:
+        UserError, ForeignFieldError: it is not of this form, or names something elsewhere.
+    """
+    shards = _read_json(index).get("weight_map")
+    if not shards or not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+        raise UserError(f"{index.name}: weight_map must give each tensor the name of a file of weights, got {shards!r}.")
+    for shard in shards.values():
+        if not _SHARD.fullmatch(shard):
+            raise ForeignFieldError(f"{index.name}: {shard!r} is not the name of a file of weights beside it")
+    return shards
 
 
 def _link(file: Path, target: Path) -> None:

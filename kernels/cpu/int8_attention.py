@@ -5,7 +5,7 @@ out. Needs llvmlite, as the float32 form does.
 """
 
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def int8_refusal(query: Tensor) -> str | None:
     return _problem(query.shape[-1])
 
 
-@cache
+@lru_cache(maxsize=4096)
 def _parts(heads: int, tiles: int, rows: int, threads: int) -> int:
     """Into how many parts the queries of each of `heads` heads are cut, so that the threads end together.
 

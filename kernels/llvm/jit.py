@@ -4,6 +4,7 @@ A file of kernels brings a function from a `Machine` to the text of its IR; `ent
 Nothing here is done before the first call: who does not need a compiler does not wait for one.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -12,6 +13,7 @@ import stat
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +22,9 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-_MAGIC = b"inhibitor object 1\n"
+_MAGIC = b"inhibitor object 2\n"
+_MOST_BYTES = 1 << 26  # of a file that is read: a library has less than a hundredth of that
+_ABANDONED = 24 * 3600  # seconds, after which no process writes a temporary file any more
 
 
 class CompilerUnavailable(RuntimeError):
@@ -158,33 +162,41 @@ def _warn_of(folder: Path) -> None:
     logger.warning("%s belongs to or can be written by somebody else: compiled kernels are not kept there.", folder)
 
 
+def _head(file: Path, code: bytes) -> bytes:
+    """What stands before the code in `file`. It binds the two: under another name the code is refused."""
+    return _MAGIC + hashlib.sha256(file.name.encode() + b"\n" + code).digest()
+
+
 def _read(file: Path) -> bytes | None:
-    """The object code in `file`; None if there is none, or not a whole one of ours."""
+    """The object code in `file`; None if there is none, or not a whole one of ours under this name."""
     try:
-        with file.open("rb") as stream:
-            if not _ours_alone(os.fstat(stream.fileno())):
+        # What is no regular file, such as a pipe that nobody writes to, is not waited for.
+        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(descriptor, "rb") as stream:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or not _ours_alone(status):
                 return None
-            content = stream.read()
+            content = stream.read(_MOST_BYTES)
     except OSError:
         return None
-    head = len(_MAGIC) + 32
-    if content[: len(_MAGIC)] != _MAGIC or hashlib.sha256(content[head:]).digest() != content[len(_MAGIC) : head]:
-        return None
-    return content[head:]
+    code = content[len(_MAGIC) + 32 :]
+    return code if content == _head(file, code) + code else None
 
 
 def _write(file: Path, code: bytes) -> None:
     """Under another name first: whoever reads sees all or nothing. Without room or permission there is no file."""
-    try:
+    with contextlib.suppress(OSError):
+        for left in file.parent.glob("inhibitor-*.tmp"):  # by processes that were killed
+            with contextlib.suppress(OSError):
+                if time.time() - left.lstat().st_mtime > _ABANDONED:
+                    left.unlink()
         descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=file.stem, suffix=".tmp")
-    except OSError:
-        return
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(_MAGIC + hashlib.sha256(code).digest() + code)
-        os.replace(name, file)
-    except OSError:
-        Path(name).unlink(missing_ok=True)
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(_head(file, code) + code)
+            os.replace(name, file)
+        except OSError:
+            os.unlink(name)
 
 
 def _key(ir: str, machine: Machine) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import sys
 
 import pytest
@@ -165,6 +166,10 @@ def test_table_of_one_level(command):
     [
         (["--level", "head"], "--level must be one of operator, training, fallback, layer, model; got 'head'."),
         (["--threads", 0], "--threads must be at least 1; got 0."),
+        (
+            ["--threads", 1_000_000],
+            f"--threads must be at most {os.cpu_count()} on this machine; got 1000000.",
+        ),
     ],
 )
 def test_bad_arguments(command, arguments, message):

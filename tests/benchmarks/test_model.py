@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import random
 import subprocess
 import sys
@@ -403,6 +404,10 @@ def test_neither_datasets_nor_evaluate_is_needed(folder):
             "--max-tokens 1023 leaves no batch; it must be at least batch times ",
         ),
         (["tiny", "--batch", 0], "--batch must be at least 1; got 0."),
+        (
+            ["tiny", "--threads", 1_000_000],
+            f"--threads must be at most {os.cpu_count()} on this machine; got 1000000.",
+        ),
         (["tiny", "--samples", 0], "--samples must be at least 1; got 0."),
         (["tiny", "--seconds", 0], "--seconds must be above 0; got 0.0."),
         (["tiny", "--text-file", "nowhere.txt"], "CHECKPOINT 'tiny' has no tokenizer, which --text-file needs."),

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,13 +15,14 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import DistilBertModel
 
-from inhibidistilbert.distillation import checkpoints, inputs, training
-from inhibidistilbert.distillation.checkpoints import PARTS_FILE, last_checkpoint
+from inhibidistilbert.distillation import checkpoints, inputs, run, training
+from inhibidistilbert.distillation.checkpoints import last_checkpoint
 from inhibidistilbert.distillation.recipe import Recipe, read_recipe
 from inhibidistilbert.distillation.run import run_recipe
 from inhibidistilbert.distillation.tasks import Classification
 from inhibidistilbert.distillation.trainer import StageTrainer
 from inhibidistilbert.support import digests
+from inhibidistilbert.support.digests import SEAL
 from inhibidistilbert.support.errors import UserError
 from tests.helpers.toy_recipe import three_stages
 from tests.helpers.toy_task import sentences, write_csv, write_distilbert
@@ -167,7 +169,7 @@ def resumed(begun, tmp_path_factory) -> tuple[Path, list[str]]:
         run_recipe(task(folder), folder / "out")
     shutil.copyfile(begun / "train.csv", folder / "train.csv")
     write_csv(folder / "test.csv", sentences(7, seed=7))
-    edit_json(folder / "out.work/task/checkpoint-8" / PARTS_FILE, processes=2)
+    edit_json(folder / "out.work/task/checkpoint-8" / SEAL, processes=2)
     edit_json(folder / "out.work/task/inputs.json", environments=[{"torch": "1.0", "processes": 2}])
     with pytest.MonkeyPatch.context() as patch:
         for module in (inputs, checkpoints):
@@ -303,9 +305,10 @@ def test_a_stage_goes_on_from_the_student_it_was_begun_with_only(place, tmp_path
     shutil.copytree(place, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("out*"))
     recipe = all_stages(tmp_path, "align.max_steps=2", "pretrain.max_steps=2")
     stopped(recipe, tmp_path / "out", "task", 5)
-    weights = [name for name in read if name.endswith("model.safetensors")]
+    weights = [name for name in read if name.endswith("model.safetensors") and "checkpoint-" not in name]
     assert len(weights) == len(set(weights)) == 3  # the teacher's, and those of the two stages before the last
     change_weights(tmp_path / "out.work/pretrain/model")
+    edit_json(tmp_path / "out.work/pretrain/result.json", model=None)  # as if it was trained again
     with pytest.raises(UserError, match=r"the student of the stage before: 'pretrain/model' .* when '.*task' was made"):
         run_recipe(recipe, tmp_path / "out")
 
@@ -314,7 +317,7 @@ def test_a_stage_goes_on_from_the_student_it_was_begun_with_only(place, tmp_path
 
 
 @pytest.mark.parametrize(
-    "part", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "model.safetensors", PARTS_FILE]
+    "part", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "model.safetensors", SEAL]
 )
 @pytest.mark.parametrize("how", [Path.unlink, lambda file: os.truncate(file, file.stat().st_size // 2)], ids=["gone", "cut"])
 def test_a_checkpoint_that_lacks_a_part_is_passed_over(copied, caplog, part, how):
@@ -325,6 +328,138 @@ def test_a_checkpoint_that_lacks_a_part_is_passed_over(copied, caplog, part, how
     with caplog.at_level(logging.WARNING):
         assert last_checkpoint(folder) == str(folder / "checkpoint-4")
     assert caplog.messages == [f"checkpoint-8 lacks {part}: going on from {folder / 'checkpoint-4'} instead."]
+
+
+def garble(file: Path) -> None:
+    """Other bytes, as many, such as a failing disk gives."""
+    file.write_bytes(random.Random(0).randbytes(file.stat().st_size))
+
+
+def put_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+DAMAGES = {
+    "garbled": garble,
+    "cut": lambda file: os.truncate(file, file.stat().st_size // 2),
+    "empty": lambda file: os.truncate(file, 0),
+    "gone": Path.unlink,
+    "a-folder": put_folder,
+    "null": lambda file: file.write_text("null"),
+    "list": lambda file: file.write_text("[[]]"),
+    "object": lambda file: file.write_text(
+        '{"inputs": 1, "files": {"model.safetensors": null}, "environments": [], "data": 7}'
+    ),
+}
+
+
+def contents(work: Path, damaged: str) -> dict[Path, bytes]:
+    """But for what each run writes anew: the curve, from the checkpoint; the options, with the names of this time."""
+    renewed = {"curves.jsonl", "recipe.json"} - {damaged}
+    return {path: path.read_bytes() for path in work.rglob("*") if path.is_file() and path.name not in renewed}
+
+
+def after_damage(folder: Path, name: str, how: str, log: pytest.LogCaptureFixture, run: Callable[[], object]) -> object:
+    """What `run` comes to after a damage of a file in the work folder; None where it refuses and names it.
+
+    What goes on without the file names it too, but for a checkpoint that is not the last, which is not needed.
+    """
+    work = folder / "out.work"
+    DAMAGES[how](work / name)
+    before, refusal, result = contents(work, name), "", None
+    log.clear()
+    try:
+        with log.at_level(logging.WARNING):
+            result = run()
+    except UserError as error:
+        refusal = str(error)
+    if refusal:
+        assert contents(work, name) == before
+    assert "\n" not in refusal
+    if "checkpoint-4" not in name and not (name.endswith("curves.jsonl") and isinstance(result, int)):
+        assert Path(name).name in refusal + log.text
+    return result
+
+
+def check_resumed(begun: Path, folder: Path, name: str, how: str, log: pytest.LogCaptureFixture) -> None:
+    shutil.copytree(begun, folder)
+    step = after_damage(folder, name, how, log, lambda: first_step(task(folder), folder / "out"))
+    needed = name in ("recipe.json", "task/inputs.json") or (name == "task/curves.jsonl" and how == "a-folder")
+    assert step == (None if needed else 4 if "checkpoint-8" in name else 8)
+
+
+def check_ended(finished: Path, folder: Path, name: str, how: str, log: pytest.LogCaptureFixture) -> None:
+    shutil.copytree(finished, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StageTrainer, "training_step", lambda *_, **__: pytest.fail("a step was taken"))
+        done = after_damage(folder, name, how, log, lambda: run_recipe(task(folder), folder / "out"))
+    needed = "/model/" in name or name in ("recipe.json", "task/inputs.json")
+    assert (done is None) == needed
+    model = "model.safetensors"
+    assert needed or (folder / "out" / model).read_bytes() == (finished / "out.work/task/model" / model).read_bytes()
+
+
+def work_files(folder: Path) -> list[str]:
+    work = folder / "out.work"
+    return sorted(path.relative_to(work).as_posix() for path in work.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def finished(begun, tmp_path_factory) -> Path:
+    """`begun`, with all trained, but nothing yet in its place."""
+    folder = tmp_path_factory.mktemp("finished") / "finished"
+    shutil.copytree(begun, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "finish", lambda *_: stop())
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(task(folder), folder / "out")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("recipe.json", "garbled"),
+        ("task/inputs.json", "object"),
+        ("task/checkpoint-8/optimizer.pt", "garbled"),
+        ("task/labelled/data-00000-of-00001.arrow", "garbled"),
+    ],
+)
+def test_a_damaged_file_is_named_and_nothing_is_lost(begun, tmp_path, caplog, name, how):
+    check_resumed(begun, tmp_path / "copied", name, how, caplog)
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("task/result.json", "gone"),
+        ("task/model/model.safetensors", "garbled"),
+    ],
+)
+def test_a_damaged_file_of_a_finished_stage_is_named(finished, tmp_path, caplog, name, how):
+    check_ended(finished, tmp_path / "copied", name, how, caplog)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", DAMAGES)
+def test_every_damage_of_every_file(begun, finished, tmp_path, caplog, how):
+    for number, name in enumerate(work_files(begun)):
+        check_resumed(begun, tmp_path / f"resumed-{number}", name, how, caplog)
+    for number, name in enumerate(work_files(finished)):
+        if "/labelled/" not in name:  # not read any more
+            check_ended(finished, tmp_path / f"ended-{number}", name, how, caplog)
+
+
+def test_a_work_folder_that_is_removed_meanwhile_is_named(copied):
+    with (
+        at_step("task", 10, lambda: shutil.rmtree(copied / "out.work")),
+        pytest.raises(
+            UserError, match=r"OUTPUT_DIR: '.*out\.work' cannot be written: .*curves\.jsonl'.*: .*put back"
+        ) as caught,
+    ):
+        run_recipe(task(copied), copied / "out")
+    assert "\n" not in str(caught.value)
 
 
 def test_without_its_moments_the_training_goes_back_to_where_it_had_them(copied):

@@ -59,6 +59,10 @@ WRONG = {
     "no mapping inside": (["teacher=x", "teacher.y=3"], "--set: 'teacher.y': 'teacher' has no settings inside"),
     "yaml": (["seed=[1"], "--set 'seed=.*not valid YAML"),
     "seed": (["seed=-1"], "seed must be between 0 and 4294967295, got -1"),
+    "one column twice": (
+        ["data.text_pair_column=text"],
+        "data.text_pair_column must name different columns",
+    ),
     "twins": (["data.labels=[A, A]"], "names must differ, got A, A"),
 }
 

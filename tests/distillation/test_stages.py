@@ -4,8 +4,10 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,9 +25,11 @@ from transformers import (
 )
 
 from inhibidistilbert import InhibiDistilBertForMaskedLM, InhibiDistilBertForSequenceClassification, InhibiDistilBertModel
-from inhibidistilbert.distillation import checkpoints
+from inhibidistilbert.distillation import checkpoints, inputs, run, training
+from inhibidistilbert.distillation.curves import CurveWriter
 from inhibidistilbert.distillation.recipe import read_recipe
 from inhibidistilbert.distillation.run import run_recipe
+from inhibidistilbert.distillation.stages import Task
 from inhibidistilbert.distillation.trainer import StageTrainer
 from inhibidistilbert.kernels.attention import BACKENDS
 from inhibidistilbert.prediction import TextClassifier
@@ -461,6 +465,7 @@ def test_rows_that_are_not_of_their_kind_are_refused(toy, tmp_path, kind, row, m
         (["pretrain.hidden_layer_weights=[1, 2, 3]"], "hidden_layer_weights must be 2 numbers"),
         (["pretrain.max_length=33"], r"pretrain\.max_length must be at most 32"),
         (["trainer.dataloader_num_workers=2"], "dataloader_num_workers must be 0 or 1"),
+        (["trainer.eval_strategy=steps"], "stage align has no --eval-file"),
         (["student.layers=[0]", "student.source=tiny"], r"student\.layers must be 3 integers"),
     ],
 )
@@ -579,6 +584,52 @@ def test_a_disk_that_fills_up_leaves_the_earlier_checkpoints(toy, teacher, align
     assert [path.name for path in (tmp_path / "out.work" / "align").glob("*") if path.is_dir()] == ["checkpoint-4"]
     run_recipe(recipe, output)
     same_curve(output, aligned)
+
+
+# What writes while the disk is full, and how many bytes fit into a file then.
+FULL = {
+    "student": (training, "save_student", 1000),
+    "texts": (Task, "rows", 500),
+    "record": (run, "claim", 10),
+    "curve": (CurveWriter, "on_log", 10),
+    "weights": (checkpoints.CheckpointTrainer, "_save_checkpoint", 1000),
+    "moments": (checkpoints.CheckpointTrainer, "_save_optimizer_and_scheduler", 1000),
+    "seal": (checkpoints, "seal", 10),
+    "inputs": (inputs, "write_text", 10),
+    "result": (training, "write_text", 10),
+    "end": (run, "finish", 1000),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
+@pytest.mark.parametrize("what", [pytest.param(what, marks=pytest.mark.slow if n else ()) for n, what in enumerate(FULL)])
+def test_wherever_a_disk_fills_up_the_same_command_goes_on(toy, teacher, tmp_path, monkeypatch, what):
+    """The system itself refuses to write more, so the errors are those of each library."""
+    import resource
+
+    place, name, fits = FULL[what]
+    write, (soft, hard) = getattr(place, name), resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def written_to_a_full_disk(*args, **kwargs):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (fits, hard))
+        try:
+            return write(*args, **kwargs)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    recipe = three_stages(toy, teacher, stage="task")
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, written_to_a_full_disk)
+        with pytest.raises(UserError, match=r"OUTPUT_DIR: .* (cannot|could not) be written") as caught:
+            run_recipe(recipe, tmp_path / "out")
+    assert re.search("File too large|inline_container", str(caught.value))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    steps = []
+    step = StageTrainer.training_step
+    monkeypatch.setattr(StageTrainer, "training_step", lambda self, *args: steps.append(0) or step(self, *args))
+    assert run_recipe(recipe, tmp_path / "out")["stages"]["task"]["steps"] == 12
+    assert len(steps) == {"student": 0, "result": 0, "end": 0}.get(what, 12)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """`inhibidistilbert evaluate`: GLUE's tasks from local files, fine-tuning, comparisons, and the files it writes."""
 
 import csv
+import errno
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -549,6 +551,11 @@ def bad(command, tmp_path):
         (["MODEL", "--task", "imdb", "--data", "DATA", "--seed", 1, "--seed", 2], ["--seed", "--fine-tune"]),
         (["MODEL", "--task", "imdb", "--data", "DATA", "--batch-size", 0], ["--batch-size must be a number above 0"]),
         (["MODEL", "--task", "imdb", "--data", "DATA", "--max-length", 17], ["--max-length must be at most 16", "got 17"]),
+        (
+            ["MODEL", "--task", "imdb", "--data", "DATA", "--text-pair-column", "text"],
+            ["name different columns, got 'text'"],
+        ),
+        (["MODEL", "--task", "imdb", "--data", "DATA", "--label-column", "text"], ["--text-column and --label-column must"]),
         (["MODEL", "--task", "imdb", "--data", "DATA", "--max-length", 2], ["--max-length must be at least 4"]),
         (["MODEL", "MODEL", "--task", "imdb", "--data", "DATA"], ["each may be given once"]),
         (["nowhere", "--task", "imdb", "--data", "DATA"], ["CHECKPOINT 'nowhere' does not load"]),
@@ -701,6 +708,18 @@ def test_a_fine_tuning_does_not_replace_a_folder(tmp_path, bad):
     (tmp_path / "out").mkdir()
     arguments = ("--task", "imdb", "--data", "DATA", "--data", f"train={tmp_path / 'good.csv'}", "--fine-tune")
     bad("MODEL", *arguments, "--output", tmp_path / "out", parts=["'--output"[1:], "exists already"])
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, command, monkeypatch):
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(evaluation_results.EvalResults, "write", full)
+    model, data = write_checkpoint(tmp_path / "model", 2), write(tmp_path / "good.csv", sentiment(6, 0))
+    code, out, err = command(model, "--task", "imdb", "--data", data, "--output", tmp_path / "out")
+    assert (code, out) == (2, "")
+    assert re.search(r"\nerror: --output: .*out' cannot be written: .*No space left on device: free some space.*\n$", err)
+    assert not (tmp_path / "out").exists()
 
 
 def test_results_that_cannot_be_read_are_not_replaced(tmp_path, bad):

@@ -6,12 +6,13 @@ adds endpoints by adding routes.
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -38,8 +39,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Response:
+    """Answered as it is; a body in pieces has no length, and is written until there are no more or the client leaves."""
+
     status: int = 200
-    body: bytes = b""
+    body: bytes | Iterable[bytes] = b""
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -222,7 +225,7 @@ class Fault:
     """Answers the next `times` requests that fit `pattern`, as in `"PUT /lfs/.*"`; `answer` None cuts them in the middle."""
 
     pattern: str
-    answer: HubError | None
+    answer: Response | None
     times: int
 
     def applies(self, method: str, path: str) -> bool:
@@ -307,7 +310,11 @@ class WritableHub(LoopbackHub):
 
     def fail(self, pattern: str, status: int, times: int = 1, **headers: str) -> None:
         """Answer requests such as `"POST .*/commit/main"` with an error."""
-        self.faults.append(Fault(pattern, HubError(status, f"Failure {status} on purpose", headers=headers), times))
+        self.answer(pattern, HubError(status, f"Failure {status} on purpose", headers=headers).response, times)
+
+    def answer(self, pattern: str, response: Response, times: int = 1) -> None:
+        """Answer such requests with whatever a Hub should not."""
+        self.faults.append(Fault(pattern, response, times))
 
     def cut(self, pattern: str, times: int = 1) -> None:
         """Cut the connection in the middle of the bodies of requests such as `"PUT /lfs/.*"`."""
@@ -333,7 +340,7 @@ class WritableHub(LoopbackHub):
         self.bearers |= {bearer} - {""}
         if fault is not None and fault.answer is not None:
             self.requests.append(f"{request.method} {request.path}")
-            return fault.answer.response
+            return fault.answer
         # Presigned addresses of large files carry no token; what is only looked at needs none.
         free = request.method not in WRITING or "/lfs/" in request.path or f"{request.method} {request.path}" == VALIDATION
         if bearer not in ("", self.token) or not (bearer or free):
@@ -567,11 +574,14 @@ class _Handler(BaseHTTPRequestHandler):
             return
         response = self._hub.respond(Request(self.command, url.path, parse_qs(url.query), dict(self.headers), body))
         self.send_response(response.status)
-        for name, value in {**response.headers, "Content-Length": str(len(response.body))}.items():
+        whole = response.body if isinstance(response.body, bytes) else None
+        length = {"Connection": "close"} if whole is None else {"Content-Length": str(len(whole))}
+        for name, value in {**length, **response.headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(response.body)
+        with contextlib.suppress(ConnectionError):
+            for piece in () if self.command == "HEAD" else response.body if whole is None else (whole,):
+                self.wfile.write(piece)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _answer
 

@@ -3,9 +3,11 @@
 The values common to all backends are tested in test_values.py and its neighbours.
 """
 
+import importlib
 import logging
 import math
 import os
+import pkgutil
 import subprocess
 import sys
 import threading
@@ -62,12 +64,12 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def every_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     """Sets the number of threads; small work is shared as well."""
-    monkeypatch.setattr(cpu, "_WORTH_A_THREAD", 1)
-    cpu._plan.cache_clear()
+    monkeypatch.setattr(cpu, "WORTH_A_THREAD", 1)
+    cpu.make_plan.cache_clear()
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
-    cpu._plan.cache_clear()
+    cpu.make_plan.cache_clear()
 
 
 def float64_output(query: Tensor, key: Tensor, value: Tensor, alpha=0.5, beta=1.0, gamma=1.0, **options) -> Tensor:
@@ -366,7 +368,7 @@ FORK = """
 import os, sys, torch
 from inhibidistilbert import inhibitor_attention
 from inhibidistilbert.kernels.cpu import attention as cpu
-cpu._WORTH_A_THREAD = 1
+cpu.WORTH_A_THREAD = 1
 torch.set_num_threads(3)
 tensors = torch.randn(3, 1, 4, 70, 16).unbind()
 want = inhibitor_attention(*tensors, backend="cpu")
@@ -404,6 +406,18 @@ def test_nothing_of_size_queries_by_keys_is_allocated() -> None:
         torch.autograd.grad(output, tensors, torch.ones_like(output))
     allocated = max(event.cpu_memory_usage for event in profile.events())
     assert 0 < allocated < 2048 * 2048 * 4 / 4
+
+
+def test_what_is_kept_by_shape_has_a_bound():
+    """A server sees new lengths for as long as it runs."""
+    package = cpu.__package__
+    modules = [
+        importlib.import_module(found.name) for found in pkgutil.walk_packages(sys.modules[package].__path__, f"{package}.")
+    ]
+    kept = {value for module in modules for value in vars(module).values() if hasattr(value, "cache_parameters")}
+    by_shape = {value for value in kept if value.__module__.startswith(package)}
+    assert len(by_shape) >= 6
+    assert [value.__qualname__ for value in by_shape if value.cache_parameters()["maxsize"] is None] == []
 
 
 # Within torch

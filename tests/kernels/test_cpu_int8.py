@@ -83,7 +83,7 @@ def test_longer_vectors_without_the_hardware(name: str, monkeypatch: pytest.Monk
         return emulated(int8_ir(Machine(host.triple, cpu, features, lanes, registers), size))
 
     machine = replace(host, lanes=lanes, registers=registers)
-    int8._plan.cache_clear()  # which code a plan has it does not know
+    int8.make_plan.cache_clear()  # which code a plan has it does not know
     monkeypatch.setattr(int8, "int8_ir", generate)
     monkeypatch.setattr(int8, "machine", lambda: machine)
     monkeypatch.setattr(int8, "_problem", lambda size: None)
@@ -94,7 +94,7 @@ def test_longer_vectors_without_the_hardware(name: str, monkeypatch: pytest.Monk
             got, want = both(query, key, value, alpha=0.0 if form[0] else -9.0, **form_options(*form), **options)
             assert want.abs().max() > 0
             assert torch.equal(got, want), (form, options.keys())
-    int8._plan.cache_clear()
+    int8.make_plan.cache_clear()
 
 
 @pytest.mark.parametrize("gamma", [1.0, -1.0, 0.0, 1e-30, 40.0, -1e6])

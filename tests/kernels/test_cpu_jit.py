@@ -3,9 +3,12 @@
 import ctypes
 import logging
 import os
+import shutil
 import stat
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -105,6 +108,56 @@ def test_a_damaged_file_is_replaced(toy: Toy, damage) -> None:
     assert toy.compilations == 2
     assert toy.files() == [file]
     assert file.read_bytes() == whole
+
+
+def test_code_under_another_name_is_replaced(toy: Toy) -> None:
+    """As one that copies or renames files leaves them: whole, but the code of something else."""
+    toy.triple()
+    (file,) = toy.files()
+    toy.generate = partial(toy_ir, factor=5)
+    toy.triple()
+    (other,) = {*toy.files()} - {file}
+    shutil.copy(file, other)
+    assert [toy.triple(), toy.triple()] == [35, 35]
+    assert toy.compilations == 3
+
+
+@posix
+@pytest.mark.parametrize(
+    "put",
+    [os.mkfifo, lambda file: file.symlink_to("/dev/zero"), lambda file: file.symlink_to(file.name)],
+    ids=["pipe", "device", "link-to-itself"],
+)
+def test_what_is_no_file_is_replaced(toy: Toy, put: Callable[[Path], None]) -> None:
+    toy.triple()
+    (file,) = toy.files()
+    file.unlink()
+    put(file)
+    assert [toy.triple(), toy.triple()] == [21, 21]
+    assert toy.compilations == 2
+    assert stat.S_ISREG(file.lstat().st_mode)
+
+
+def test_a_folder_in_place_of_a_file_is_left_alone(toy: Toy) -> None:
+    toy.triple()
+    (file,) = toy.files()
+    file.unlink()
+    file.mkdir()
+    assert toy.triple() == 21
+    assert toy.files() == [file]
+
+
+def test_temporary_files_of_killed_processes_go_in_time(toy: Toy) -> None:
+    toy.folder.mkdir(mode=0o700)
+    left, written_now, not_ours = (toy.folder / name for name in ("inhibitor-a-1.tmp", "inhibitor-a-2.tmp", "mine.tmp"))
+    for file in (left, written_now, not_ours):
+        file.touch()
+    for file in (left, not_ours):
+        os.utime(file, times=(0, time.time() - 2 * 24 * 3600))
+    toy.triple()
+    assert not left.exists()
+    assert written_now.exists()
+    assert not_ours.exists()
 
 
 @posix

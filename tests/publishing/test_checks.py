@@ -205,6 +205,30 @@ def test_spoilt_folder(how, checkpoint, tmp_path):
     assert TOKEN not in repr(results)
 
 
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"n_layers": "2"}, "Field 'n_layers' expected int, got str"),
+        ({"n_layers": 10**9}, "n_layers must be at most 1000, got 1000000000"),
+        ({"architectures": {"a": 1}}, "architectures"),
+        ({"num_attention_heads": []}, "n_heads must be an integer, got"),
+        ({"vocab_size": None}, "vocab_size"),
+    ],
+    ids=str,
+)
+def test_a_configuration_of_wrong_types_is_refused_before_anything_is_made_of_it(fields, told, checkpoint, tmp_path):
+    set_config(**fields)(checkpoint)
+    with pytest.raises(UserError, match=f"^CHECKPOINT_DIR: config.json: .*{told}"):
+        assembled(checkpoint, tmp_path / "spoilt")
+
+
+@pytest.mark.parametrize("labels", [["A", "B"], "A", 2])
+def test_labels_that_are_no_object(labels, checkpoint, tmp_path):
+    set_config(id2label=labels)(checkpoint)
+    (problem,) = FILE_CHECKS["labels"](assembled(checkpoint, tmp_path / "spoilt"))
+    assert problem.what == "id2label must give a name, a text, to each index"
+
+
 @pytest.mark.parametrize("name", ["inhibitor_masks.py", "modeling_inhibidistilbert.py"])
 def test_missing_source_file(name, candidate):
     (candidate.folder / name).unlink()

@@ -1,17 +1,25 @@
 """Plans and uploads: only what is missing is sent, and whatever goes wrong the Hub keeps its last good commit."""
 
 import hashlib
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import pytest
 from huggingface_hub import HfApi
 
+from inhibidistilbert.publishing import client
 from inhibidistilbert.publishing.checks import Problem
 from inhibidistilbert.publishing.errors import PublishError
 from inhibidistilbert.publishing.kernel import KernelPublication
 from inhibidistilbert.publishing.model import ModelPublication
 from inhibidistilbert.publishing.plan import Plan, Remote, Target, make_plan
-from inhibidistilbert.publishing.upload import Published, send
+from inhibidistilbert.publishing.upload import Published, send, telling
 from inhibidistilbert.support.errors import UserError
+from tests.helpers.hub import Response
 from tests.helpers.publishable import REPO_ID, TOKEN, assembled, edit_weights, fingerprint, replace_in, write_checkpoint
 from tests.helpers.slow import slow_but_first
 
@@ -176,12 +184,55 @@ FAILURES = {
     "409": (lambda hub: hub.fail(COMMIT, 409), "conflict"),
     "412": (lambda hub: hub.fail(COMMIT, 412), "someone else published there meanwhile"),
     "429": (lambda hub: hub.fail(COMMIT, 429, **{"Retry-After": "3600"}), "after 3600 seconds"),
+    "429 by its own header": (lambda hub: hub.fail(COMMIT, 429, **{"RateLimit": '"api";r=0;t=900'}), "after 900 seconds"),
+    "503 of the upload for a day": (lambda hub: hub.fail(LARGE, 503, **{"Retry-After": "86400"}), "after 86400 seconds"),
+    "503 of the plan for a day": (
+        lambda hub: hub.fail(r"POST .*/preupload/.*", 503, **{"Retry-After": "86400"}),
+        "after 86400 seconds",
+    ),
     "429 again and again": (lambda hub: hub.fail(COMMIT, 429, ALWAYS, **{"Retry-After": "2"}), "after 2 seconds"),
     "500": (lambda hub: hub.fail(COMMIT, 500), r"the Hub failed \(HTTP 500\)"),
     "500 of the upload": (lambda hub: hub.fail(LARGE, 500, ALWAYS), r"the Hub failed \(HTTP 500\)"),
     "500 of the plan for it": (lambda hub: hub.fail(r"POST .*/preupload/.*", 500, ALWAYS), r"the Hub failed \(HTTP 500\)"),
     "cut in the upload": (lambda hub: hub.cut(LARGE, ALWAYS), "connection to the Hub was lost"),
     "cut in the commit": (lambda hub: hub.cut(COMMIT), "connection to the Hub was lost"),
+}
+
+
+@dataclass
+class Endless:
+    """A body that comes in pieces, so many seconds apart."""
+
+    piece: bytes
+    seconds: float
+
+    def __iter__(self) -> Iterator[bytes]:
+        while True:
+            yield self.piece
+            threading.Event().wait(self.seconds)  # not `time.sleep`, which tests replace
+
+
+def json_body(content: object) -> Callable[[], Response]:
+    return lambda: Response(body=json.dumps(content).encode())
+
+
+# Requests of the plan and of the upload.
+ANSWERED = [r"GET .*/refs", r"GET .*/tree/.*", COMMIT]
+FORM = "answer is not of its form"
+MISBEHAVIOURS = {
+    "no JSON": (lambda: Response(body=b"<html>Log in to this network</html>"), FORM),
+    "nothing": (lambda: Response(body=b""), FORM),
+    "no text": (lambda: Response(body=b"\xff\xfe\xff"), FORM),
+    "nested": (lambda: Response(body=b"[" * 100_000), FORM),
+    "a list": (json_body([[]]), FORM),
+    "a number": (json_body(7), FORM),
+    "null": (json_body(None), FORM),
+    "other keys": (json_body({"branches": [{}]}), FORM),
+    "endless": (lambda: Response(body=Endless(b" " * 1_000_000, 0)), "does not end"),
+    "dripping": (lambda: Response(body=Endless(b" ", 0.05)), "comes too slowly"),
+    "silent": (lambda: Response(body=Endless(b" ", 2)), "connection to the Hub was lost"),
+    "in a circle": (lambda: Response(307, headers={"Location": "?again"}), "redirects in a circle"),
+    "many lines": (lambda: Response(418, headers={"X-Error-Message": "\x1b[31mone\x85two" + "x" * 9000}), "refused .*one"),
 }
 
 
@@ -209,6 +260,24 @@ class TestFailures:
         assert publish(next_version, tag="v2").sent
         assert files_at(hub, "v2")["model.safetensors"] == next_version.files["model.safetensors"].read_bytes()
 
+    @pytest.mark.parametrize(
+        "case", slow_but_first(itertools.product(MISBEHAVIOURS, ANSWERED), lambda case: case[:1]), ids=str
+    )
+    def test_answers_that_are_none_end_in_one_line(self, case, candidate, hub, waits, monkeypatch):
+        how, request_ = case
+        monkeypatch.setattr(client, "_LONGEST_ANSWER", 0.2)
+        monkeypatch.setattr(client, "_SILENCE", 0.2)
+        monkeypatch.setattr(client, "_LARGEST_ANSWER", 1 << 20)
+        monkeypatch.setattr(client, "_PAGES", 20)
+        hub.put(REPO_ID, {"config.json": b'{"model_type": "inhibidistilbert"}'})
+        response, words = MISBEHAVIOURS[how]
+        hub.answer(request_, response(), ALWAYS)
+        began = time.monotonic()
+        with pytest.raises(PublishError, match=words) as failure, telling("Nothing was sent."):
+            publish(candidate)
+        assert time.monotonic() - began < 20
+        assert "\n" not in str(failure.value)
+
     def test_wrong_token(self, candidate, hub, monkeypatch):
         monkeypatch.setenv("HF_TOKEN", TOKEN + "Wrong")
         plan = Plan(Target(REPO_ID, ModelPublication()), Remote(exists=False), ())
@@ -221,6 +290,15 @@ class TestFailures:
         hub.fail(COMMIT, 429, **{"Retry-After": "2"})
         assert publish(candidate).sent
         assert waits == [2.0]
+
+    @pytest.mark.parametrize("request_", [COMMIT, LARGE, pytest.param(r"GET .*/refs", marks=pytest.mark.slow)])
+    def test_the_hubs_own_limit_is_waited_for(self, request_, candidate, hub, waits, caplog):
+        """A window of five minutes is nearly over; of an upload huggingface_hub waits itself, a second longer."""
+        hub.fail(request_, 429, **{"RateLimit": '"api";r=0;t=299', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'})
+        assert publish(candidate).sent
+        assert waits == [300.0 if request_ == LARGE else 299.0]
+        (message,) = [record.getMessage() for record in caplog.records if record.name == client.__name__]
+        assert "wait 299 seconds" in message
 
     def test_one_cut_is_mended_by_itself(self, candidate, hub, waits):
         hub.cut(LARGE)

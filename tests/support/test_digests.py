@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from inhibidistilbert.support import digests
+from inhibidistilbert.support.digests import SEAL, damage, read_seal, seal
 
 COMMIT = "0123456789" * 4
 
@@ -96,3 +97,32 @@ def test_a_model_of_the_hub_is_known_by_its_commit(model, monkeypatch):
 def test_a_file_is_never_looked_for_on_the_hub(monkeypatch):
     monkeypatch.setattr(digests, "cached_file", lambda *_: pytest.fail("asked the Hub"))
     assert digests.content_of("missing.csv", model=False) == {}
+
+
+def test_damage_of_a_sealed_folder_is_found(tmp_path):
+    (tmp_path / "part").mkdir()
+    file = tmp_path / "part" / "weights"
+    file.write_bytes(b"weights")
+    seal(tmp_path, processes=2)
+    assert damage(tmp_path) is None
+    assert read_seal(tmp_path)["processes"] == 2
+    file.write_bytes(b"garbled")
+    assert damage(tmp_path) == "lacks part/weights as it was written"
+    file.write_bytes(b"short")
+    assert damage(tmp_path) == "lacks part/weights"
+    file.unlink()
+    assert damage(tmp_path) == "lacks part/weights"
+
+
+def test_a_seal_of_earlier_versions_has_sizes_alone(tmp_path):
+    (tmp_path / "weights").write_bytes(b"weights")
+    (tmp_path / SEAL).write_text('{"files": {"weights": 7}}')
+    assert damage(tmp_path) is None
+    (tmp_path / SEAL).write_text('{"files": {"weights": 8}}')
+    assert damage(tmp_path) == "lacks weights"
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", '{"files": {}}', '{"files": {"weights": null}}', "[" * 100_000, "\0"])
+def test_a_seal_that_is_none_is_damage(tmp_path, text):
+    (tmp_path / SEAL).write_text(text)
+    assert damage(tmp_path) == "lacks parts.json"

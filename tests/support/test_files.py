@@ -1,15 +1,27 @@
 """Files of results: whole or not at all, with a header that says where they come from."""
 
 import csv
+import errno
 import json
+import os
 import shlex
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from inhibidistilbert.support import machine
 from inhibidistilbert.support.errors import UserError
-from inhibidistilbert.support.files import prepare_output, read_json, replacing, replacing_folder, write_csv, write_json
+from inhibidistilbert.support.files import (
+    is_regular,
+    prepare_output,
+    read_json,
+    replacing,
+    replacing_folder,
+    telling_of_disk,
+    write_csv,
+    write_json,
+)
 
 HEADER = {"cpu": "a processor", "torch": "2.13"}
 ROWS = [{"rival": "softmax, fp32", "ms": 1.5, "ratio": None}, {"rival": "inhibitor", "ms": 2.0, "ratio": 1.25}]
@@ -81,12 +93,56 @@ def test_a_link_is_replaced_and_what_it_points_to_stays(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("[1]", "must hold a JSON object, got list"), ('{"a": NaN}', "cannot be read")]
+    ("text", "message"),
+    [
+        ("[1]", "must hold a JSON object, got list"),
+        ('{"a": NaN}', "cannot be read"),
+        ('{"a": ' + "[" * 200 + "]" * 200 + "}", "cannot be read as JSON: it is nested deeper than 100 levels"),
+        ("[" * 100_000, "cannot be read as JSON: maximum recursion depth"),
+    ],
 )
 def test_json_of_another_form(tmp_path: Path, text: str, message: str):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(UserError, match=f"a.json' {message}"):
         read_json(tmp_path / "a.json")
+
+
+def test_json_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    os.mkfifo(tmp_path / "a.json")  # without a writer: to open it would wait for ever
+    with pytest.raises(UserError, match=r"a\.json' must be a regular file, but is a named pipe"):
+        read_json(tmp_path / "a.json")
+    monkeypatch.setattr("inhibidistilbert.support.files._LARGEST_JSON", 10)
+    (tmp_path / "b.json").write_text('{"a": 12345}')
+    with pytest.raises(UserError, match="it may have 10 bytes, and has 12"):
+        read_json(tmp_path / "b.json")
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (os.mkfifo, "a' must be a regular file, but is a named pipe"),
+        (Path.mkdir, "a' must be a regular file, but is a folder"),
+        (lambda file: file.symlink_to("/dev/zero"), "a' must be a regular file, but is a device"),
+        (lambda file: file.symlink_to("gone"), "a' is a link that leads nowhere"),
+        (lambda file: file.symlink_to("a"), "a' is a link that leads nowhere"),
+    ],
+)
+def test_what_is_no_regular_file(tmp_path: Path, make, told):
+    assert not is_regular(tmp_path / "a")
+    make(tmp_path / "a")
+    with pytest.raises(UserError, match=told):
+        is_regular(tmp_path / "a")
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    assert is_regular(tmp_path / "link")
+
+
+def test_an_error_is_one_line_that_can_be_read():
+    told = str(UserError(f"--name must be\na word,  got '\x1b[31m{'x' * 100_000}'."))
+    assert len(told) < 2_000
+    assert told.startswith("--name must be a word,  got '\\x1b[31mxxx")
+    assert told.endswith("xxx'.")
+    assert "characters) …" in told
 
 
 def test_json_of_others_may_hold_infinity(tmp_path: Path):
@@ -98,6 +154,39 @@ def test_folder_that_cannot_be(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"--output .*file.* cannot be written to"):
         prepare_output(tmp_path / "file")
+
+
+def wrapped(error: Exception) -> Exception:
+    outer = RuntimeError("could not be generated")
+    outer.__cause__ = error
+    return outer
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        wrapped(OSError(errno.EDQUOT, "Disk quota exceeded")),
+        SafetensorError("Error while serializing: I/O error: File too large (os error 27)"),
+        Exception("No such file or directory (os error 2)"),  # a tokenizer's
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "folder/gone"),
+    ],
+)
+def test_an_error_of_the_disk_is_told_with_its_cause(error: Exception):
+    with (
+        pytest.raises(
+            UserError, match=r"--output: 'folder' cannot be written: .*(space|quota|large|such file).*: free"
+        ) as told,
+        telling_of_disk("--output", Path("folder")),
+    ):
+        raise error
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "No such file", "elsewhere"), ValueError("os error 28")])
+def test_another_error_is_none_of_the_disk(error: Exception):
+    with pytest.raises(type(error)), telling_of_disk("--output", Path("folder")):
+        raise error
 
 
 def test_header_names_machine_and_versions(monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from inhibidistilbert.support import foreign
 from inhibidistilbert.support.errors import UserError
 from inhibidistilbert.support.foreign import ForeignFieldError, load_pretrained, plain_config, plain_tokenizer_config
 from inhibidistilbert.support.heads import SINGLE_LABEL
+from inhibidistilbert.support.models import load_config, load_model
 from tests.helpers.code_of_folders import code_of_folders
 from tests.helpers.hub import LoopbackHub
 from tests.helpers.tiny_sentiment import write_tiny_checkpoint
@@ -255,6 +257,55 @@ def test_old_weights_are_read_without_running_them(bert):
     with pytest.raises(Exception, match=r"(?i)weights.only|unpickl"):
         load_pretrained(AutoModelForSequenceClassification, bert)
     assert not witness.exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"num_labels": "2"}, "num_labels must be an integer of at least 1, got '2'"),
+        ({"num_labels": []}, r"num_labels must be an integer of at least 1, got \[\]"),
+        ({"num_labels": 10**9}, "num_labels must be at most 1000000, got 1000000000"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be at most 1000, got 1000000000"),
+    ],
+    ids=str,
+)
+def test_counts_that_would_never_end(fields, told, own, bert):
+    for folder in (own, bert):
+        edit(folder / "config.json", **fields)
+        with pytest.raises(UserError, match=f"config.json: {told}"):
+            load_config(folder, "SOURCE")
+
+
+@pytest.mark.parametrize(
+    ("index", "told"),
+    [
+        ({}, "weight_map must give each tensor the name of a file of weights, got None"),
+        ({"weight_map": {}}, "weight_map must give"),
+        ({"weight_map": ["model-00001-of-00001.safetensors"]}, "weight_map must give"),
+        ({"weight_map": {"a": 1}}, "weight_map must give"),
+        ({"weight_map": {"a": "/dev/zero"}}, "'/dev/zero' is not the name of a file of weights beside it"),
+        ({"weight_map": {"a": "../own/model.safetensors"}}, "is not the name of a file of weights beside it"),
+        ({"weight_map": {"a": "model-00001-of-00001.safetensors"}}, "names .*, which is missing"),
+        ({"weight_map": {"a": "model-00002-of-00002.safetensors"}}, "must be a regular file, but is a device"),
+    ],
+    ids=str,
+)
+def test_an_index_of_another_form(index, told, own):
+    (own / WEIGHTS).unlink()
+    (own / "model.safetensors.index.json").write_text(json.dumps(index))
+    if "device" in told:
+        (own / "model-00002-of-00002.safetensors").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=told):
+        load_model(InhibiDistilBertForSequenceClassification, own, "SOURCE")
+
+
+@pytest.mark.parametrize("trust", [False, True])
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "vocab.txt", "config.json", WEIGHTS])
+def test_pipes_are_not_opened(name, trust, own):
+    (own / name).unlink(missing_ok=True)
+    os.mkfifo(own / name)
+    with pytest.raises(UserError, match=f"{name}' must be a regular file, but is a named pipe"):
+        load_model(AutoModelForSequenceClassification, own, "SOURCE", trust_remote_code=trust)
 
 
 def test_with_trust_everything_is_left_to_transformers(own):

@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import pytest
-from transformers import AutoModel, BertConfig, BertModel
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram
+from tokenizers.processors import BertProcessing
+from transformers import AutoModel, BertConfig, BertModel, PreTrainedTokenizerFast
 
 from inhibidistilbert import (
     InhibiDistilBertConfig,
@@ -20,6 +23,8 @@ from inhibidistilbert.support.models import (
     load_model,
     load_tokenizer,
 )
+from tests.helpers.publishable import edit_json, edit_weights
+from tests.helpers.tiny_sentiment import write_tiny_checkpoint
 
 SIZES = {"vocab_size": 11, "max_position_embeddings": 8}
 
@@ -90,6 +95,36 @@ def test_a_tokenizer_that_transformers_makes_up_is_none(bert: Path):
     assert not has_tokenizer(bert)
     with pytest.raises(UserError, match="SOURCE has no tokenizer"):
         load_tokenizer(bert, "SOURCE")
+
+
+def test_a_configuration_that_asks_for_more_memory_than_there_is(folder: Path):
+    """Nothing is allocated for it: 3.2 TB here."""
+    edit_json(folder / "config.json", lambda config: config.update(vocab_size=10**8, hidden_dim=10**8))
+    with pytest.raises(UserError, match=r"^SOURCE does not load: .* has shape \(.*100000000.* by config\.json"):
+        load_model(InhibiDistilBertForSequenceClassification, folder, "SOURCE")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(folder: Path, value: float):
+    edit_weights(folder, lambda weights: weights["distilbert.transformer.layer.0.ffn.lin1.bias"].fill_(value))
+    with pytest.raises(UserError, match=rf"^SOURCE is damaged, .*layer\.0\.ffn\.lin1\.bias must be finite, got {value}"):
+        load_model(InhibiDistilBertForSequenceClassification, folder, "SOURCE")
+
+
+def test_a_tokenizer_that_fails_on_texts(tmp_path: Path):
+    backend = Tokenizer(Unigram([("a", 0.0)]))  # without a token for what it does not know
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"^SOURCE does not load: its tokenizer fails on a text: .*unk_id"):
+        load_tokenizer(tmp_path, "SOURCE")
+
+
+def test_ids_that_no_token_has(tmp_path: Path):
+    write_tiny_checkpoint(tmp_path)
+    tokenizer = load_tokenizer(tmp_path, "SOURCE")
+    check_vocabulary(tokenizer, InhibiDistilBertConfig(vocab_size=19))
+    tokenizer.backend_tokenizer.post_processor = BertProcessing(("[SEP]", 40), ("[CLS]", 2))
+    with pytest.raises(UserError, match="SOURCE: the tokenizer gives the id 40, but the model's vocabulary holds 19"):
+        check_vocabulary(tokenizer, InhibiDistilBertConfig(vocab_size=19), "SOURCE: ")
 
 
 def test_a_tokenizer_of_another_model():

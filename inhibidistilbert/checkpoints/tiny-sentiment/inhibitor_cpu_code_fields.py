@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import lru_cache
 from math import ceil
 
 from .inhibitor_llvm_builder import F32, I8, I64, PTR, Function, Value
@@ -157,7 +157,7 @@ def each_item(block: Fields) -> Iterator[Value]:
         left.value = items - f.atomic_add(block.place("next"), 1)
 
 
-@cache
+@lru_cache(maxsize=4096)
 def workspace_layout(lanes: int, keys: int, size: int, backward: bool, radii: int = 1) -> tuple[tuple[int, ...], int]:
     """Where each of `BUFFERS` is in a thread's memory, in bytes, and how much memory that is.
 

@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from .inhibitor_forms import NOTHING_PASSES
@@ -93,7 +93,7 @@ def tile_rows(machine: Machine) -> int:
     return 8 if machine.registers >= 32 else 4
 
 
-@cache
+@lru_cache(maxsize=4096)
 def workspace_layout(machine: Machine, size: int, keys: int) -> tuple[tuple[int, ...], int, int]:
     """Where each of `BUFFERS` is in a thread's memory, in bytes; how much that is; and how many keys there are in panels."""
     lane, rows = machine.lanes, tile_rows(machine)
