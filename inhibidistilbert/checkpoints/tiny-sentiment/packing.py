@@ -91,7 +91,7 @@ def without_padding(model: nn.Module, attention_mask: Tensor | None) -> Packing 
 def packed_texts(shape: tuple[int, int], position_ids: Tensor | None, boundaries: Tensor | None = None) -> Packing | None:
     """The texts of rows that hold several; None where each holds one.
 
-    shape: (B, L). position_ids: `(B or 1, L)`; they start again with each text. boundaries: `(texts + 1,)`, the first token
+    shape: (B, L). position_ids: `(B or 1, L)`; 0, 1, 2, … of each text. boundaries: `(texts + 1,)`, the first token
     of each text and the end, as transformers' `cu_seq_lens_q`.
 
     Raises:
@@ -107,8 +107,9 @@ def packed_texts(shape: tuple[int, int], position_ids: Tensor | None, boundaries
         return Packing(lengths)
     if position_ids is None or position_ids.shape[-1] < 2 or is_traced():
         return None
-    again = position_ids.diff() <= 0
-    if not again.any():
+    again = position_ids[:, 1:] == 0
+    # Positions of another kind, backwards say, are those of one text.
+    if not again.any() or position_ids[:, 0].any() or not (again | (position_ids.diff() == 1)).all():
         return None
     first = nn.functional.pad(again, (1, 0), value=True).expand(shape)
     starts = [*first.flatten().nonzero()[:, 0].tolist(), tokens]
