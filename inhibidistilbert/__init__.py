@@ -16,6 +16,7 @@ from .registration import register_when_imported
 
 if TYPE_CHECKING:
     from .kernels.attention import inhibitor_attention
+    from .kernels.packed import packed_inhibitor_attention
     from .modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
     from .modeling.modeling_inhibidistilbert import (
         InhibiDistilBertForMaskedLM,
@@ -44,6 +45,7 @@ __all__ = [
     "InhibiDistilBertModel",
     "__version__",
     "inhibitor_attention",
+    "packed_inhibitor_attention",
     "quantize",
 ]
 
@@ -54,6 +56,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     homes = {
         "inhibitor_attention": ".kernels.attention",
+        "packed_inhibitor_attention": ".kernels.packed",
         "quantize": ".quantization",
         "InhibiDistilBertConfig": ".modeling.configuration_inhibidistilbert",
     }

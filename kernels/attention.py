@@ -1,6 +1,6 @@
 """Inhibitor attention, the public operator: checks its arguments and chooses a backend."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from .blocked import per_radius, torch_inhibitor_attention
 from .checks import check_attn_mask, check_form, check_inference, check_key_mask, check_scalars, check_tensors
 from .cpu.attention import cpu_attention, cpu_refusal
 from .cpu.int8_attention import int8_attention, int8_refusal
-from .cpu.packed import Run, packed_float32, packed_int8
+from .cpu.packed import packed_float32, packed_int8
 from .forms import Form
 from .masks import KeyMasks
 from .memory import INPUTS, check_memory, has_tangent, untraced
@@ -33,7 +33,7 @@ class Backend(NamedTuple):
     refusal: why it cannot take such a query, None where it can. Without this function it takes every call.
     int8: the form for `quantized=True`, for the same devices; without one such calls take plain torch.
     beyond: whether it computes the options beyond the paper, but for several radii. several: whether those too.
-    packed: the same for texts one behind the other, see `cpu/packed.py`; without it each run of them is a call.
+    packed: the same for texts one behind the other, see `packed_float32`; without it each run of them is a call.
     """
 
     devices: tuple[str, ...]
@@ -71,7 +71,12 @@ BACKENDS = {
 }
 
 
-def _accumulated(scalar: float | Tensor, name: str, query: Tensor, dtype: torch.dtype) -> Tensor:
+def check_backend(backend: str) -> None:
+    if backend != "auto" and backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, ('auto', *BACKENDS)))}, got {backend!r}.")
+
+
+def accumulated(scalar: float | Tensor, name: str, query: Tensor, dtype: torch.dtype) -> Tensor:
     """`scalar` as a `(1 or H,)` tensor of `dtype`, that of the accumulation; `(R, 1 or H)` where it has two dimensions."""
     if not isinstance(scalar, Tensor):
         return torch.full((1,), float(scalar), dtype=dtype, device=query.device)
@@ -156,10 +161,10 @@ def attend(
         check_inference(return_scores, query, key, value, alpha, beta, gamma, delta)
     dtype = torch.float64 if query.dtype == torch.float64 and not quantized else torch.float32
     named = ((alpha, "alpha"), (beta, "beta"), (gamma, "gamma"))
-    alpha, beta, gamma = [_accumulated(x, name, query, dtype) for x, name in named]
+    alpha, beta, gamma = [accumulated(x, name, query, dtype) for x, name in named]
     scalars: tuple[Tensor, ...] = (alpha, beta, gamma)
     if delta is not None:
-        delta = _accumulated(delta, "delta", query, dtype)
+        delta = accumulated(delta, "delta", query, dtype)
         scalars = (*scalars, delta)
     transformed = _plain_operations_only(query, key, value, *scalars)
     needs_plain = _NO_SCORES if return_scores else "it takes no attn_mask" if attention is not None else None
@@ -187,50 +192,6 @@ def attend(
         return output.to(outside), None
     output, scores = operator(query, key, value, alpha, beta, gamma, delta, masks, form, return_scores)
     return output.to(outside), None if scores is None else scores.to(outside)
-
-
-def attend_packed(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    dropout: Tensor | None,
-    alpha: float | Tensor,
-    beta: float | Tensor,
-    gamma: float | Tensor,
-    delta: float | Tensor | None,
-    form: Form,
-    causal: bool,
-    quantized: bool,
-    backend: str,
-    runs: Sequence[Run],
-) -> Tensor:
-    """`attend` within each text of `runs`: `(tokens, H, d)` each -> the same. dropout: `(tokens,)` or None."""
-    scalars = (alpha, beta, gamma, delta)
-    packed = _packed_form(backend, query, quantized, form, scalars)
-    if packed is not None and untraced(query, key, value, dropout, *scalars):
-        if quantized:
-            check_inference(False, query, key, value, *scalars)
-        named = zip(scalars, ("alpha", "beta", "gamma", "delta"), strict=True)
-        given = (None if x is None else _accumulated(x, name, query, torch.float32) for x, name in named)
-        return packed(query, key, value, dropout, *given, *form.numbers, causal, runs)
-    outputs = []
-    for run in runs:
-        masks = None, run.mask(dropout), None
-        of_run = (run.of(x) for x in (query, key, value))
-        output, _ = attend(*of_run, *masks, *scalars, form, causal, quantized, False, backend)
-        outputs.append(output.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs)
-
-
-def _packed_form(backend: str, query: Tensor, quantized: bool, form: Form, scalars: Sequence[Any]) -> Callable | None:
-    """The packed operator for this call; None where there is none, or it cannot take these tensors."""
-    named = [BACKENDS[backend]] if backend != "auto" else [x for x in BACKENDS.values() if query.device.type in x.devices]
-    chosen = (named[0].int8 if quantized else named[0]) if named else None
-    if chosen is None or chosen.packed is None or (chosen.refusal is not None and chosen.refusal(query) is not None):
-        return None
-    several = any(isinstance(x, Tensor) and x.ndim == 2 for x in scalars)
-    fits = (chosen.beyond or (form.published and scalars[3] is None)) and (chosen.several or not several)
-    return chosen.packed if fits and not has_tangent(query) else None
 
 
 def inhibitor_attention(
@@ -325,8 +286,7 @@ def inhibitor_attention(
     check_key_mask("key_padding_mask", key_padding_mask, key)
     check_key_mask("key_dropout_mask", key_dropout_mask, key)
     check_attn_mask(attn_mask, query, key)
-    if backend != "auto" and backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(map(repr, ('auto', *BACKENDS)))}, got {backend!r}.")
+    check_backend(backend)
     check_form(inhibition, center, signed)
     check_scalars(query.shape[1], alpha, beta, gamma, delta)
     padding, dropout, form = key_padding_mask, key_dropout_mask, Form.of(inhibition, center, centered, signed)

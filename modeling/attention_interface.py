@@ -10,9 +10,10 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 from transformers.utils import logging
 
-from ..kernels.attention import BACKENDS, attend, attend_packed
+from ..kernels.attention import BACKENDS, attend
 from ..kernels.checks import check_tensors
 from ..kernels.forms import Form
+from ..kernels.packed import attend_packed
 
 logger = logging.get_logger(__name__)
 
@@ -98,7 +99,7 @@ def inhibitor_attention_forward(module, query, key, value, attention_mask, dropo
 
 
 def packed_attention_forward(module, query, key, value, runs, dropout=0.0) -> Tensor:
-    """Attention within each text of `runs`, `(tokens, H, d)` each -> the same, by the backend of the model's implementation."""
+    """Attention within each text of `runs`, `(tokens, H, d)` each -> the same, by the implementation that the model has."""
     kept = torch.rand(key.shape[0], device=key.device) >= dropout if dropout else None
     config, scalars = module.config, (module.alpha, module.beta, module.gamma, module.delta)
     form = Form.of(config.inhibition, config.center, config.centered, config.signed)

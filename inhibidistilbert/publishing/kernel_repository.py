@@ -27,8 +27,9 @@ _INIT = '''"""Inhibitor attention: keys are scored by Manhattan distance, and th
 
 from . import layers
 from .attention import inhibitor_attention
+from .packed import packed_inhibitor_attention
 
-__all__ = ["inhibitor_attention", "layers"]
+__all__ = ["inhibitor_attention", "layers", "packed_inhibitor_attention"]
 '''
 
 

@@ -1,13 +1,13 @@
 """The compiled operator on texts one behind the other without padding: one call for all of them.
 
-Tensors are `(tokens, H, d)`. Neighbours of the same length are a batch, a `Run`; each has a block of its own, and the threads go
+Tensors are `(tokens, H, d)`. Neighbours of the same length are a batch, a `Run`; each has a block of its own, and threads go
 from block to block.
 """
 
 from collections.abc import Callable, Sequence
 from ctypes import addressof, create_string_buffer
 from math import ceil
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -183,7 +183,7 @@ class _Packed(torch.autograd.Function):
 
 
 def _again(flawed, runs, tensors, dropout, scalars, flags, sums) -> list[tuple[Tensor, ...]]:
-    """Where numbers are not finite, the gradients by plain torch: those of the tensors are filled in, of the scalars returned."""
+    """Gradients by plain torch, where numbers are not finite: those of tensors are filled in, those of scalars returned."""
     of_scalars = []
     for run in flawed:
         query, key, value, grad_output, *gradients = (run.of(x) for x in tensors)
@@ -200,9 +200,9 @@ def packed_float32(
     query: Tensor, key: Tensor, value: Tensor, dropout: Tensor | None, alpha: Tensor, beta: Tensor, gamma: Tensor,
     delta: Tensor | None, center: int, inhibition: int, causal: bool, runs: Sequence[Run],
 ) -> Tensor:  # fmt: skip
-    """The operator within each run: `(tokens, H, d)` of one dtype -> the same, contiguous. dropout: `(tokens,)` bool, or None.
+    """The operator within each run: `(tokens, H, d)` of one dtype -> the same, contiguous.
 
-    Differentiable. Scalars, center and inhibition as `register_backend` has them.
+    Differentiable. dropout: `(tokens,)` bool, or None. Scalars, center and inhibition as `register_backend` has them.
     """
     return _Packed.apply(query, key, value, dropout, alpha, beta, gamma, delta, (center, inhibition, causal), runs)
 

@@ -146,7 +146,14 @@ def copy_marked(folder: str, target: Path, marker: Path) -> str:
     return str(target)
 
 
-ANOTHER_OPERATOR = "\n\ndef attend(query, *args):\n    return query, None\n"
+ANOTHER_OPERATOR = """
+
+def attend(query, *args):
+    return query, None
+
+def attend_packed(query, *args):
+    return query
+"""
 WITHOUT_PADDING = """
 
 def inhibitor_mask(attention_mask=None, **kwargs):
@@ -154,6 +161,11 @@ def inhibitor_mask(attention_mask=None, **kwargs):
 
 for _name in ATTENTION_FORWARDS:
     AttentionMaskInterface.register(_name, inhibitor_mask)
+
+_within_texts = packed_attention_forward
+
+def packed_attention_forward(module, query, key, value, runs, dropout=0.0):
+    return _within_texts(module, query, key, value, [type(runs[0])(0, 1, len(query))], dropout)
 """
 # What one file of a checkpoint may have more than that of another: the code in it differs, all else is the same.
 CHANGES = {

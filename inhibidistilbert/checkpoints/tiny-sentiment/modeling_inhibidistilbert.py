@@ -55,12 +55,16 @@ def sinusoidal_position_embeddings(positions: int, dim: int) -> Tensor:
 
 
 def first_token(
-    hidden_states: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None = None, **kwargs: Any
+    hidden_states: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    **kwargs: Any,
 ) -> Tensor:
     """The state of each text's first real token, `(B, L, dim)` -> `(texts, dim)`: behind padding it does not stand at 0."""
     if attention_mask is None:
         shape = cast(tuple[int, int], tuple(hidden_states.shape[:2]))
-        packing = packed_texts(shape, position_ids, kwargs.get("cu_seq_lens_q"))
+        packing = packed_texts(shape, position_ids, cu_seq_lens_q)
         return hidden_states[:, 0] if packing is None else hidden_states.flatten(0, 1)[packing.first_tokens()]
     if attention_mask.ndim != 2:
         return hidden_states[:, 0]
@@ -515,7 +519,8 @@ class InhibiDistilBertForSequenceClassification(InhibiDistilBertPreTrainedModel)
     ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
         """labels: `(B,)` classes or values, or `(B, num_labels)`; `config.problem_type`, or else their type, decides."""
         outputs = self.distilbert(input_ids, attention_mask, inputs_embeds, position_ids, return_dict=True, **kwargs)
-        pooled = self.dropout(self.pre_classifier(first_token(outputs.last_hidden_state, attention_mask, position_ids, **kwargs)).relu())
+        first = first_token(outputs.last_hidden_state, attention_mask, position_ids, **kwargs)
+        pooled = self.dropout(self.pre_classifier(first).relu())
         logits = self.classifier(pooled)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return SequenceClassifierOutput(
@@ -622,7 +627,8 @@ class InhibiDistilBertForMultipleChoice(InhibiDistilBertPreTrainedModel):
             for tensor in (input_ids, attention_mask, inputs_embeds, position_ids)
         )
         outputs = self.distilbert(input_ids, attention_mask, inputs_embeds, position_ids, return_dict=True, **kwargs)
-        pooled = self.dropout(self.pre_classifier(first_token(outputs.last_hidden_state, attention_mask, position_ids, **kwargs)).relu())
+        first = first_token(outputs.last_hidden_state, attention_mask, position_ids, **kwargs)
+        pooled = self.dropout(self.pre_classifier(first).relu())
         logits = self.classifier(pooled).view(-1, choices)
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return MultipleChoiceModelOutput(

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, groupby
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
 
 from .inhibitor_cpu_packed import Run
+from .inhibitor_packed import lengths_between, runs_of
 
 # Below this share of padding the packing takes as long as what it saves.
 _WORTH_IT = 1 / 16
@@ -39,12 +40,7 @@ class Packing:
 
     @cached_property
     def runs(self) -> list[Run]:
-        """Neighbours of the same length."""
-        found, start = [], 0
-        for length, texts in groupby(self.lengths):
-            found.append(Run(start, len(list(texts)), length))
-            start += found[-1].texts * length
-        return found
+        return runs_of(self.lengths)
 
     def divisor(self, normalization: str, device: torch.device) -> Tensor | None:
         """As `length_divisor`, of each token: `(tokens, 1, 1)`."""
@@ -99,12 +95,7 @@ def packed_texts(shape: tuple[int, int], position_ids: Tensor | None, boundaries
     """
     tokens = shape[0] * shape[1]
     if boundaries is not None:
-        lengths = boundaries.diff().tolist()
-        if boundaries[0] != 0 or boundaries[-1] != tokens or min(lengths, default=0) < 1:
-            raise ValueError(
-                f"cu_seq_lens_q must rise from 0 to {tokens}, the number of tokens, got {boundaries.tolist()}."
-            )
-        return Packing(lengths)
+        return Packing([length for length in lengths_between(boundaries, tokens, "cu_seq_lens_q") if length])
     if position_ids is None or position_ids.shape[-1] < 2 or is_traced():
         return None
     again = position_ids[:, 1:] == 0
@@ -113,7 +104,7 @@ def packed_texts(shape: tuple[int, int], position_ids: Tensor | None, boundaries
         return None
     first = nn.functional.pad(again, (1, 0), value=True).expand(shape)
     starts = [*first.flatten().nonzero()[:, 0].tolist(), tokens]
-    return Packing([end - start for start, end in zip(starts, starts[1:], strict=False)])
+    return Packing([end - start for start, end in pairwise(starts)])
 
 
 def _is_watched(model: nn.Module) -> bool:
