@@ -94,15 +94,12 @@ def register_backend(namespace: str, forward: Callable, backward: Callable) -> C
 
     def setup_context(ctx, inputs, output):
         *tensors, ctx.center, ctx.inhibition, ctx.causal = inputs
-        saved = *tensors, None if tensors[8] is None else output[0], output[1]
-        ctx.save_for_backward(*saved)
-        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-        ctx.kinds = None if hooks is None else [_kind(x) for x in saved]
+        save(ctx, *tensors, None if tensors[8] is None else output[0], output[1])
         ctx.mark_non_differentiable(output[1])
 
     def differentiate(ctx, grad_output, _):
-        _refuse_tangents(grad_output)
-        saved = _unpacked(ctx)
+        refuse_tangents(grad_output)
+        saved = saved_tensors(ctx)
         gradients = backward_op(grad_output, *saved, ctx.center, ctx.inhibition, ctx.causal)
         of_delta = None if saved[8] is None else gradients[6]
         return *gradients[:3], None, None, *gradients[3:6], of_delta, None, None, None
@@ -120,9 +117,9 @@ def register_backend(namespace: str, forward: Callable, backward: Callable) -> C
 
         @staticmethod
         def backward(ctx, grad_output, _):
-            saved = _unpacked(ctx)
+            saved = saved_tensors(ctx)
             arguments: list[Any] = [grad_output, *saved, ctx.center, ctx.inhibition, ctx.causal]
-            _refuse_tangents(grad_output)
+            refuse_tangents(grad_output)
             with torch.no_grad():
                 # The inputs were asked at the forward pass, unless hooks have had them since; a batch has no storage.
                 asked = (grad_output,) if ctx.kinds is None else arguments
@@ -154,11 +151,18 @@ def register_inference(namespace: str, name: str, forward: Callable) -> Callable
     return attention
 
 
+def save(ctx: Any, *saved: Tensor | None) -> None:
+    """For the backward pass; what is last is contiguous."""
+    ctx.save_for_backward(*saved)
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    ctx.kinds = None if hooks is None else [_kind(x) for x in saved]
+
+
 def _kind(x: Tensor | None) -> tuple | None:
     return None if x is None else (x.shape, x.dtype, x.device)
 
 
-def _unpacked(ctx: Any) -> tuple[Any, ...]:
+def saved_tensors(ctx: Any) -> tuple[Any, ...]:
     """What was saved for the backward pass; read once, as checkpointing recomputes it for one reading.
 
     Hooks on saved tensors may hand back others than they were given, and code that reads memory would not notice.
@@ -172,10 +176,10 @@ def _unpacked(ctx: Any) -> tuple[Any, ...]:
             "the hooks of torch.autograd.graph.saved_tensors_hooks must restore what they packed."
         )
     *tensors, statistics = saved
-    return *tensors, statistics.contiguous()
+    return *tensors, None if statistics is None else statistics.contiguous()
 
 
-def _refuse_tangents(grad_output: Tensor) -> None:
+def refuse_tangents(grad_output: Tensor) -> None:
     """The compiled gradients would be constants to forward-mode differentiation."""
     if has_tangent(grad_output):
         raise RuntimeError(

@@ -428,7 +428,7 @@ class InhibiDistilBertModel(InhibiDistilBertPreTrainedModel):
             packing = packed_texts(shape, position_ids, kwargs.get("cu_seq_lens_q"))
             if packing is not None and not may_pack:
                 packing, attention_mask = None, packing.mask(shape, embeddings.device)
-        elif may_pack:
+        elif may_pack and embeddings.device.type == "cpu":  # others would have to wait for the mask
             packing = without_padding(self, attention_mask)
         if packing is not None:
             divisor = packing.divisor(self.config.length_normalization, embeddings.device)

@@ -6,6 +6,7 @@ from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from ..kernels.cpu.packed import Run
 from ..kernels.packed import lengths_between, runs_of
@@ -72,8 +73,7 @@ def is_traced() -> bool:
 def without_padding(model: nn.Module, attention_mask: Tensor | None) -> Packing | None:
     """The packing that leaves padding out; None where there is little, or where it would be seen.
 
-    It is left in where a text has no token at all, on devices that would have to wait for the mask, under tracing, and
-    where hooks look at layers.
+    It is left in where a text has no token at all, under tracing, and where hooks look at layers.
     """
     if attention_mask is None or attention_mask.ndim != 2 or attention_mask.device.type != "cpu" or is_traced():
         return None
@@ -108,6 +108,8 @@ def packed_texts(shape: tuple[int, int], position_ids: Tensor | None, boundaries
 
 
 def _is_watched(model: nn.Module) -> bool:
+    if _has_any_global_hook():
+        return True
     hooks = (
         hook
         for module in model.modules()

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ..blocked import first_order_only, number_of_radii, torch_backward, torch_forward
+from ..custom_op import refuse_tangents, save, saved_tensors
 from ..llvm.jit import Machine, entry, host_machine
 from ..llvm.sequence import each_block_ir
 from ..llvm.threads import run_on_threads
-from ..memory import addresses, reach
+from ..memory import addresses, reach, untraced
 from .attention import FLAWED, READ_BY, scalar_gradients
 from .attention import WORTH_A_THREAD as FLOAT32_WORTH_A_THREAD
 from .attention import make_plan as make_float32_plan
@@ -155,25 +156,29 @@ class _Packed(torch.autograd.Function):
             of_run = (run.of(x) for x in tensors[:3])
             run.of(output).copy_(torch_forward(*of_run, None, run.mask(dropout), *scalars, *flags))
         ctx.flags, ctx.runs = flags, runs
-        ctx.save_for_backward(query, key, value, dropout, *scalars, None if delta is None else output, center, opened)
+        save(ctx, query, key, value, dropout, *scalars, None if delta is None else output, center, opened)
         return output
 
     @staticmethod
     def backward(ctx, grad_output):
-        query, key, value, dropout, *scalars, output, center, opened = ctx.saved_tensors
+        refuse_tangents(grad_output)
+        saved = query, key, value, dropout, *scalars, output, center, opened = saved_tensors(ctx)
         alpha, beta, gamma, delta = scalars
+        # What has no memory of its own, a batch of gradients say, takes plain torch.
+        has_memory = untraced(grad_output, *saved) and torch._C._has_storage(grad_output)
         gradients = [x.new_empty(x.shape) for x in (query, key, value)]
         tensors, runs = (query, key, value, grad_output, *gradients), ctx.runs
-        inverse = grad_opened = None
-        if delta is not None:
-            inverse = opened.reciprocal()
-            grad_opened = _in_runs((grad_output.float() * output.float()).sum(-1), runs).mul_(inverse).neg_()
-        radii = number_of_radii(alpha, beta, gamma)
-        sums = torch.empty(sum(run.texts for run in runs), query.shape[1], 4 * radii + 1)
-        per_query = center, inverse, grad_opened
+        given, radii = [scalar for scalar in scalars if scalar is not None], number_of_radii(alpha, beta, gamma)
+        sums = torch.zeros(sum(run.texts for run in runs), query.shape[1], 4 * radii + 1)
         with torch.no_grad():
-            flawed = _run_float32("backward", tensors, dropout, scalars, ctx.flags, runs, per_query, sums)
-            given = [scalar for scalar in scalars if scalar is not None]
+            flawed = runs
+            if has_memory:
+                inverse = grad_opened = None
+                if delta is not None:
+                    inverse = opened.reciprocal()
+                    grad_opened = _in_runs((grad_output.float() * output.float()).sum(-1), runs).mul_(inverse).neg_()
+                per_query = center, inverse, grad_opened
+                flawed = _run_float32("backward", tensors, dropout, scalars, ctx.flags, runs, per_query, sums)
             again = _again(flawed, runs, tensors, dropout, scalars, ctx.flags, sums)
             of_scalars = list(scalar_gradients(sums.sum(0, dtype=torch.float64), beta, radii, given))
             of_scalars = [sum((each[n] for each in again), of_scalars[n]) for n in range(len(given))]
