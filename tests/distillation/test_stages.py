@@ -465,7 +465,7 @@ def test_rows_that_are_not_of_their_kind_are_refused(toy, tmp_path, kind, row, m
         (["pretrain.hidden_layer_weights=[1, 2, 3]"], "hidden_layer_weights must be 2 numbers"),
         (["pretrain.max_length=33"], r"pretrain\.max_length must be at most 32"),
         (["trainer.dataloader_num_workers=2"], "dataloader_num_workers must be 0 or 1"),
-        (["trainer.eval_strategy=steps"], "stage align has no --eval-file"),
+        (["trainer.eval_strategy=steps"], "has no --eval-file"),
         (["student.layers=[0]", "student.source=tiny"], r"student\.layers must be 3 integers"),
     ],
 )
