@@ -63,8 +63,7 @@ def first_token(
 ) -> Tensor:
     """The state of each text's first real token, `(B, L, dim)` -> `(texts, dim)`: behind padding it does not stand at 0."""
     if attention_mask is None:
-        shape = cast(tuple[int, int], tuple(hidden_states.shape[:2]))
-        packing = packed_texts(shape, position_ids, cu_seq_lens_q)
+        packing = packed_texts(hidden_states.shape[:2], position_ids, cu_seq_lens_q)
         return hidden_states[:, 0] if packing is None else hidden_states.flatten(0, 1)[packing.first_tokens()]
     if attention_mask.ndim != 2:
         return hidden_states[:, 0]
@@ -155,7 +154,8 @@ class InhibiDistilBertSelfAttention(nn.Module):
         projected = [linear(hidden_states).view(head_shape) for linear in (self.q_lin, self.k_lin, self.v_lin)]
         dropout, scores = self.dropout_p if self.training else 0.0, None
         if packing is not None:
-            output = packed_attention_forward(self, *(x[0] for x in projected), packing.runs, dropout)
+            query, key, value = (x[0] for x in projected)
+            output = packed_attention_forward(self, query, key, value, packing.runs, dropout)
         else:
             query, key, value = (x.transpose(1, 2) for x in projected)
             implementation = self.config._attn_implementation
@@ -422,21 +422,28 @@ class InhibiDistilBertModel(InhibiDistilBertPreTrainedModel):
                     "attention_mask with 4 dimensions must be bool (True = visible) or floating (0 = visible, below 0 = "
                     f"hidden), got {attention_mask.dtype}."
                 )
-        shape = cast(tuple[int, int], tuple(embeddings.shape[:2]))
-        packing, may_pack = None, self._may_pack(kwargs)
-        if attention_mask is None:
-            packing = packed_texts(shape, position_ids, kwargs.get("cu_seq_lens_q"))
-            if packing is not None and not may_pack:
-                packing, attention_mask = None, packing.mask(shape, embeddings.device)
-        elif may_pack and embeddings.device.type == "cpu":  # others would have to wait for the mask
-            packing = without_padding(self, attention_mask)
+        packing, attention_mask = self._packing(embeddings, attention_mask, position_ids, kwargs)
+        divisor: Tensor | float | None
         if packing is not None:
             divisor = packing.divisor(self.config.length_normalization, embeddings.device)
             states = self.transformer(packing.pack(embeddings), packing=packing, divisor=divisor, **kwargs)
-            return BaseModelOutput(last_hidden_state=packing.unpack(states, shape))
+            return BaseModelOutput(last_hidden_state=packing.unpack(states, embeddings.shape[:2]))
         mask = self._mask(embeddings, attention_mask)
         divisor = length_divisor(self.config.length_normalization, mask, keys=embeddings.shape[1])
         return BaseModelOutput(last_hidden_state=self.transformer(embeddings, mask, divisor=divisor, **kwargs))
+
+    def _packing(
+        self, embeddings: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, kwargs: dict[str, Any]
+    ) -> tuple[Packing | None, Tensor | None]:
+        """The packing in which the layers get the texts, or None; and the mask for layers that get them as they are."""
+        may_pack = self._may_pack(kwargs)
+        if attention_mask is not None:
+            may_pack = may_pack and embeddings.device.type == "cpu"  # others would have to wait for the mask
+            return (without_padding(self.transformer, attention_mask) if may_pack else None), attention_mask
+        packing = packed_texts(embeddings.shape[:2], position_ids, kwargs.get("cu_seq_lens_q"))
+        if packing is None or may_pack:
+            return packing, None
+        return None, packing.mask(embeddings.shape[:2], embeddings.device)
 
     def _may_pack(self, kwargs: dict[str, Any]) -> bool:
         """Whether nothing of the layers but their end is asked for, and the attention computes no scores."""

@@ -104,8 +104,8 @@ def _run_all(calls: Sequence[_Call], here: Machine, threads: int) -> list[bytes]
     first = addressof(blocks)
     listed = create_string_buffer(pack((callee, len(calls), *(first + offset for offset in offsets))))
     run_on_threads(entry("each_block", each_block_ir, here), addressof(listed), threads)
-    starts = [offset + len(call.plan.words) for offset, call in zip(offsets, calls, strict=True)]
-    return [blocks[start : start + 8 * (3 + len(call.words))] for start, call in zip(starts, calls, strict=True)]
+    left, starts = blocks.raw, [offset + len(call.plan.words) for offset, call in zip(offsets, calls, strict=True)]
+    return [left[start : start + 8 * (3 + len(call.words))] for start, call in zip(starts, calls, strict=True)]
 
 
 def _run_float32(
@@ -153,8 +153,8 @@ class _Packed(torch.autograd.Function):
         tensors, scalars = (query, key, value, output), (alpha, beta, gamma, delta)
         center, opened = _per_query(tensors, flags, delta)
         for run in _run_float32("forward", tensors, dropout, scalars, flags, runs, (center, opened, None)):
-            of_run = (run.of(x) for x in tensors[:3])
-            run.of(output).copy_(torch_forward(*of_run, None, run.mask(dropout), *scalars, *flags))
+            queries, keys, values = (run.of(x) for x in tensors[:3])
+            run.of(output).copy_(torch_forward(queries, keys, values, None, run.mask(dropout), *scalars, *flags))
         ctx.flags, ctx.runs = flags, runs
         save(ctx, query, key, value, dropout, *scalars, None if delta is None else output, center, opened)
         return output

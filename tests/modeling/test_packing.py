@@ -133,7 +133,7 @@ def flattened(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("given", ["positions", "boundaries"])
-@pytest.mark.parametrize("implementation", ["inhibitor", "eager", "inhibitor_torch"])
+@pytest.mark.parametrize("implementation", ["inhibitor", "eager", "inhibitor_cpu"])
 def test_texts_in_one_row_do_not_see_each_other(implementation, given):
     model = make(implementation=implementation, **FORMS["mean"])
     rows = ids()
@@ -171,7 +171,7 @@ def test_it_trains_on_what_transformers_collates():
         torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("positions", [[5, 4, 3, 2, 1, 0], [0, 0, 0, 0, 0, 0], [0, 2, 4, 0, 2, 4], [2, 3, 4, 5, 6, 7]])
+@pytest.mark.parametrize("positions", [[5, 4, 3, 2, 1, 0], [0, 2, 4, 0, 2, 4], [2, 3, 4, 5, 6, 7]])
 def test_positions_of_another_kind_are_those_of_one_text(positions):
     model = make()
     given = torch.tensor([positions])

@@ -13,8 +13,6 @@ from .inhibitor_cpu_packed import Run
 from .inhibitor_forms import Form
 from .inhibitor_memory import has_tangent, untraced
 
-Scalar = float | Tensor | None
-
 
 def runs_of(lengths: Sequence[int]) -> list[Run]:
     """The runs of texts of these lengths; empty ones are left out."""
@@ -30,10 +28,10 @@ def attend_packed(
     key: Tensor,
     value: Tensor,
     dropout: Tensor | None,
-    alpha: Scalar,
-    beta: Scalar,
-    gamma: Scalar,
-    delta: Scalar,
+    alpha: float | Tensor,
+    beta: float | Tensor,
+    gamma: float | Tensor,
+    delta: float | Tensor | None,
     form: Form,
     causal: bool,
     quantized: bool,
@@ -53,9 +51,9 @@ def attend_packed(
         return compiled(query, key, value, dropout, *given, *form.numbers, causal, runs)
     outputs = []
     for run in runs:
-        of_run = (run.of(x) for x in (query, key, value))
-        masks = None, run.mask(dropout), None
-        output, _ = attend(*of_run, *masks, *scalars, form, causal, quantized, False, backend)
+        queries, keys, values = (run.of(x) for x in (query, key, value))
+        options = form, causal, quantized, False, backend
+        output, _ = attend(queries, keys, values, None, run.mask(dropout), None, alpha, beta, gamma, delta, *options)
         outputs.append(output.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)
 

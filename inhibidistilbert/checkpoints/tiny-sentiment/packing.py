@@ -32,7 +32,7 @@ class Packing:
         rows = states.flatten(0, 1)
         return (rows if self.places is None else rows[self.places])[None]
 
-    def unpack(self, states: Tensor, shape: tuple[int, int]) -> Tensor:
+    def unpack(self, states: Tensor, shape: torch.Size) -> Tensor:
         """`(1, tokens, dim)` -> `(B, L, dim)` for `shape` (B, L), 0 at padding."""
         if self.places is None:
             return states.view(*shape, -1)
@@ -51,7 +51,7 @@ class Packing:
         count = lengths.repeat_interleave(lengths)[:, None, None]
         return count**0.5 if normalization == "sqrt" else count
 
-    def mask(self, shape: tuple[int, int], device: torch.device) -> Tensor:
+    def mask(self, shape: torch.Size, device: torch.device) -> Tensor:
         """The same for attention that takes a mask: `(B, 1, L, L)`, True within a text. All tokens are of texts."""
         texts = torch.arange(len(self.lengths)).repeat_interleave(torch.tensor(self.lengths)).view(shape).to(device)
         return (texts[:, None, :] == texts[:, :, None])[:, None]
@@ -70,7 +70,7 @@ def is_traced() -> bool:
     )
 
 
-def without_padding(model: nn.Module, attention_mask: Tensor | None) -> Packing | None:
+def without_padding(layers: nn.Module, attention_mask: Tensor | None) -> Packing | None:
     """The packing that leaves padding out; None where there is little, or where it would be seen.
 
     It is left in where a text has no token at all, under tracing, and where hooks look at layers.
@@ -79,12 +79,12 @@ def without_padding(model: nn.Module, attention_mask: Tensor | None) -> Packing 
         return None
     visible = attention_mask.bool()
     lengths = visible.sum(-1).tolist()
-    if not lengths or min(lengths) == 0 or sum(lengths) > (1 - _WORTH_IT) * visible.numel() or _is_watched(model):
+    if not lengths or min(lengths) == 0 or sum(lengths) > (1 - _WORTH_IT) * visible.numel() or _is_watched(layers):
         return None
     return Packing(lengths, visible.flatten().nonzero()[:, 0])
 
 
-def packed_texts(shape: tuple[int, int], position_ids: Tensor | None, boundaries: Tensor | None = None) -> Packing | None:
+def packed_texts(shape: torch.Size, position_ids: Tensor | None, boundaries: Tensor | None = None) -> Packing | None:
     """The texts of rows that hold several; None where each holds one.
 
     shape: (B, L). position_ids: `(B or 1, L)`; 0, 1, 2, … of each text. boundaries: `(texts + 1,)`, the first token
@@ -107,12 +107,12 @@ def packed_texts(shape: tuple[int, int], position_ids: Tensor | None, boundaries
     return Packing([end - start for start, end in pairwise(starts)])
 
 
-def _is_watched(model: nn.Module) -> bool:
+def _is_watched(layers: nn.Module) -> bool:
     if _has_any_global_hook():
         return True
     hooks = (
         hook
-        for module in model.modules()
+        for module in layers.modules()
         for each in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
         for hook in each.values()
     )
