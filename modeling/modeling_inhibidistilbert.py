@@ -397,7 +397,7 @@ class InhibiDistilBertModel(InhibiDistilBertPreTrainedModel):
         position_ids: `(B or 1, L)`, by default 0, 1, 2, … Without a mask, where they start again another text begins, which
             attends to itself alone; so does one at each of `cu_seq_lens_q`.
 
-        On CPUs the layers leave padding out, and the hidden states are 0 there.
+        The last hidden states are 0 at padding, which the layers leave out on CPUs.
         `output_attentions=True` returns the scores Z `(B, H, L, L)` of every layer as `attentions`.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -430,7 +430,10 @@ class InhibiDistilBertModel(InhibiDistilBertPreTrainedModel):
             return BaseModelOutput(last_hidden_state=packing.unpack(states, embeddings.shape[:2]))
         mask = self._mask(embeddings, attention_mask)
         divisor = length_divisor(self.config.length_normalization, mask, keys=embeddings.shape[1])
-        return BaseModelOutput(last_hidden_state=self.transformer(embeddings, mask, divisor=divisor, **kwargs))
+        states = self.transformer(embeddings, mask, divisor=divisor, **kwargs)
+        if attention_mask is not None and attention_mask.ndim == 2:
+            states = states.masked_fill(~attention_mask.to(states.device).bool()[..., None], 0)  # as without padding
+        return BaseModelOutput(last_hidden_state=states)
 
     def _packing(
         self, embeddings: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, kwargs: dict[str, Any]

@@ -146,14 +146,7 @@ def copy_marked(folder: str, target: Path, marker: Path) -> str:
     return str(target)
 
 
-ANOTHER_OPERATOR = """
-
-def attend(query, *args):
-    return query, None
-
-def attend_packed(query, *args):
-    return query
-"""
+ANOTHER_OPERATOR = "\n\ndef attend_packed(query, *args):\n    return query\n"
 WITHOUT_PADDING = """
 
 def inhibitor_mask(attention_mask=None, **kwargs):
@@ -170,7 +163,7 @@ def packed_attention_forward(module, query, key, value, runs, dropout=0.0):
 # What one file of a checkpoint may have more than that of another: the code in it differs, all else is the same.
 CHANGES = {
     "own": ("inhibitor_attention.py", ""),
-    "another operator": ("inhibitor_attention.py", ANOTHER_OPERATOR),
+    "another operator": ("inhibitor_packed.py", ANOTHER_OPERATOR),
     "another mask": ("attention_interface.py", WITHOUT_PADDING),
 }
 
