@@ -9,18 +9,21 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
+from ..modeling.attention_interface import INHIBITION
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
-from ..modeling.modeling_inhibited import NAMES, attentions, inhibit_modules
+from ..modeling.modeling_inhibited import NAMES, InhibitorNorm, attentions, inhibit_modules
 from ..support.errors import UserError, reason
-from ..support.foreign import read_config
-from ..support.models import load_model
-from .options import StudentOptions
+from ..support.models import Loaded, load_model
+from .options import DTYPES, StudentOptions
+from .source import read_fields
+from .student import ConversionReport
 
 # The fields of InhibiDistilBertConfig that a layer's attention is made of.
 _FORM = (
     *("inhibition", "center", "centered", "signed", "radii", "length_normalization", "scalars_per_head"),
     *("alpha_init", "beta_init", "gamma_init", "delta_init"),
 )
+_OPTIONS = {*_FORM} - {"centered", "signed"}
 
 
 def inhibit(
@@ -45,13 +48,60 @@ def inhibit(
         UserError: the model is not of a class of transformers that has such attention, or is a student already; the folder
             does not load; an option is out of its range.
     """
-    fields = _form(options)
-    if not isinstance(model, PreTrainedModel):
-        model = load_host(str(model))
-    _check_host(model)
+    if unknown := options.keys() - _OPTIONS:
+        raise TypeError(f"inhibit() has no argument {min(unknown)!r}.")
+    chosen = StudentOptions(**options)
+    fields = form_fields(chosen)
+    if isinstance(model, PreTrainedModel):
+        return _inhibited(model, fields, layers, "model", "layers")
+    return _inhibited(load_host(str(model)).model, fields, layers, f"SOURCE {str(model)!r}", "layers")
+
+
+def host_student(source: str, options: StudentOptions) -> tuple[PreTrainedModel, ConversionReport]:
+    """As `student_from`, a student in the source's own class."""
+    for name, value, default in (("--layers", options.layers, None), ("--no-head", options.head, True)):
+        if value != default:
+            raise UserError(f"{name} does not fit SOURCE {source!r}: its class is kept, and so is all of it; leave it out.")
+    fields = form_fields(options)
+    model, _, unexpected = load_host(source)
+    copied = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    _inhibited(model, fields, options.inhibited_layers, f"SOURCE {source!r}", "--inhibited-layers")
+    if options.dtype:
+        model.to(DTYPES[options.dtype])
+    new = {name: parameter.numel() for name, parameter in model.named_parameters() if name not in copied}
+    within = [module for module, is_self in attentions(model) if is_self]
+    report = ConversionReport(
+        source=source,
+        source_class=type(model).__name__,
+        student_class=type(model).__name__,
+        source_layers=len(within),
+        layers=[place for place, module in enumerate(within) if isinstance(getattr(module, INHIBITION), InhibitorNorm)],
+        copied=list(copied),
+        new=list(new),
+        left_out=sorted(unexpected),
+        parameters_copied=sum(copied.values()),
+        parameters_new=sum(new.values()),
+    )
+    return model.eval(), report
+
+
+def form_fields(options: StudentOptions) -> dict[str, Any]:
+    """The fields of `_FORM` that these options mean. Raises `UserError`."""
+    options.check()
+    try:
+        config = InhibiDistilBertConfig(**options.inhibitor_fields(has_scalars=False))
+    except (StrictDataclassError, ValueError) as error:
+        raise UserError(reason(error)) from error
+    return {name: getattr(config, name) for name in _FORM}
+
+
+def _inhibited(
+    model: PreTrainedModel, fields: dict[str, Any], layers: Sequence[int] | None, where: str, argument: str
+) -> PreTrainedModel:
+    _check_host(model, where)
     count = sum(within for _, within in attentions(model))
     if layers is not None and not (layers and all(type(layer) is int and 0 <= layer < count for layer in layers)):
-        raise UserError(f"layers must be one or more of the model's self-attentions, 0 to {count - 1}, got {layers!r}.")
+        raise UserError(f"{argument} must be one or more of the model's self-attentions, 0 to {count - 1}, got {layers!r}.")
     config: Any = model.config
     config.inhibitor = fields | {"layers": None if layers is None else sorted(set(layers))}
     inhibit_modules(model)
@@ -59,45 +109,28 @@ def inhibit(
     return model
 
 
-def _form(options: dict[str, Any]) -> dict[str, Any]:
-    """The fields of `_FORM` that these options mean."""
-    if unknown := options.keys() - set(_FORM) | options.keys() & {"centered", "signed"}:
-        raise TypeError(f"inhibit() has no argument {min(unknown)!r}.")
-    chosen = StudentOptions(**options)
-    chosen.check()
-    try:
-        config = InhibiDistilBertConfig(**chosen.inhibitor_fields(has_scalars=False))
-    except (StrictDataclassError, ValueError) as error:
-        raise UserError(reason(error)) from error
-    return {name: getattr(config, name) for name in _FORM}
-
-
-def _check_host(model: PreTrainedModel) -> None:
+def _check_host(model: PreTrainedModel, where: str) -> None:
     name = type(model).__name__
     if hasattr(model.config, "inhibitor"):
-        raise UserError(f"model is a student already: its {name} has config.inhibitor {model.config.inhibitor}.")
+        raise UserError(f"{where} is a student already: its configuration has the field inhibitor.")
     if not type(model).__module__.startswith("transformers."):
-        raise UserError(f"model must be of one of transformers' own classes, got {name} of {type(model).__module__}.")
+        raise UserError(f"{where} must be of one of transformers' own classes, got {name} of {type(model).__module__}.")
     if not any(within for _, within in attentions(model)):
         raise UserError(
-            f"model has no self-attention that goes through transformers' attention interface, got {name}; those that take "
-            "attn_implementation='sdpa' through it do."
+            f"{where} must have self-attention that goes through transformers' attention interface, as GPT-2, Llama, ViT "
+            f"and BERT have; {name} has none."
         )
 
 
-def load_host(source: str) -> PreTrainedModel:
+def load_host(source: str) -> Loaded:
     """The model of a folder or Hub id, in its own class and dtype. Runs no code from it. Raises `UserError`."""
-    try:
-        raw = read_config(source)
-    except (OSError, ValueError, UserError) as error:
-        raise UserError(f"SOURCE {source!r} cannot be read: {reason(error)}") from error
-    if "inhibitor" in raw:
-        raise UserError(f"SOURCE {source!r} is a student already: its config.json has inhibitor {raw['inhibitor']!r}.")
-    architecture = str((raw.get("architectures") or [""])[0])
-    kind = getattr(transformers, architecture, None)
+    fields = read_fields(source)
+    if "inhibitor" in fields:
+        raise UserError(f"SOURCE {source!r} is a student already: its config.json has the field inhibitor.")
+    kind = getattr(transformers, str((fields.get("architectures") or [""])[0]), None)
     if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
         kind = transformers.AutoModel
-    model = load_model(kind, source, f"SOURCE {source!r}: the checkpoint", dtype="auto").model
-    if model.can_generate() and Path(source, "generation_config.json").is_file():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(source)
-    return model
+    loaded = load_model(kind, source, f"SOURCE {source!r}: the checkpoint", dtype="auto")
+    if loaded.model.can_generate() and Path(source, "generation_config.json").is_file():
+        loaded.model.generation_config = transformers.GenerationConfig.from_pretrained(source)
+    return loaded

@@ -2,74 +2,33 @@
 
 import copy
 import pickle
-from types import SimpleNamespace
+import sys
+from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 import transformers
 from torch import nn
 from transformers import (
-    BertConfig,
-    BertForMaskedLM,
+    AutoModel,
+    AutoModelForCausalLM,
     DynamicCache,
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
+    PreTrainedTokenizerFast,
     StaticCache,
-    ViTConfig,
-    ViTForImageClassification,
+    Trainer,
+    TrainingArguments,
 )
+from transformers.dynamic_module_utils import get_imports
 
 from inhibidistilbert import inhibit, inhibitor_attention
-from inhibidistilbert.conversion.hosts import _form
+from inhibidistilbert.conversion.hosts import form_fields
+from inhibidistilbert.conversion.options import StudentOptions
 from inhibidistilbert.modeling.modeling_inhibited import InhibitorNorm, SoftmaxAttention
-from inhibidistilbert.support.errors import UserError
-
-# Wide weights: a good part of the values pass inhibition. Grouped key heads where the class has such.
-COMMON = {"vocab_size": 60, "num_hidden_layers": 2, "initializer_range": 0.3, "eos_token_id": None}
-ROTARY = COMMON | {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2}
-HOSTS = {
-    # The layer's index is part of its scaling.
-    "gpt2": lambda: GPT2LMHeadModel(
-        GPT2Config(**COMMON, n_embd=16, n_head=4, n_positions=64, bos_token_id=None, scale_attn_by_inverse_layer_idx=True)
-    ),
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**ROTARY, max_position_embeddings=64)),
-    "mistral": lambda: MistralForCausalLM(MistralConfig(**ROTARY, max_position_embeddings=64, sliding_window=5)),
-    "bert": lambda: BertForMaskedLM(
-        BertConfig(**COMMON, hidden_size=16, intermediate_size=24, num_attention_heads=4, max_position_embeddings=64)
-    ),
-    "vit": lambda: ViTForImageClassification(
-        ViTConfig(
-            **{"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4},
-            **{"image_size": 12, "patch_size": 4, "initializer_range": 0.3},
-        )
-    ),
-}
-GENERATING = ("gpt2", "llama", "mistral")
-
-
-def student(name: str, **options) -> transformers.PreTrainedModel:
-    """In float64, with scalars that differ from head to head."""
-    torch.manual_seed(0)
-    model = inhibit(HOSTS[name](), **options).double().eval()
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, InhibitorNorm):
-                for scalar in module.scalars().values():
-                    scalar.add_(torch.randn_like(scalar), alpha=0.2)
-    return model
-
-
-def inputs_of(name: str) -> dict[str, torch.Tensor]:
-    torch.manual_seed(1)
-    return (
-        {"pixel_values": torch.randn(2, 3, 12, 12).double()}
-        if name == "vit"
-        else {"input_ids": torch.randint(1, 60, (2, 9))}
-    )
+from inhibidistilbert.modeling.sources import source_files
+from tests.helpers.hosts import COMMON, GENERATING, HOSTS, inputs_of, student
 
 
 def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -82,7 +41,9 @@ class Layer(nn.Module):
     def __init__(self, is_causal: bool = False, softmax: bool = False, **options):
         super().__init__()
         self.is_causal, self.num_key_value_groups = is_causal, 2
-        self.inhibitor_norm = SoftmaxAttention() if softmax else InhibitorNorm(_form(options), heads=4)
+        self.inhibitor_norm = (
+            SoftmaxAttention() if softmax else InhibitorNorm(form_fields(StudentOptions(**options)), heads=4)
+        )
 
     def forward(self, query, key, value, mask=None, **kwargs):
         return self.inhibitor_norm.attend(self, query, key, value, mask, **kwargs)[0]
@@ -96,20 +57,13 @@ def tensors(queries: int = 7, keys: int = 7) -> list[torch.Tensor]:
 
 
 def explicit(layer: Layer, query, key, value, visible: torch.Tensor, scaling: float | None = None) -> torch.Tensor:
-    """By the definition: each query of each head alone, with the keys that it sees and no others."""
-    norm, output = layer.inhibitor_norm, torch.zeros_like(query)
+    """The definition under a full mask, divided by the keys that each query sees."""
+    norm, factor = layer.inhibitor_norm, 1.0 if scaling is None else scaling * query.shape[3] ** 0.5
+    key, value = (x.repeat_interleave(2, dim=1) for x in (key, value))
     visible = visible.expand(*query.shape[:3], key.shape[2])
-    for b, h, m in torch.cartesian_prod(*(torch.arange(n) for n in query.shape[:3])).tolist():
-        seen, group = visible[b, h, m], h // (query.shape[1] // key.shape[1])
-        if not seen.any():
-            continue
-        rows = query[b, h, m], key[b, group, seen], value[b, group, seen]
-        one_query, keys, values = (x.reshape(1, 1, -1, query.shape[3]) for x in rows)
-        factor = 1.0 if scaling is None else scaling * query.shape[3] ** 0.5
-        scalars = {"alpha": norm.alpha[h], "beta": norm.beta[h], "gamma": norm.gamma[h] * factor}
-        scalars = {name: x.item() for name, x in scalars.items()}
-        output[b, h, m] = inhibitor_attention(one_query, keys, values, backend="naive", **scalars)[0, 0, 0] / seen.sum()
-    return output.transpose(1, 2)
+    scalars = {"alpha": norm.alpha, "beta": norm.beta, "gamma": norm.gamma * factor}
+    output = inhibitor_attention(query, key, value, attn_mask=visible, backend="naive", **scalars)
+    return (output / visible.sum(-1, keepdim=True).clamp(min=1)).transpose(1, 2)
 
 
 PAST = torch.ones(7, 7, dtype=torch.bool).tril()
@@ -336,22 +290,66 @@ class TestStudent:
             assert type(other) is type(model)
             assert torch.equal(other(**inputs).logits, model(**inputs).logits)
 
-    def test_bad_arguments(self):
-        model = student("gpt2")
-        with pytest.raises(UserError, match="is a student already"):
-            inhibit(model)
-        with pytest.raises(UserError, match=r"self-attentions, 0 to 1, got \[2\]"):
-            inhibit(HOSTS["gpt2"](), layers=[2])
-        with pytest.raises(UserError, match="--inhibition must be one of"):
-            inhibit(HOSTS["gpt2"](), inhibition="gates")
-        with pytest.raises(TypeError, match="has no argument 'colour'"):
-            inhibit(HOSTS["gpt2"](), colour="red")
-        own = SimpleNamespace(vocab_size=8)
-        with pytest.raises(UserError, match="one of transformers' own classes, got InhibiDistilBertModel"):
-            inhibit(_own_model(own.vocab_size))
+
+WORDS = ["<pad>", "<unk>", "a", "film", "was", "quiet"]
 
 
-def _own_model(vocab_size: int) -> transformers.PreTrainedModel:
-    from inhibidistilbert import InhibiDistilBertConfig, InhibiDistilBertModel
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    """A student of GPT-2 with its tokenizer, in several files of weights."""
+    folder = tmp_path_factory.mktemp("hosts") / "gpt2-student"
+    student("gpt2").save_pretrained(folder, max_shard_size="4KB")
+    words = tokenizers.models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>")
+    backend = tokenizers.Tokenizer(words)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)
+    return str(folder)
 
-    return InhibiDistilBertModel(InhibiDistilBertConfig(vocab_size=vocab_size, dim=4, hidden_dim=4, n_layers=1, n_heads=1))
+
+class TestFolder:
+    def test_is_in_shards_and_holds_what_its_model_imports(self, folder):
+        assert Path(folder, "model.safetensors.index.json").is_file()
+        assert {file.name for file in Path(folder).glob("*.py")} == set(source_files("modeling_inhibited.py"))
+        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+        assert isinstance(model, GPT2LMHeadModel)
+        assert_close(model(**inputs_of("gpt2")).logits, student("gpt2")(**inputs_of("gpt2")).logits)
+
+    @pytest.mark.parametrize("source", source_files("modeling_inhibited.py").values(), ids=lambda file: file.name)
+    def test_only_torch_and_transformers_are_required(self, source):
+        assert set(get_imports(source)) <= {"torch", "transformers", "huggingface_hub"} | sys.stdlib_module_names
+
+    def test_of_another_head_and_from_the_configuration_alone(self, folder):
+        expected = student("gpt2").transformer(**inputs_of("gpt2")).last_hidden_state
+        base = AutoModel.from_pretrained(folder, trust_remote_code=True)
+        assert_close(base(**inputs_of("gpt2")).last_hidden_state, expected)
+        new = AutoModelForCausalLM.from_config(base.config, trust_remote_code=True)
+        assert new.transformer.h[1].attn.inhibitor_norm.beta.tolist() == [1.5] * 4
+        with pytest.raises(ValueError, match="would compute softmax"):
+            AutoModel.from_pretrained(folder, trust_remote_code=True, attn_implementation="sdpa")
+
+    def test_scalars_that_the_weights_lack_start_anew(self, folder):
+        kind, config = type(student("gpt2")), student("gpt2").config
+        model = kind.from_pretrained(None, config=config, state_dict=HOSTS["gpt2"]().state_dict())
+        assert model.transformer.h[0].attn.inhibitor_norm.alpha.tolist() == [0.5] * 4
+
+    def test_generates_in_a_pipeline(self, folder):
+        pipe = transformers.pipeline("text-generation", model=folder, trust_remote_code=True)
+        options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+        text = "a film was"
+        ids = pipe.tokenizer(text, return_tensors="pt")["input_ids"]
+        expected = pipe.tokenizer.decode(student("gpt2").generate(ids, **options)[0], skip_special_tokens=True)
+        assert pipe(text, **options)[0]["generated_text"] == expected
+
+    def test_trains_and_never_decays_its_scalars(self, folder, tmp_path):
+        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
+        before = {name: x.detach().clone() for name, x in model.named_parameters()}
+        arguments = TrainingArguments(
+            tmp_path, max_steps=1, weight_decay=0.1, report_to=[], use_cpu=True, save_strategy="no"
+        )
+        rows = [{"input_ids": row, "labels": row} for row in inputs_of("gpt2")["input_ids"]]
+        trainer = Trainer(model, arguments, train_dataset=rows)
+        trainer.train()
+        scalars = {name for name in before if ".inhibitor_norm." in name}
+        assert len(scalars) == 6
+        assert not scalars & set(trainer.get_decay_parameter_names(model))
+        assert not any(torch.equal(model.get_parameter(name), before[name]) for name in scalars)
