@@ -39,6 +39,11 @@ from .scalars import WithScalars, initial_scalar  # noqa: E402
 from .sources import push_saved, write_remote_code  # noqa: E402
 
 NAMES = [name for name in ATTENTION_FORWARDS if name != "eager"]
+# The fields of InhibiDistilBertConfig that say what the attention of a layer computes.
+FORM = (
+    *("inhibition", "center", "centered", "signed", "radii", "length_normalization", "scalars_per_head"),
+    *("alpha_init", "beta_init", "gamma_init", "delta_init"),
+)
 # What a model may ask of its attention that inhibitor attention has no meaning for.
 _NOT_HONOURED = {
     "position_bias": "a bias of the scores by position",
@@ -100,13 +105,13 @@ def visible_keys(
 class InhibitorNorm(WithScalars):
     """What makes a host's self-attention inhibitor attention: by what its scores are centred, scaled and shifted.
 
-    fields: those of `InhibiDistilBertConfig` that say the form. heads: of the queries.
+    fields: those of `FORM`. heads: of the queries.
     """
 
     def __init__(self, fields: Mapping[str, Any], heads: int):
         super().__init__()
         check_form(fields["inhibition"], fields["center"], fields["signed"])
-        self.config = SimpleNamespace(**fields, n_heads=heads, quantized=False)
+        self.config = SimpleNamespace(**{name: fields[name] for name in FORM}, n_heads=heads, quantized=False)
         self.add_scalars(self.config)
         self.knows_its_mask = False
 
@@ -233,13 +238,20 @@ def _heads(module: Any) -> int:
 
 def inhibit_modules(model: PreTrainedModel) -> None:
     """Give the self-attentions that `config.inhibitor` names their scalars; the others keep softmax."""
-    config: Any = model.config
-    fields = dict(config.inhibitor)
-    layers, place = fields.pop("layers"), 0
-    for module, within in list(attentions(model)):
+    fields = getattr(model.config, "inhibitor", None)
+    if not isinstance(fields, dict) or fields.keys() != {*FORM, "layers"}:
+        raise ValueError(
+            f"config.inhibitor must have the fields layers, {', '.join(FORM)}, got {fields!r}: `inhibidistilbert.inhibit` "
+            "makes a student of a model, `inhibidistilbert convert` of a folder."
+        )
+    layers, place, added = fields["layers"], 0, []
+    for module, within in attentions(model):
         chosen = within and (layers is None or place in layers)
         place += within
-        setattr(module, INHIBITION, InhibitorNorm(fields, _heads(module)) if chosen else SoftmaxAttention())
+        added.append((module, InhibitorNorm(fields, _heads(module)) if chosen else SoftmaxAttention()))
+    for module, addition in added:
+        device = next(module.parameters(), next(model.parameters())).device
+        setattr(module, INHIBITION, addition.to(device).train(module.training))
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
             # Parts initialise, and choose the attention of, their own modules. They may have been built for softmax.

@@ -11,19 +11,14 @@ from transformers import PreTrainedModel
 
 from ..modeling.attention_interface import INHIBITION
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
-from ..modeling.modeling_inhibited import NAMES, InhibitorNorm, attentions, inhibit_modules
+from ..modeling.modeling_inhibited import FORM, NAMES, InhibitorNorm, attentions, inhibit_modules
 from ..support.errors import UserError, reason
 from ..support.models import Loaded, load_model
 from .options import DTYPES, StudentOptions
 from .source import read_fields
 from .student import ConversionReport
 
-# The fields of InhibiDistilBertConfig that a layer's attention is made of.
-_FORM = (
-    *("inhibition", "center", "centered", "signed", "radii", "length_normalization", "scalars_per_head"),
-    *("alpha_init", "beta_init", "gamma_init", "delta_init"),
-)
-_OPTIONS = {*_FORM} - {"centered", "signed"}
+_OPTIONS = {*FORM} - {"centered", "signed"}
 
 
 def inhibit(
@@ -86,13 +81,13 @@ def host_student(source: str, options: StudentOptions) -> tuple[PreTrainedModel,
 
 
 def form_fields(options: StudentOptions) -> dict[str, Any]:
-    """The fields of `_FORM` that these options mean. Raises `UserError`."""
+    """The fields of `FORM` that these options mean. Raises `UserError`."""
     options.check()
     try:
         config = InhibiDistilBertConfig(**options.inhibitor_fields(has_scalars=False))
     except (StrictDataclassError, ValueError) as error:
         raise UserError(reason(error)) from error
-    return {name: getattr(config, name) for name in _FORM}
+    return {name: getattr(config, name) for name in FORM}
 
 
 def _inhibited(

@@ -332,6 +332,14 @@ class TestFolder:
         model = kind.from_pretrained(None, config=config, state_dict=HOSTS["gpt2"]().state_dict())
         assert model.transformer.h[0].attn.inhibitor_norm.alpha.tolist() == [0.5] * 4
 
+    @pytest.mark.parametrize("fields", [None, {"inhibition": "gate"}], ids=["none", "some"])
+    def test_a_configuration_without_the_form_says_what_to_do(self, fields):
+        model = HOSTS["gpt2"]()
+        if fields is not None:
+            model.config.inhibitor = fields
+        with pytest.raises(ValueError, match=r"config\.inhibitor must have the fields layers, inhibition.* convert"):
+            type(student("gpt2"))(model.config)
+
     def test_generates_in_a_pipeline(self, folder):
         pipe = transformers.pipeline("text-generation", model=folder, trust_remote_code=True)
         options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
