@@ -14,7 +14,9 @@ CASES ?=
 # Most tests compute on one thread or wait for a process. A file's tests stay together, for the fixtures they share. The order
 # of the files is that of tests/conftest.py; xdist's own would end with those that have few tests, however long they take.
 WORKERS ?= auto
-PYTEST := -m pytest --numprocesses "$(WORKERS)" --dist loadfile --no-loadscope-reorder
+# The plugins by their names: pytest prepares the whole library of any other it finds, which takes each worker seconds.
+PYTEST := -m pytest --disable-plugin-autoload -p xdist -p timeout -p hypothesispytest \
+  --numprocesses "$(WORKERS)" --dist loadfile --no-loadscope-reorder
 kernel-repository: OUTPUT ?= build/kernel-repository
 evaluate: OUTPUT ?= runs/evaluate
 
@@ -91,8 +93,10 @@ kernel-repository: $(INSTALLED) ## the operator as a kernel for the Hub, in OUTP
 gpu: ## everything measured on a GPU, by the PYTHON that has a torch for it, with nothing installed: 5 to 8 minutes
 	HF_HUB_OFFLINE=1 $(PYTHON) -m inhibidistilbert.cli benchmark gpu --output benchmarks/results
 
+# Bytecode is made by all cores in the end, where pip would take a minute of one. Some packages hold templates, no Python.
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[dev]"
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@

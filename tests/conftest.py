@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+# Until all tests are imported and listed: of the millions of objects that this makes, nearly all stay.
+gc.disable()
+
 if not torch.cuda.is_available():
     # Read when the kernels are imported: they then run on CPU tensors, one operation at a time.
     os.environ["TRITON_INTERPRET"] = "1"
@@ -79,17 +82,18 @@ _patch_the_language_once_a_launch()
 # The files that take longest, however few tests they have; see `make test`.
 LONGEST = (
     "modeling/test_remote_code.py",
-    "kernels/test_values.py",
-    "kernels/test_triton.py",
+    "publishing/test_publish_command.py",
     "distillation/test_stages.py",
-    "distillation/test_processes.py",
-    "conformance/test_compile.py",
-    "kernels/test_cpu.py",
-    "kernels/test_edges.py",
-    "conformance/test_export.py",
     "evaluation/test_evaluate.py",
-    "benchmarks/test_static.py",
+    "conformance/test_export.py",
+    "conformance/test_compile.py",
+    "kernels/test_triton.py",
+    "distillation/test_processes.py",
     "examples/test_examples.py",
+    "kernels/test_edges.py",
+    "distillation/test_run.py",
+    "test_prediction.py",
+    "test_quantization.py",
 )
 
 
@@ -106,10 +110,7 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
-
-
-def pytest_unconfigure() -> None:
-    gc.unfreeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

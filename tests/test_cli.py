@@ -131,6 +131,14 @@ def test_names_that_are_too_long_are_told_by_their_argument(words, argument, mon
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_name_that_is_not_utf_8_is_told_by_its_argument(monkeypatch, capsys, tmp_path):
+    (tmp_path / "data.csv").write_text("text,label\nfine,1\n")
+    words = ["evaluate", str(default_checkpoint()), "--task", "classification", "--data", str(tmp_path / "data.csv")]
+    monkeypatch.setattr(sys, "argv", ["inhibidistilbert", *words, "--text-column", "a\udc80b"])
+    assert ending.exit_code(app) == 2
+    assert capsys.readouterr().err == "error: --text-column 'a\\udc80b' must be UTF-8.\n"
+
+
 def test_an_error_that_nobody_foresaw_is_one_line_and_its_details_are_kept(capsys):
     assert ending.exit_code(lambda: 1 / 0) == 1
     told = re.fullmatch(

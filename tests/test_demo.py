@@ -27,7 +27,9 @@ def test_demo_compares_with_a_process_that_cannot_import_the_package(checkpoint,
         assert row.count("POSITIVE") + row.count("NEGATIVE") == 2
 
 
-def test_demo_reports_a_folder_that_does_not_load(tmp_path):
+@pytest.mark.parametrize("program", ["raise OSError", pytest.param(demo.CLASSIFY, marks=pytest.mark.slow)])
+def test_demo_reports_a_folder_that_does_not_load(tmp_path, monkeypatch, program):
+    monkeypatch.setattr(demo, "CLASSIFY", program)
     with pytest.raises(RuntimeError, match="does not load without this package"):
         demo.predict_elsewhere(tmp_path, ["a film"])
 

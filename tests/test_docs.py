@@ -17,6 +17,8 @@ from markdown_it.token import Token
 
 from inhibidistilbert.cli import app
 from inhibidistilbert.commands.ending import exit_code
+from inhibidistilbert.evaluation import scoring
+from inhibidistilbert.publishing.model import ModelPublication
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(
@@ -137,7 +139,12 @@ def test_what_is_wrong_is_found(tmp_path):
 
 
 def test_the_commands_of_the_first_hour(tmp_path, monkeypatch, capsys):
-    """One after the other, as a user copies them; those of this package in this process, which has imported everything."""
+    """One after the other, as a user copies them; those of this package in this process, which has imported everything.
+
+    With few resamples, and without the clean process of the dry run, which the tests of `publish` start.
+    """
+    monkeypatch.setattr(scoring, "RESAMPLES", 20)
+    monkeypatch.setattr(ModelPublication, "check_loading", lambda self, candidate: iter(()))
     (tmp_path / "inhibidistilbert").mkdir()
     for place in ("examples", "inhibidistilbert/checkpoints"):
         (tmp_path / place).symlink_to(ROOT / place)

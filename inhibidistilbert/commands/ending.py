@@ -26,7 +26,7 @@ def open_closed_streams() -> None:
         except OSError:
             os.open(os.devnull, flags)  # takes the lowest number that is free
             if number:
-                setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+                setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
 
 
 def exit_code(command: Callable[[], object]) -> int:
@@ -74,20 +74,27 @@ def _tell_broken_stdout(why: str) -> int:
 
 
 def _tell_unexpected(error: Exception) -> int:
-    if isinstance(error, OSError) and (named := _argument_of(error.filename)):
-        return _tell(f"{named}: {error.strerror}.", BAD_INPUT)
+    named, why = None, ""
+    if isinstance(error, OSError) and isinstance(error.filename, str):
+        path, why = os.path.abspath(error.filename), f": {error.strerror}"
+        named = _longest_argument(lambda value: path.startswith(os.path.abspath(value)))
+    elif isinstance(error, UnicodeEncodeError):
+        text, why = error.object, " must be UTF-8"
+        named = _longest_argument(lambda value: not value.isprintable() and value in text)
+    if named:
+        return _tell(f"{named}{why}.", BAD_INPUT)
     return _tell(f"{type(error).__name__}: {reason(error)}. {_keep_details(error)}", FAILED)
 
 
-def _argument_of(file: object) -> str | None:
-    """The argument that names the file, or a folder above it, with its value; None where none does."""
+def _longest_argument(fits: Callable[[str], bool]) -> str | None:
+    """An argument of the command line with its value, the longest that `fits`; None where none does."""
     found, before = ("", ""), ""
     for word in sys.argv[1:]:
         option, equals, value = word.partition("=")
         if not (equals and word.startswith("-")):
             option, value = before if before.startswith("-") else "argument", word
         before = word
-        if isinstance(file, str) and len(value) > len(found[1]) and os.path.abspath(file).startswith(os.path.abspath(value)):
+        if len(value) > len(found[1]) and fits(value):
             found = option, value
     option, value = found
     return value and f"{option} {value[:_LONGEST] + '…' * (len(value) > _LONGEST)!r}"
@@ -97,10 +104,8 @@ def _keep_details(error: Exception) -> str:
     """Write the traceback to a file; a sentence that says where."""
     details = f"{sys.argv}\n\n{''.join(traceback.format_exception(error))}"
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", prefix="inhibidistilbert-", suffix=".txt", delete=False, encoding="utf-8"
-        ) as file:
-            file.write(details.encode(errors="backslashreplace").decode())
+        with tempfile.NamedTemporaryFile(prefix="inhibidistilbert-", suffix=".txt", delete=False) as file:
+            file.write(details.encode(errors="backslashreplace"))
     except OSError as refusal:
         return f"Its details could not be kept ({refusal.strerror})."
     return f"This is a fault of inhibidistilbert; its details are in {file.name}."

@@ -55,7 +55,7 @@ def _tokenizer(recipe: Recipe, trust_remote_code: bool) -> PreTrainedTokenizerBa
         if stage.needs_teacher and recipe.teacher_of(stage) is None:
             raise UserError(f"--teacher: stage {stage.name} needs one (or {stage.name}.teacher in the recipe).")
     named, student = recipe.models(), recipe.student.source
-    if is_folder(student) and has_tokenizer(student):
+    if is_folder(student) and Path(student).is_dir() and has_tokenizer(student):
         named["--student"] = student
     if not named:
         raise UserError("--teacher: give a teacher, or a student.source folder with a tokenizer.")

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Iterator
+from functools import lru_cache
 
 from .contents import readings
 
@@ -69,12 +70,18 @@ def find_private_paths(text: str, published: Collection[str] = ()) -> Iterator[s
 
     published: ids on the Hub, `hf://` addresses of which are no secret.
     """
+    yield from _found(text, frozenset(published))
+
+
+@lru_cache(maxsize=128)
+def _found(text: str, published: Collection[str]) -> list[str]:
+    """Source files are always the same: they are looked through once."""
+    found = []
     for reading in readings(text):
-        for match in _ADDRESS.finditer(reading):
-            if _is_private_address(match, published):
-                yield match[0]
+        found += [match[0] for match in _ADDRESS.finditer(reading) if _is_private_address(match, published)]
         for line in _ADDRESS.sub(" ", reading).splitlines():  # where a line ends a path does
-            yield from (match[0] for match in _PRIVATE.finditer(line))
+            found += [match[0] for match in _PRIVATE.finditer(line)]
+    return found
 
 
 def _is_private_address(match: re.Match[str], published: Collection[str]) -> bool:

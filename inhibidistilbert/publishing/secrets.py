@@ -161,7 +161,7 @@ def redact(text: str, own_token: str | None = None) -> str:
     return "\n".join(lines)
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=1024)  # one file has hundreds of names and values, each looked at where it holds a secret
 def _holds_secret(text: str, own_token: str | None) -> bool:
     """Most texts do not: a look at the whole is much faster than one at each line, and source files are always the same."""
     return any(_kind(reading, own_token) for reading in readings(text))

@@ -126,9 +126,13 @@ def load_tokenizer(source: str | os.PathLike, where: str, **options: Any) -> Pre
 
 
 def has_tokenizer(source: str | os.PathLike) -> bool:
+    """Whether a folder, or a Hub id, has one. Raises `UserError`: it is neither, or the Hub does not say."""
     if Path(source).is_dir():
         return any(is_regular(Path(source, name)) for name in TOKENIZER_FILES)
-    return any(has_file(source, name) for name in TOKENIZER_FILES)
+    try:
+        return any(has_file(source, name) for name in TOKENIZER_FILES)
+    except Exception as error:  # transformers passes on what the HTTP client, the Hub and the check of names raise
+        raise UserError(f"{str(source)!r}: cannot look for its tokenizer: {reason(error)}") from error
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Any, where: str = "") -> None:

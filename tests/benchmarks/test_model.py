@@ -383,6 +383,7 @@ def test_a_size_with_random_weights_and_a_peer_of_another_dtype(command, no_mete
     assert "softmax_sdpa@float32" in out
 
 
+@pytest.mark.slow  # `make check` sees what is imported
 def test_neither_datasets_nor_evaluate_is_needed(folder):
     program = "import sys; sys.modules.update(datasets=None, evaluate=None); from inhibidistilbert import cli; cli.main()"
     arguments = ["benchmark", "model", str(folder), *map(str, SMALL), "--against", "softmax_sdpa", "--json"]

@@ -24,6 +24,7 @@ from transformers import PreTrainedConfig
 from transformers.models.auto import modeling_auto
 
 import inhibidistilbert
+from tests.helpers.slow import slow_but_first
 from tests.helpers.transformers_suite import Suite, SuiteUnavailable, load_suite
 
 # The class of each task, and the table in which the suite looks up which labels a class takes.
@@ -136,7 +137,12 @@ def test_the_suite_is_at_hand() -> None:
     assert not unavailable
 
 
-@pytest.mark.parametrize("name", [name for name in TESTS if name not in LISTED])
+def kind(name: str) -> list[str]:
+    """Of a test, which the suite may have once for each dtype, side of the padding and the like, numbered."""
+    return [re.sub(r"_\d\d_.*", "", name)]
+
+
+@pytest.mark.parametrize("name", slow_but_first([name for name in TESTS if name not in LISTED], kind))
 def test_passes(name: str) -> None:
     reason = skip_reason(InhibiDistilBertTest(name))
     # Another version may have tests that the list does not know: they may skip themselves where DistilBERT's do.
@@ -145,7 +151,7 @@ def test_passes(name: str) -> None:
     pytest.fail(f"a skip that skips.json does not list: {reason}")
 
 
-@pytest.mark.parametrize("name", [name for name in TESTS if name in LISTED])
+@pytest.mark.parametrize("name", slow_but_first([name for name in TESTS if name in LISTED], kind))
 def test_is_skipped_as_listed(name: str) -> None:
     reason = skip_reason(InhibiDistilBertTest(name))
     assert reason is not None, "no longer skipped: take it off skips.json"

@@ -1,9 +1,7 @@
 """`inhibidistilbert convert`: what a student shares with its BERT or DistilBERT source, and what a user is told."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from copy import deepcopy
 from pathlib import Path
@@ -734,21 +732,14 @@ def test_new_head_is_the_same_every_time(sources, tmp_path, monkeypatch):
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-def test_source_on_the_hub(sources, tmp_path):
-    code = "import sys; from inhibidistilbert.cli import main; sys.argv[0] = 'inhibidistilbert'; main()"
-    with LoopbackHub({"someone/bert": {"main": sources("BertModel")}}) as hub:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
-        process = subprocess.run(
-            [sys.executable, "-c", code, "convert", "someone/bert", str(tmp_path / "student"), "--json"],
-            env={**inherited, "HF_HOME": str(tmp_path / "home"), **hub.environment()},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-    assert process.returncode == 0, process.stderr
-    report, local = json.loads(process.stdout), student_from(sources("BertModel"))[1]
+def test_source_on_the_hub(sources, tmp_path, monkeypatch, capsys):
+    repos = {"someone/bert": {"main": sources("BertModel")}}
+    with LoopbackHub(repos) as hub, hub.for_this_process(tmp_path / "cache"), pytest.raises(SystemExit) as exit_:
+        run("someone/bert", tmp_path / "student", "--json", monkeypatch=monkeypatch)
+    assert not exit_.value.code
+    report, local = json.loads(capsys.readouterr().out), student_from(sources("BertModel"))[1]
     assert (report["copied"], report["left_out"]) == (local.copied, local.left_out)
+    assert "GET /someone/bert/resolve" in " ".join(hub.requests)
     assert AutoTokenizer.from_pretrained(tmp_path / "student").model_max_length == POSITIONS
 
 

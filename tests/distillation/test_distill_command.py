@@ -198,6 +198,7 @@ def quick(toy, tmp_path) -> list[str]:
         (["--transfer-file", "missing.csv"], ["--transfer-file", "'missing.csv' is not a file"]),
         (["--text-column", "words"], ["--train-file", "'words'", "--text-column"]),
         (["--student", "huge"], ["--student", "'huge'", "base, small, tiny"]),
+        (["--student", "a\nb"], ["--student", r"'a\nb'", "base, small, tiny"]),
         (["--teacher", "/no/such/teacher"], ["--teacher", "'/no/such/teacher'"]),
         (["--label", "ONE"], ["--label", "1 names for 2 classes"]),
         (["--epochs", "0"], ["task.epochs", "above 0", "0"]),

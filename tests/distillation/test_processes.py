@@ -34,7 +34,7 @@ def claim_alone(*args):
 
 def late(rows):
     def late_rows(*args):
-        time.sleep(2 if second else 0)
+        time.sleep(0.5 if second else 0)
         return rows(*args)
 
     return late_rows

@@ -481,7 +481,7 @@ def test_bad_input_is_told_before_a_step(toy, teacher, tmp_path, monkeypatch, ch
 
 def run_in_a_process(target, *args) -> multiprocessing.Process:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["toy_recipe"])
+    context.set_forkserver_preload(["tests.helpers.toy_recipe"])
     process = context.Process(target=target, args=args)
     process.start()
     return process

@@ -58,7 +58,7 @@ def test_fine_tune(tmp_path, capsys):
 
 def test_lora(tmp_path, capsys):
     example = load("lora")
-    example.main(["--output", str(tmp_path)])
+    example.main(["--output", str(tmp_path), "--epochs", "6"])
     output = capsys.readouterr().out
     before, after = losses(output)
     assert after < 0.5 * before

@@ -12,6 +12,7 @@ from typing import Any
 
 from .running import Case, Outcome
 
+_NO_OUTPUT = re.compile(r"error: standard output cannot be written \([^\n]*\)\.\n?")  # the whole of it, with exit code 1
 _ERROR = re.compile(r"^(error|Error): .*\S", flags=re.MULTILINE)
 LONGEST = 2_000  # characters of a line that somebody should read
 TOLERANCE = 1e-4
@@ -46,6 +47,8 @@ def complaint(outcome: Outcome, codes: Collection[int] = (0, 2)) -> str | None:
         return f"death by {signal.Signals(-outcome.code).name}"
     if "Traceback (most recent call last)" in outcome.errors:
         return f"traceback: {outcome.errors.strip().splitlines()[-1][:300]}"
+    if outcome.code == 1 and _NO_OUTPUT.fullmatch(outcome.errors):
+        return None
     if outcome.code not in codes:
         return f"exit code {outcome.code}: {outcome.errors.strip()[-300:]}"
     lines = [match[0] for match in _ERROR.finditer(outcome.errors)]

@@ -33,6 +33,8 @@ def saying(*lines, code=2):
         (lambda: time.sleep(60), "no end within"),
         (lambda: os.kill(os.getpid(), signal.SIGSEGV), "death by SIGSEGV"),
         (saying("error: a", code=3), "exit code 3: error: a"),
+        (saying("error: a", code=1), "exit code 1: error: a"),
+        (saying("error: standard output cannot be written (why).", code=1), None),
         (saying("a"), "exit code 2 and 0 lines of error"),
         (saying("error: a", "error: b"), "exit code 2 and 2 lines of error"),
         (saying("error: a", "in b"), "exit code 2 and 1 lines of error, not one at the end"),

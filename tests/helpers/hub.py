@@ -12,15 +12,18 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple, Self
+from unittest import mock
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
+from huggingface_hub import constants
+from huggingface_hub.utils import close_session
 
 REPO = r"(?P<repo>[^/]+/[^/]+)"
 REVISION = r"(?P<revision>[^/]+)"
@@ -118,6 +121,19 @@ class LoopbackHub:
     def environment(self) -> dict[str, str]:
         """Variables that a client needs before it imports huggingface_hub; they keep it away from any other server."""
         return {"HF_ENDPOINT": self.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+
+    @contextlib.contextmanager
+    def for_this_process(self, cache: Path) -> Iterator[None]:
+        """Give the settings to huggingface_hub, which has read its own when it was imported, and an empty `cache`."""
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants._HF_DEFAULT_ENDPOINT, self.endpoint)
+        settings = {"ENDPOINT": self.endpoint, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_CACHE": str(cache)}
+        switches = {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "HF_HUB_DISABLE_TELEMETRY": True}
+        with mock.patch.multiple(constants, **settings, **switches):
+            close_session()
+            try:
+                yield
+            finally:
+                close_session()
 
     def cuts(self, method: str, path: str) -> bool:
         """Whether the connection is to be cut in the middle of this request's body."""
@@ -554,6 +570,8 @@ class _Handler(BaseHTTPRequestHandler):
     """Turns HTTP into `Request` and `Response`."""
 
     protocol_version = "HTTP/1.1"
+    # Else a body waits until the client has confirmed the headers, which takes it 40 ms.
+    disable_nagle_algorithm = True
 
     def __init__(self, hub: LoopbackHub, *args: Any):
         self._hub = hub

@@ -131,7 +131,9 @@ def forward_errors(source: str, auto_class: str, implementations: list[str]) -> 
 
 
 def pipelines(sources: dict[str, str]) -> dict[str, list]:
-    return {task: run_pipeline(task, sources[auto], trust_remote_code=True) for task, auto in PIPELINES.items()}
+    """Of every task whose model is among `sources`."""
+    tasks = [task for task, auto_class in PIPELINES.items() if auto_class in sources]
+    return {task: run_pipeline(task, sources[PIPELINES[task]], trust_remote_code=True) for task in tasks}
 
 
 def save_again(sources: dict[str, str], target: str) -> None:

@@ -74,7 +74,9 @@ def _unpack(folder: Path) -> None:
 
 def _download(target: Path) -> Path:
     requirement = f"transformers=={transformers.__version__}"
-    options = ["--quiet", "--disable-pip-version-check", "--retries", "1", "--no-deps", "--no-binary", "transformers"]
+    # Its metadata is made by the setuptools that is here: an environment for that alone takes pip twice as long.
+    options = ["--quiet", "--disable-pip-version-check", "--retries", "1", "--no-deps", "--no-build-isolation"]
+    options += ["--no-binary", "transformers"]
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(target), requirement]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     archive = target / f"transformers-{transformers.__version__}.tar.gz"

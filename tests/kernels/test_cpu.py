@@ -301,7 +301,16 @@ def test_few_values_that_pass_are_not_lost_among_the_others() -> None:
     assert relative_rms(inhibitor_attention(query, key, value, **options, backend="cpu"), want) < 1e-5
 
 
-@pytest.mark.parametrize("place", SPOILT)
+# Every place on this machine, and each of the others' codes with some.
+@pytest.mark.parametrize(
+    ("machine", "place"),
+    [
+        pytest.param(name, place, marks=() if name == "host" or i % len(MACHINES) == j else pytest.mark.slow)
+        for j, name in enumerate(MACHINES)
+        for i, place in enumerate(SPOILT)
+    ],
+    indirect=["machine"],
+)
 def test_every_width_sees_what_is_not_finite(machine: str, place: str) -> None:
     """A model that has diverged shows it; what no query sees does not."""
     flaws: list[bool] = []
@@ -564,6 +573,8 @@ except ValueError as error:
 """
 
 
+# That a folder's code runs without it and says so stays, and what the operator says without it.
+@pytest.mark.slow
 def test_without_llvmlite() -> None:
     done = subprocess.run([sys.executable, "-c", BLOCKED], check=True, timeout=300, capture_output=True, text=True)
     assert "pip install llvmlite" in done.stdout

@@ -1,6 +1,7 @@
 """Compiling: what is kept between processes, what is trusted, and what happens where nothing can be kept."""
 
 import ctypes
+import inspect
 import logging
 import os
 import shutil
@@ -300,11 +301,21 @@ assert (got - want).norm() < 1e-5 * want.norm()
 """
 
 # The operator's files alone, which start faster than the package with transformers.
-KERNELS = f"""
+ALONE = f"""
 import importlib, sys, types
 package = types.ModuleType("kernels_alone")
 package.__path__ = [{str(Path(jit.__file__).parents[1])!r}]
 sys.modules["kernels_alone"] = package
+"""
+# The compiler alone, which does without torch.
+COMPILER = f"""{ALONE}
+from kernels_alone.llvm.builder import I64, PTR, Module
+from kernels_alone.llvm.jit import Machine, entry, host_machine
+{inspect.getsource(toy_ir)}
+assert entry("multiply", toy_ir, host_machine())
+assert "torch" not in sys.modules
+"""
+KERNELS = f"""{ALONE}
 import torch
 attention = importlib.import_module("kernels_alone.attention").inhibitor_attention
 tensors = torch.randn(3, 1, 2, 40, 16).unbind()
@@ -339,6 +350,14 @@ def test_first_and_second_process(tmp_path: Path) -> None:
     assert [file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()] == times
 
 
+def test_compilers_that_start_together(toy: Toy) -> None:
+    for process in [start(COMPILER, toy.folder) for _ in range(2)]:
+        outcome(process)
+    assert libraries(toy.folder) == ["inhibitor-multiply"]
+    assert (toy.triple(), toy.compilations) == (21, 0)
+
+
+@pytest.mark.slow  # the compiler alone stays
 def test_processes_that_start_together(tmp_path: Path) -> None:
     for process in [start(KERNELS, tmp_path / "cache") for _ in range(2)]:
         outcome(process)

@@ -90,7 +90,7 @@ def _every_second(tensor: Tensor) -> Tensor:
     return tensor.repeat_interleave(2, dim=-1)[..., ::2]
 
 
-@every_backend
+@every_backend_many_cases
 @pytest.mark.parametrize("layout", [_strided, _every_second], ids=["transposed", "every_second"])
 @pytest.mark.parametrize("masks", [{}, {"padding": "holes", "dropout": True}], ids=["full", "holes-dropout"])
 def test_strides(masks: dict, layout, backend: str) -> None:

@@ -87,6 +87,12 @@ class TestDistilBertParity:
         batch = {"input_ids": input_ids, "attention_mask": attention_mask}
         if task != "Model":
             batch |= labels_for(task, input_ids)
+
+        def zero_at_padding(module, inputs, output):
+            """As our last hidden states are, in every form."""
+            output.last_hidden_state = output.last_hidden_state * attention_mask.flatten(0, -2)[..., None]
+
+        theirs.base_model.transformer.register_forward_hook(zero_at_padding)
         with torch.no_grad():
             mine, reference = (model(**batch, output_hidden_states=True) for model in (ours, theirs))
         assert mine.keys() == reference.keys()
@@ -731,11 +737,12 @@ def test_a_position_table_needs_a_row():
 
 
 def test_feed_forward_chunks_change_nothing():
-    whole, chunked = tiny_model(), tiny_model(chunk_size_feed_forward=3)
+    # In float32 products of other shapes are rounded in another order on some processors.
+    whole, chunked = tiny_model().double(), tiny_model(chunk_size_feed_forward=3).double()
     lengths = []
     chunked.transformer.layer[0].ffn.lin1.register_forward_hook(lambda _, inputs, __: lengths.append(inputs[0].shape[1]))
     input_ids = tokens(2, 9)
-    assert difference(chunked(input_ids).last_hidden_state, whole(input_ids).last_hidden_state) < 1e-6
+    assert difference(chunked(input_ids).last_hidden_state, whole(input_ids).last_hidden_state) < 1e-12
     assert lengths == [3, 3, 3]
 
 

@@ -46,14 +46,20 @@ def test_forms_beyond_the_paper(form):
 def test_which_calls_are_quantized(implementation, monkeypatch):
     """Those that return no scores, under every name but "eager"."""
     calls = []
-    attend = attention_interface.attend
+    attend, attend_packed = attention_interface.attend, attention_interface.attend_packed
 
     def recorded(*args):
         *_, quantized, return_scores, _ = args
         calls.append((quantized, return_scores))
         return attend(*args)
 
+    def recorded_packed(*args):
+        *_, quantized, _, _ = args
+        calls.append((quantized, False))
+        return attend_packed(*args)
+
     monkeypatch.setattr(attention_interface, "attend", recorded)
+    monkeypatch.setattr(attention_interface, "attend_packed", recorded_packed)
     model = tiny_model(attn_implementation=implementation, quantized=True)
     outputs(model)
     outputs(model, output_attentions=True)

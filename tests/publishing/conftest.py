@@ -4,10 +4,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub
 import pytest
-from huggingface_hub import constants
 
+from inhibidistilbert.support import clean_process
 from tests.helpers.hub import WritableHub
 from tests.helpers.publishable import TOKEN, assembled, write_checkpoint
 
@@ -30,19 +29,16 @@ def candidate(checkpoint, tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path) -> Iterator[WritableHub]:
-    """huggingface_hub's settings are read at import: here they point to the loopback Hub, and caches are empty."""
-    with WritableHub(TOKEN) as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants._HF_DEFAULT_ENDPOINT, hub.endpoint)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    with WritableHub(TOKEN) as hub, hub.for_this_process(tmp_path / "cache"):
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        huggingface_hub.utils.close_session()
         yield hub
-        huggingface_hub.utils.close_session()
+
+
+@pytest.fixture(autouse=True)
+def compiled_once(monkeypatch, tmp_path_factory) -> None:
+    """The clean processes share a cache of machine code: to compile it anew takes each of them seconds."""
+    monkeypatch.setenv("INHIBIDISTILBERT_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "machine-code"))
+    monkeypatch.setattr(clean_process, "_INHERITED", (*clean_process._INHERITED, "INHIBIDISTILBERT_CACHE_DIR"))
 
 
 @pytest.fixture

@@ -97,6 +97,13 @@ def test_a_tokenizer_that_transformers_makes_up_is_none(bert: Path):
         load_tokenizer(bert, "SOURCE")
 
 
+@pytest.mark.parametrize("name", ["a\nb", "a b/c", "x" * 97])
+def test_what_is_neither_a_folder_nor_a_hub_id_has_no_tokenizer_to_look_for(name: str):
+    with pytest.raises(UserError, match=r"cannot look for its tokenizer: .*Repo id") as caught:
+        has_tokenizer(name)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_configuration_that_asks_for_more_memory_than_there_is(folder: Path):
     """Nothing is allocated for it: 3.2 TB here."""
     edit_json(folder / "config.json", lambda config: config.update(vocab_size=10**8, hidden_dim=10**8))

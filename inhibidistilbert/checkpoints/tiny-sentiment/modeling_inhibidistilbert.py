@@ -34,7 +34,7 @@ from .attention_interface import (
 from .checkpoint_weights import check_names, check_types, with_half_embeddings
 from .configuration_inhibidistilbert import InhibiDistilBertConfig
 from .int8_linear import Int8Linear, encoder_linear
-from .packing import Packing, packed_texts, without_padding
+from .packing import Packing, is_traced, packed_texts, same_text, without_padding
 from .scalars import SCALARS, WithScalars, initial_scalar
 from .sources import AUTO_MAP, push_saved, write_remote_code
 
@@ -410,12 +410,12 @@ class InhibiDistilBertModel(InhibiDistilBertPreTrainedModel):
         """The packing in which the layers get the texts, or None; and the mask for layers that get them as they are."""
         may_pack = self._may_pack(kwargs)
         if attention_mask is not None:
-            may_pack = may_pack and embeddings.device.type == "cpu"  # others would have to wait for the mask
             return (without_padding(self.transformer, attention_mask) if may_pack else None), attention_mask
-        packing = packed_texts(embeddings.shape[:2], position_ids, kwargs.get("cu_seq_lens_q"))
-        if packing is None or may_pack:
+        texts = embeddings.shape[:2], position_ids, kwargs.get("cu_seq_lens_q")
+        packing = packed_texts(*texts)
+        if packing is not None and may_pack:
             return packing, None
-        return None, packing.mask(embeddings.shape[:2], embeddings.device)
+        return None, same_text(*texts) if packing is not None or is_traced() else None
 
     def _may_pack(self, kwargs: dict[str, Any]) -> bool:
         """Whether nothing of the layers but their end is asked for, and the attention computes no scores."""

@@ -20,8 +20,8 @@ _CAPTURING = "transformers.utils.output_capturing"  # its hooks stay after the f
 class Packing:
     """Where the texts of a batch are.
 
-    lengths: tokens of each text, in order, at least 1. places: `(tokens,)`, where each token stands among the B·L of the
-    batch; None where they are all.
+    lengths: tokens of each text, in order. places: `(tokens,)`, where each token stands among the B·L of the batch;
+    None where they are all.
     """
 
     lengths: list[int]
@@ -51,11 +51,6 @@ class Packing:
         count = lengths.repeat_interleave(lengths)[:, None, None]
         return count**0.5 if normalization == "sqrt" else count
 
-    def mask(self, shape: torch.Size, device: torch.device) -> Tensor:
-        """The same for attention that takes a mask: `(B, 1, L, L)`, True within a text. All tokens are of texts."""
-        texts = torch.arange(len(self.lengths)).repeat_interleave(torch.tensor(self.lengths)).view(shape).to(device)
-        return (texts[:, None, :] == texts[:, :, None])[:, None]
-
     def first_tokens(self) -> list[int]:
         return [0, *accumulate(self.lengths[:-1])]
 
@@ -70,22 +65,19 @@ def is_traced() -> bool:
     )
 
 
-def without_padding(layers: nn.Module, attention_mask: Tensor | None) -> Packing | None:
-    """The packing that leaves padding out; None where there is little, or where it would be seen.
-
-    It is left in where a text has no token at all, under tracing, and where hooks look at layers.
-    """
-    if attention_mask is None or attention_mask.ndim != 2 or attention_mask.device.type != "cpu" or is_traced():
+def without_padding(layers: nn.Module, attention_mask: Tensor) -> Packing | None:
+    """The packing that leaves padding out; None where there is little, under tracing, and where hooks look at layers."""
+    if attention_mask.ndim != 2 or attention_mask.device.type != "cpu" or is_traced():
         return None
     visible = attention_mask.bool()
     lengths = visible.sum(-1).tolist()
-    if not lengths or min(lengths) == 0 or sum(lengths) > (1 - _WORTH_IT) * visible.numel() or _is_watched(layers):
+    if not 0 < sum(lengths) <= (1 - _WORTH_IT) * visible.numel() or _is_watched(layers):
         return None
     return Packing(lengths, visible.flatten().nonzero()[:, 0])
 
 
 def packed_texts(shape: torch.Size, position_ids: Tensor | None, boundaries: Tensor | None = None) -> Packing | None:
-    """The texts of rows that hold several; None where each holds one.
+    """The texts of rows that hold several; None where each holds one, and under tracing.
 
     shape: (B, L). position_ids: `(B or 1, L)`; 0, 1, 2, … of each text. boundaries: `(texts + 1,)`, the first token
     of each text and the end, as transformers' `cu_seq_lens_q`.
@@ -93,18 +85,34 @@ def packed_texts(shape: torch.Size, position_ids: Tensor | None, boundaries: Ten
     Raises:
         ValueError: boundaries that do not go from 0 to the number of tokens.
     """
+    if is_traced():
+        return None
     tokens = shape[0] * shape[1]
     if boundaries is not None:
         return Packing([length for length in lengths_between(boundaries, tokens, "cu_seq_lens_q") if length])
-    if position_ids is None or position_ids.shape[-1] < 2 or is_traced():
+    if position_ids is None or not (starts := _starts(position_ids))[:, 1:].any():
         return None
-    again = position_ids[:, 1:] == 0
-    # Positions of another kind, backwards say, are those of one text.
-    if not again.any() or position_ids[:, 0].any() or not (again | (position_ids.diff() == 1)).all():
+    places = [*starts.expand(shape).flatten().nonzero()[:, 0].tolist(), tokens]
+    return Packing([end - start for start, end in pairwise(places)])
+
+
+def same_text(shape: torch.Size, position_ids: Tensor | None, boundaries: Tensor | None = None) -> Tensor | None:
+    """What `packed_texts` finds, as a mask for other attention: `(B, 1, L, L)`, True within a text. Looks at no value."""
+    if boundaries is not None:
+        tokens = torch.arange(shape[0] * shape[1], device=boundaries.device)
+        texts = torch.bucketize(tokens, boundaries, right=True).view(shape)
+    elif position_ids is not None:
+        texts = _starts(position_ids).cumsum(-1).expand(shape)
+    else:
         return None
-    first = nn.functional.pad(again, (1, 0), value=True).expand(shape)
-    starts = [*first.flatten().nonzero()[:, 0].tolist(), tokens]
-    return Packing([end - start for start, end in pairwise(starts)])
+    return (texts[:, None, :] == texts[:, :, None])[:, None]
+
+
+def _starts(position_ids: Tensor) -> Tensor:
+    """Where a text begins; nowhere, where positions are of another kind than 0, 1, 2, … of each text."""
+    starts = position_ids == 0
+    follows = nn.functional.pad(position_ids[:, 1:] - position_ids[:, :-1] == 1, (1, 0))
+    return starts & (starts | follows).all()
 
 
 def _is_watched(layers: nn.Module) -> bool:
