@@ -13,6 +13,8 @@ from ..modeling.attention_interface import INHIBITION
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from ..modeling.modeling_inhibited import FORM, NAMES, InhibitorNorm, attentions, inhibit_modules
 from ..support.errors import UserError, reason
+from ..support.files import is_regular
+from ..support.foreign import GENERATION, choices
 from ..support.models import Loaded, load_model
 from .options import DTYPES, StudentOptions
 from .source import read_fields
@@ -49,6 +51,8 @@ def inhibit(
     fields = form_fields(chosen)
     if isinstance(model, PreTrainedModel):
         return _inhibited(model, fields, layers, "model", "layers")
+    if not isinstance(model, str | os.PathLike):
+        raise UserError(f"model must be a model of transformers, a folder or a Hub id, got {type(model).__name__}.")
     return _inhibited(load_host(str(model)).model, fields, layers, f"SOURCE {str(model)!r}", "layers")
 
 
@@ -126,6 +130,16 @@ def load_host(source: str) -> Loaded:
     if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
         kind = transformers.AutoModel
     loaded = load_model(kind, source, f"SOURCE {source!r}: the checkpoint", dtype="auto")
-    if loaded.model.can_generate() and Path(source, "generation_config.json").is_file():
-        loaded.model.generation_config = transformers.GenerationConfig.from_pretrained(source)
+    if loaded.model.can_generate() and is_regular(Path(source, GENERATION)):
+        loaded.model.generation_config = _generation(source)
     return loaded
+
+
+def _generation(source: str) -> transformers.GenerationConfig:
+    for name, problem in choices(Path(source)):
+        if name == GENERATION:
+            raise UserError(f"SOURCE {source!r}: {name}: {problem}")
+    try:
+        return transformers.GenerationConfig.from_pretrained(source)
+    except Exception as error:  # as the class stumbles over what it has no check for
+        raise UserError(f"SOURCE {source!r}: its {GENERATION} does not load: {reason(error)}") from error

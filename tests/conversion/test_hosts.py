@@ -92,6 +92,17 @@ def test_a_bert_that_becomes_a_distilbert_has_no_layers_with_softmax(tmp_path):
         convert_checkpoint(tmp_path / "bert", tmp_path / "student", StudentOptions(inhibited_layers=[0]))
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "generation_config.json"), ('{"custom_generate": "someone/code"}', "generation_config.json.*custom_generate")],
+    ids=["no JSON", "code"],
+)
+def test_a_way_to_generate_that_is_not_data(gpt2, text, message):
+    (gpt2 / "generation_config.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        inhibit(gpt2)
+
+
 def test_inhibit_takes_a_folder(gpt2):
     torch.manual_seed(0)
     model = inhibit(gpt2, layers=[1], inhibition="gate", center="least")
@@ -112,5 +123,7 @@ def test_inhibit_refuses():
         inhibit(HOSTS["gpt2"](), colour="red")
     with pytest.raises(UserError, match="one of transformers' own classes, got InhibiDistilBertModel"):
         inhibit(InhibiDistilBertModel(InhibiDistilBertConfig(vocab_size=8, dim=4, hidden_dim=4, n_layers=1, n_heads=1)))
+    with pytest.raises(UserError, match="a folder or a Hub id, got int"):
+        inhibit(3)
     with pytest.raises(UserError, match="FNetModel has none"):
         inhibit(FNetModel(FNetConfig(vocab_size=8, hidden_size=4, num_hidden_layers=1, intermediate_size=4)))
