@@ -15,6 +15,7 @@ if Path(__file__).with_name("kernels").is_file():
 from .registration import register_when_imported
 
 if TYPE_CHECKING:
+    from .conversion.hosts import inhibit
     from .kernels.attention import inhibitor_attention
     from .kernels.packed import packed_inhibitor_attention
     from .modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
@@ -44,6 +45,7 @@ __all__ = [
     "InhibiDistilBertForTokenClassification",
     "InhibiDistilBertModel",
     "__version__",
+    "inhibit",
     "inhibitor_attention",
     "packed_inhibitor_attention",
     "quantize",
@@ -55,6 +57,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     homes = {
+        "inhibit": ".conversion.hosts",
         "inhibitor_attention": ".kernels.attention",
         "packed_inhibitor_attention": ".kernels.packed",
         "quantize": ".quantization",

@@ -1,4 +1,4 @@
-"""`inhibidistilbert convert`: an inhibitor student from a DistilBERT or BERT checkpoint."""
+"""`inhibidistilbert convert`: an inhibitor student from a checkpoint of transformers."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="DistilBERT, BERT or authors' inhibitor checkpoint: a folder or a Hub id.")],
+    source: Annotated[str, typer.Argument(help="DistilBERT, BERT, GPT-2, Llama, ViT or another: a folder or a Hub id.")],
     output_dir: Annotated[Path, typer.Argument(help="Folder to write.")],
     layers: Annotated[
         str | None, typer.Option(help="The source's layers to keep, from 0 and in this order: 0,2,4.", show_default="all")
@@ -77,19 +77,30 @@ def convert(
         str | None,
         typer.Option(metavar="float32|float16|bfloat16", help="Type of the written weights.", show_default="the source's"),
     ] = None,
+    keep_class: Annotated[
+        bool, typer.Option("--keep-class", help="Keep the source's own class, as all but DistilBERT and BERT do anyway.")
+    ] = False,
+    inhibited_layers: Annotated[
+        str | None,
+        typer.Option(help="Where the class is kept, the layers that inhibit; others keep softmax: 0,2.", show_default="all"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint in OUTPUT_DIR.")] = False,
 ) -> None:
-    """Make an inhibitor student from a DistilBERT or BERT checkpoint, to be trained by `distill`.
+    """Make an inhibitor student from a DistilBERT or BERT checkpoint, to be trained by `distill`, or from another model.
 
     Embeddings, projections, feed-forward layers and matching heads are copied; the scalars of the
     attention are new. Runs no code from the source.
+
+    GPT-2, Llama, ViT and other models of transformers keep their class: the student loads with
+    trust_remote_code=True, generates, and trains with transformers' Trainer.
 
     A checkpoint in the format of the inhibitor's authors keeps its own alpha, beta and gamma, one a
     layer, and its sums, which are not divided.
     """
     parsed: dict[str, Any] = {
-        "layers": None if layers is None else parse_layers(layers),
+        "layers": None if layers is None else parse_layers(layers, "--layers"),
+        "inhibited_layers": None if inhibited_layers is None else parse_layers(inhibited_layers, "--inhibited-layers"),
         "alpha_init": parse_numbers(alpha_init, "--alpha-init"),
         "beta_init": parse_numbers(beta_init, "--beta-init"),
         "gamma_init": parse_numbers(gamma_init, "--gamma-init"),
@@ -107,6 +118,7 @@ def convert(
         center=center,
         radii=radii,
         delta_init=delta_init,
+        keep_class=keep_class,
         **parsed,
     )
     torch.manual_seed(0)  # so that a head that is new is the same one every time
@@ -117,12 +129,12 @@ def convert(
         print_report(report, output_dir)
 
 
-def parse_layers(text: str) -> list[int]:
+def parse_layers(text: str, option: str) -> list[int]:
     """`"0,2,4"` -> `[0, 2, 4]`. Raises `UserError` for anything that is not a list of integers."""
     try:
         return [int(layer) for layer in text.split(",")]
     except ValueError:
-        raise UserError(f"--layers must be integers separated by commas, such as 0,2,4; got {text!r}.") from None
+        raise UserError(f"{option} must be integers separated by commas, such as 0,2,4; got {text!r}.") from None
 
 
 def parse_numbers(text: str | None, option: str) -> float | list[float] | None:
@@ -165,8 +177,8 @@ def grouped(names: Iterable[str]) -> list[str]:
     layers: dict[str, list[str]] = {}
     for name in names:
         module = re.sub(r"\.(weight|bias)$", "", name)
-        number = re.search(r"(?<=layer\.)\d+(?=\.)", module)
-        pattern = layers.setdefault(re.sub(r"(?<=layer\.)\d+(?=\.)", "{}", module), [])
+        number = re.search(r"(?<=\.)\d+(?=\.)", module)
+        pattern = layers.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "{}", module, count=1), [])
         if number and number[0] not in pattern:
             pattern.append(number[0])
     return [name.replace("{}", "{" + ",".join(numbers) + "}") for name, numbers in layers.items()]

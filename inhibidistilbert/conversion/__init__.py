@@ -4,6 +4,7 @@ A checkpoint of the inhibitor's authors is such a student already: its scalars a
 """
 
 from ..support.models import MODEL_INPUTS
+from .hosts import inhibit
 from .mapping import bert_to_distilbert
 from .options import DTYPES, StudentOptions, fitting_beta_init, fitting_inits
 from .student import ConversionReport, student_from
@@ -18,5 +19,6 @@ __all__ = [
     "convert_checkpoint",
     "fitting_beta_init",
     "fitting_inits",
+    "inhibit",
     "student_from",
 ]

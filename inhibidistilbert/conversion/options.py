@@ -60,6 +60,9 @@ class StudentOptions:
         length_normalization: see `InhibiDistilBertConfig`; None means `"mean"`, as the distillation study recommends.
         inhibition, center, radii: see `InhibiDistilBertConfig`; None means the published form.
         alpha_init, beta_init: a number, or one for each radius; None means what fits the form, see `fitting_inits`.
+        keep_class: keep the source's own class, as all but DistilBERT and BERT do anyway; see `hosts.inhibit`.
+        inhibited_layers: the self-attentions of such a student that inhibit, counted from 0; the others keep softmax. None
+            means all.
         gamma_init, delta_init: None means the default of `InhibiDistilBertConfig`; gamma_init may be one for each radius.
 
     A source that has alpha, beta and gamma itself keeps them, one of each a layer, its form, and its sums, which are not
@@ -78,6 +81,8 @@ class StudentOptions:
     beta_init: float | Sequence[float] | None = None
     gamma_init: float | Sequence[float] | None = None
     delta_init: float | None = None
+    keep_class: bool = False
+    inhibited_layers: Sequence[int] | None = None
 
     def check(self) -> None:
         """Raise `UserError` for a value that no source could make right."""

@@ -22,12 +22,12 @@ _SHARED_HEADS = (
     "ForQuestionAnswering",
     "ForMultipleChoice",
 )
-_HEADS = {"distilbert": _SHARED_HEADS, "bert": ("ForPreTraining", *_SHARED_HEADS)}
+HEADS = {"distilbert": _SHARED_HEADS, "bert": ("ForPreTraining", *_SHARED_HEADS)}
 _CLASS_PREFIX = {"distilbert": "DistilBert", "bert": "Bert"}
 
 
-def read_source_config(source: str) -> transformers.PreTrainedConfig:
-    """The source's configuration, known to be of a supported model."""
+def read_fields(source: str) -> dict[str, Any]:
+    """The content of the source's config.json. Raises `UserError`."""
     folder = Path(source)
     if folder.is_file():
         raise UserError(f"SOURCE {source!r} is a file; give the folder written by save_pretrained, or a Hub id.")
@@ -36,10 +36,15 @@ def read_source_config(source: str) -> transformers.PreTrainedConfig:
             f"SOURCE {source!r}: the folder has no config.json; give a folder written by save_pretrained, or a Hub id."
         )
     try:
-        raw = read_config(source)
+        return read_config(source)
     except (OSError, ValueError, UserError) as error:
         kind = "cannot be read" if folder.is_dir() else "is not a folder, and could not be read from the Hub as a model id"
         raise UserError(f"SOURCE {source!r} {kind}: {reason(error)}") from error
+
+
+def read_source_config(source: str) -> transformers.PreTrainedConfig:
+    """The source's configuration, known to be of a supported model."""
+    raw = read_fields(source)
     _check_supported(source, raw)
     config_class = transformers.BertConfig if raw["model_type"] == "bert" else transformers.DistilBertConfig
     try:
@@ -56,8 +61,8 @@ def read_source_config(source: str) -> transformers.PreTrainedConfig:
 
 def _check_supported(source: str, raw: Mapping[str, Any]) -> None:
     model_type = raw.get("model_type")
-    if model_type not in _HEADS:
-        raise UserError(f"SOURCE {source!r} has model_type {model_type!r}; supported are {', '.join(_HEADS)}.")
+    if model_type not in HEADS:
+        raise UserError(f"SOURCE {source!r} has model_type {model_type!r}; supported are {', '.join(HEADS)}.")
     if authors_format.is_authors_format(raw):
         authors_format.check_fields(source, raw)
     positions = raw.get("position_embedding_type") or "absolute"
@@ -77,7 +82,7 @@ def model_classes(
     if has_scalars and architecture.startswith(authors_format.CLASS_PREFIX):
         architecture = prefix + architecture.removeprefix(authors_format.CLASS_PREFIX)
     suffix = architecture.removeprefix(prefix) if architecture.startswith(prefix) else ""
-    if not head or suffix not in _HEADS[config.model_type]:
+    if not head or suffix not in HEADS[config.model_type]:
         suffix = "Model"
     student = "ForMaskedLM" if suffix == "ForPreTraining" else suffix
     source_class = getattr(transformers, prefix + suffix)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedModel
 
 PACKAGE = "inhibidistilbert"
@@ -37,14 +37,16 @@ class PackageIsAbsent:
 
 @torch.no_grad()
 def model_outputs(model: PreTrainedModel, tokenizer) -> torch.Tensor:
-    """The logits, or hidden states of a model without a head, of SENTENCES in one padded batch."""
+    """The logits, or hidden states of a model without a head, of SENTENCES in one padded batch: those of real tokens."""
     inputs = tokenizer(SENTENCES, padding=True, return_tensors="pt")
     if "MultipleChoice" in type(model).__name__:
         inputs = {name: tensor[None] for name, tensor in inputs.items()}
     outputs = model.eval()(**inputs)
+    real = inputs["attention_mask"].bool()
     if "start_logits" in outputs:
-        return torch.stack([outputs.start_logits, outputs.end_logits])
-    return (outputs.logits if "logits" in outputs else outputs.last_hidden_state).contiguous()
+        return torch.stack([outputs.start_logits, outputs.end_logits])[:, real]
+    result = outputs.logits if "logits" in outputs else outputs.last_hidden_state
+    return result[real] if result.ndim == 3 else result.contiguous()
 
 
 def run_pipeline(task: str, model, **kwargs) -> list:
@@ -74,6 +76,26 @@ def outputs(sources: dict[str, str], target: str, revision: str | None = None) -
             model.set_attn_implementation(name)
             tensors[f"{auto_class}/{name}"] = model_outputs(model, tokenizer)
     save_file(tensors, target)
+
+
+@torch.no_grad()
+def students(sources: dict[str, list[str]], inputs: str, target: str, again: str) -> dict[str, str]:
+    """Write the logits of students in transformers' own classes: `{"<name>": tensor}`, and those of the saved once more.
+
+    sources: an Auto class and a folder, by name. inputs: what each is given, `<name>/<argument>`. Returns the errors of
+    loading without trust.
+    """
+    errors = {name: error_of(load_untrusted, auto_class, source) for name, (auto_class, source) in sources.items()}
+    tensors, given = {}, load_file(inputs)
+    for name, (auto_class, source) in sources.items():
+        arguments = {key.partition("/")[2]: x for key, x in given.items() if key.startswith(f"{name}/")}
+        for label, folder in ((name, source), (f"{name} again", str(Path(again, name)))):
+            model = load(auto_class, folder)
+            tensors[label] = model(**arguments).logits
+            if label == name:
+                model.save_pretrained(Path(again, name))
+    save_file(tensors, target)
+    return errors
 
 
 def losses_and_gradients(source: str, auto_class: str, implementations: list[str], target: str) -> list[str]:

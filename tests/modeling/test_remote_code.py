@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import DistilBertTokenizer, PreTrainedModel
 from transformers.dynamic_module_utils import get_imports, get_relative_import_files, get_relative_imports
 
 import inhibidistilbert
 from inhibidistilbert import InhibiDistilBertConfig, InhibiDistilBertModel
 from inhibidistilbert.modeling.sources import source_files
+from tests.helpers import hosts
 from tests.helpers.clean_session import Session, run_clean_session
 from tests.helpers.hub import LoopbackHub
 from tests.helpers.remote_client import IMPLEMENTATIONS, PIPELINES, model_outputs, run_pipeline
@@ -290,6 +291,18 @@ def downloader(checkpoints, work, again) -> Session:
     return session
 
 
+def students_of_hosts(work: Path) -> dict[str, object]:
+    """Students in transformers' own classes, and what each is given."""
+    sources, given = {}, {}
+    for name, auto_class in hosts.AUTO_CLASSES.items():
+        sources[name] = [auto_class, str(work / "hosts" / name)]
+        hosts.student(name).save_pretrained(sources[name][1])
+        given |= {f"{name}/{argument}": tensor for argument, tensor in hosts.inputs_of(name).items()}
+    save_file(given, work / "given.safetensors")
+    files = {"inputs": str(work / "given.safetensors"), "target": str(work / "students.safetensors")}
+    return {"sources": sources, "again": str(work / "hosts-again"), **files}
+
+
 SAVED_AGAIN = {"from a folder": "saved-again.v2", "from the Hub": "downloaded"}
 NEW_MODELS = {"from a folder": "new", "from the Hub": "new_downloaded"}
 
@@ -298,7 +311,8 @@ NEW_MODELS = {"from a folder": "new", "from the Hub": "new_downloaded"}
 def second_stranger(stranger, downloader, checkpoints, work, again) -> Session:
     """A third person, offline and with empty caches, loads what the first two saved. As on macOS and Windows no Triton."""
     folder, classifier = checkpoints.folders[CLASSIFIER], {"auto_class": CLASSIFIER}
-    calls = {"triton hidden": ["hide", {"package": "triton"}]}
+    # Before any code is trusted.
+    calls = {"students": ["students", students_of_hosts(work)], "triton hidden": ["hide", {"package": "triton"}]}
     for label, name in SAVED_AGAIN.items():
         sources = {auto_class: str(work / name / auto_class) for auto_class in again}
         calls[label] = ["outputs", {"sources": sources, "target": str(work / f"{name}.safetensors")}]
@@ -612,3 +626,20 @@ class TestWithThePackage:
         model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         assert torch.equal(model_outputs(model, tokenizer), expected[f"{CLASSIFIER}/inhibitor"])
+
+
+class TestStudentsOfHosts:
+    @pytest.mark.parametrize("name", hosts.AUTO_CLASSES)
+    def test_load_bit_equal_and_save_again(self, name, second_stranger, work):
+        assert second_stranger["students"].keys() == hosts.AUTO_CLASSES.keys()
+        logits = load_file(work / "students.safetensors")
+        # Loaded, as `checkpoints` says.
+        model = type(hosts.student(name)).from_pretrained(work / "hosts" / name)
+        with torch.no_grad():
+            expected = model(**hosts.inputs_of(name)).logits
+        assert torch.equal(logits[name], expected)
+        assert torch.equal(logits[f"{name} again"], expected)
+
+    def test_are_no_softmax_models_without_trust(self, second_stranger):
+        for error in second_stranger["students"].values():
+            assert 'Specified `attn_implementation="inhibitor"` is not supported' in error

@@ -3,7 +3,6 @@
 Layout, module names and heads follow DistilBERT, so its checkpoints load here with only alpha, beta and gamma new.
 """
 
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -29,7 +28,6 @@ from .inhibitor_notice import say_what_is_missing
 from .attention_interface import (
     ATTENTION_FORWARDS,
     eager_attention_forward,
-    inhibitor_mask,
     length_divisor,
     packed_attention_forward,
 )
@@ -37,14 +35,13 @@ from .checkpoint_weights import check_names, check_types, with_half_embeddings
 from .configuration_inhibidistilbert import InhibiDistilBertConfig
 from .int8_linear import Int8Linear, encoder_linear
 from .packing import Packing, is_traced, packed_texts, same_text, without_padding
-from .sources import AUTO_MAP, write_remote_code
+from .scalars import SCALARS, WithScalars, initial_scalar
+from .sources import AUTO_MAP, push_saved, write_remote_code
 
 # This file's own view of the attention interface: its names mean the functions of this very code, even when another
 # checkpoint with another version of it is loaded in the same process.
 ALL_ATTENTION_FUNCTIONS = AttentionInterface()
 ALL_ATTENTION_FUNCTIONS.update(ATTENTION_FORWARDS)
-
-SCALARS = ("alpha", "beta", "gamma", "delta")
 
 
 def sinusoidal_position_embeddings(positions: int, dim: int) -> Tensor:
@@ -98,17 +95,8 @@ class Embeddings(nn.Module):
         return self.dropout(self.LayerNorm(inputs_embeds + self.position_embeddings(position_ids)))
 
 
-def initial_scalar(config: InhibiDistilBertConfig, name: str) -> Tensor:
-    """`(1,)` or `(n_heads,)`, of several radii `(radii, …)`, in float32 or what `_apply` makes of it in a wider model."""
-    dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
-    value = torch.tensor(getattr(config, f"{name}_init"), dtype=dtype)
-    heads = config.n_heads if config.scalars_per_head else 1
-    return value[..., None].expand((config.radii, heads) if config.radii > 1 and name != "delta" else (heads,)).clone()
-
-
-class InhibiDistilBertSelfAttention(nn.Module):
-    """Multi-head inhibitor self-attention with learnable alpha (shift), beta (output scale) and gamma (score scale), and
-    delta (slope of what the sum is divided by) where there is such."""
+class InhibiDistilBertSelfAttention(WithScalars):
+    """Multi-head inhibitor self-attention with learnable scalars."""
 
     def __init__(self, config: InhibiDistilBertConfig):
         super().__init__()
@@ -121,23 +109,7 @@ class InhibiDistilBertSelfAttention(nn.Module):
         self.k_lin = encoder_linear(config.int8_weights, config.dim, config.dim)
         self.v_lin = encoder_linear(config.int8_weights, config.dim, config.dim)
         self.out_lin = encoder_linear(config.int8_weights, config.dim, config.dim)
-
-        self.alpha, self.beta, self.gamma = (nn.Parameter(initial_scalar(config, name)) for name in SCALARS[:3])
-        has_delta = config.length_normalization == "passed"
-        self.delta = nn.Parameter(initial_scalar(config, "delta")) if has_delta else None
-
-    def scalars(self) -> dict[str, nn.Parameter]:
-        return {name: getattr(self, name) for name in SCALARS if getattr(self, name) is not None}
-
-    def _apply(self, fn, recurse=True):
-        # `.half()` and `.to(torch.bfloat16)` come through here: the scalars follow the device but stay in float32.
-        before = {name: scalar.detach() for name, scalar in self.scalars().items()}
-        super()._apply(fn, recurse)
-        for name, value in before.items():
-            scalar = getattr(self, name)
-            if scalar.dtype in (torch.float16, torch.bfloat16):
-                scalar.data = value.to(device=scalar.device, dtype=torch.float32)
-        return self
+        self.add_scalars(config)
 
     def forward(
         self,
@@ -336,10 +308,7 @@ class InhibiDistilBertPreTrainedModel(PreTrainedModel):
         if kwargs.get("is_main_process", True):
             write_remote_code(save_directory)
         if push_to_hub:
-            options = ("commit_message", "create_pr", "max_shard_size", "private", "revision", "token")
-            push: Any = self.push_to_hub  # transformers rebinds the method in a way that hides its signature
-            repo_id = kwargs.get("repo_id") or Path(save_directory).name
-            push(repo_id, **{name: kwargs[name] for name in options if name in kwargs})
+            push_saved(self, save_directory, kwargs)
 
     def get_position_embeddings(self) -> nn.Embedding:
         return cast(Embeddings, self.base_model.embeddings).position_embeddings
@@ -462,7 +431,7 @@ class InhibiDistilBertModel(InhibiDistilBertPreTrainedModel):
         # Not from transformers' table of mask functions: another version of this code in the process writes there too.
         if attention_mask is None or attention_mask.ndim == 4:
             return attention_mask
-        return inhibitor_mask(attention_mask.to(embeddings.device))
+        return attention_mask.to(embeddings.device).bool()
 
 
 class InhibiDistilBertForMaskedLM(InhibiDistilBertPreTrainedModel):
