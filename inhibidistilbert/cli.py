@@ -1,4 +1,4 @@
-"""The command line: `inhibidistilbert convert | distill | evaluate | predict | quantize | benchmark | publish`."""
+"""The command line: `inhibidistilbert convert | distill | evaluate | predict | export | quantize | benchmark | publish`."""
 
 import os
 import sys
@@ -13,6 +13,7 @@ from .commands.convert import convert
 from .commands.distill import distill
 from .commands.ending import exit_code, open_closed_streams
 from .commands.evaluate import evaluate
+from .commands.export import export
 from .commands.predict import predict
 from .commands.publish import publish
 from .commands.quantize import quantize
@@ -45,6 +46,7 @@ SUMMARIES: dict[Callable[..., None], str] = {  # a line each; the help of a comm
     distill: "Distil an encoder into an inhibitor student.",
     evaluate: "Score checkpoints on labelled texts, and compare them.",
     predict: "Label texts.",
+    export: "Write a checkpoint as ONNX files.",
     quantize: "Write an int8 copy of a checkpoint.",
     publish: "Check a checkpoint, and take it to the Hub.",
 }

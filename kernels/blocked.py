@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .forms import NOTHING_PASSES, Form, nearest_key
 from .masks import KeyMasks
-from .scanned import scanned_distances, scanned_inhibition
+from .scanned import for_onnx, scanned_distances, scanned_inhibition
 
 # Elements of one (B, H, block, N, d) temporary. Small enough for a core's cache, large enough to hide the cost of a call.
 _BLOCK_ELEMENTS = {"cpu": 1 << 18, "other": 1 << 25}
@@ -31,7 +31,7 @@ def _query_blocks(query: Tensor, key: Tensor) -> list[slice]:
 
 def _distances(query: Tensor, key: Tensor) -> Tensor:
     """Manhattan distances `(B, H, m, N)` of queries `(B, H, m, d)` to keys `(B, H, N, d)`."""
-    if torch.onnx.is_in_onnx_export():
+    if for_onnx():
         return scanned_distances(query, key)
     if torch.compiler.is_compiling():
         return (query[..., :, None, :] - key[..., None, :, :]).abs().sum(-1)
@@ -160,7 +160,7 @@ def _maybe_wild(value: Tensor, masks: KeyMasks) -> bool:
 
 def _passed(value: Tensor, keys: _Keys, form: Form) -> Tensor:
     """Sum over the keys of what passes in a block, `(B, H, m, d)`."""
-    if torch.onnx.is_in_onnx_export() and keys.removed is None:
+    if for_onnx() and keys.removed is None:
         return scanned_inhibition(value, keys.shift, form)
     return _inhibit(value, _excess(value, *keys, form), form)
 

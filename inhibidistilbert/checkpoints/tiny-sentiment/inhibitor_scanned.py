@@ -8,11 +8,15 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops.scan import scan
 
 from .inhibitor_forms import Form
 
 _ROWS = 32  # queries of a block: more would leave the cache, fewer would not be worth a step of the loop
+
+
+def for_onnx() -> bool:
+    """Whether an ONNX graph is being made."""
+    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()  # the second alone imports much, for every call
 
 
 def scanned_distances(query: Tensor, key: Tensor) -> Tensor:
@@ -45,6 +49,8 @@ def scanned_inhibition(value: Tensor, shift: Tensor, form: Form) -> Tensor:
 def _by_blocks(of_block: Callable[[Tensor, Tensor], Tensor], rows: Tensor) -> Tensor:
     """`of_block` of the rows `(_ROWS, x)` of one head and the head's number among all `(1,)` gives `(_ROWS, y)`:
     `(B, H, M, x)` -> `(B, H, M, y)`."""
+    from torch._higher_order_ops.scan import scan  # not public yet: a torch without it has all but this
+
     batch, heads, length, size = rows.shape
     padded = torch.nn.functional.pad(rows, (0, 0, 0, -length % _ROWS))
     blocks = padded.reshape(-1, _ROWS, size)
