@@ -1,5 +1,6 @@
 """Writes a checkpoint for other engines: ONNX files that are checked against the model, timed, and kept where they agree."""
 
+import copy
 import logging
 import statistics
 import time
@@ -255,7 +256,7 @@ def export_onnx(
         writers = {
             single: lambda: _write_float(plain, traced, single, positions),
             quantized: lambda: _write_quantized(single, quantized),
-            half: lambda: _write_float(_Plain(plain.model.half(), outputs), traced, half, positions),
+            half: lambda: _write_float(_Plain(copy.deepcopy(model).half(), outputs), traced, half, positions),
         }
         for file, write in writers.items():
             try:
@@ -265,7 +266,6 @@ def export_onnx(
                     raise UserError(f"CHECKPOINT cannot be exported: {reason(error)}") from error
                 results.append(Exported(f"onnx/{file.name}", False, 0, float("inf"), {}, None, reason(error)))
             else:
-                plain.model.float()
                 results.append(examined(file))
             if not results[-1].kept:
                 file.unlink(missing_ok=True)

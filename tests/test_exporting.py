@@ -26,7 +26,7 @@ def checkpoint(tmp_path):
 
 @pytest.fixture
 def small_files(monkeypatch):
-    """In the place of the exporters, which take seconds: files that say of what they are, and sessions that run the model."""
+    """In the place of the exporters, which take seconds: files of a word, and sessions that run the model."""
     monkeypatch.setattr(exporting, "_write_float", lambda model, inputs, file, positions: file.write_text("float"))
     monkeypatch.setattr(exporting, "_write_quantized", lambda source, file: file.write_text("int8"))
     wrong: dict = {}
@@ -129,7 +129,7 @@ def test_bad_input_is_told_and_nothing_is_written(tmp_path, checkpoint, small_fi
 
 
 def test_what_cannot_be_exported():
-    with pytest.raises(UserError, match="must have one of the heads Model, .*, got InhibiDistilBertForMultipleChoice"):
+    with pytest.raises(UserError, match=r"must have one of the heads Model, .*, got InhibiDistilBertForMultipleChoice"):
         exporting.head_of(tiny_model("ForMultipleChoice"))
     with pytest.raises(UserError, match="is an int8 model: give the float one"):
         exporting.head_of(quantize(tiny_model(TASK)))
@@ -139,5 +139,5 @@ def test_what_cannot_be_exported():
 
 def test_packages_that_are_missing_are_told_with_the_command(monkeypatch):
     monkeypatch.setattr(exporting, "PACKAGES", ("onnx", "no_such_package"))
-    with pytest.raises(UserError, match="^--to onnx needs no_such_package: pip install onnx no_such_package$"):
+    with pytest.raises(UserError, match=r"^--to onnx needs no_such_package: pip install onnx no_such_package$"):
         exporting.check_packages()
