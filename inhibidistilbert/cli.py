@@ -1,4 +1,4 @@
-"""The command line: `inhibidistilbert convert | distill | evaluate | predict | explain | quantize | benchmark | publish`."""
+"""The command line: `inhibidistilbert convert | distill | evaluate | predict | explain | export | quantize | …`."""
 
 import os
 import sys
@@ -14,6 +14,7 @@ from .commands.distill import distill
 from .commands.ending import exit_code, open_closed_streams
 from .commands.evaluate import evaluate
 from .commands.explain import explain
+from .commands.export import export
 from .commands.predict import predict
 from .commands.publish import publish
 from .commands.quantize import quantize
@@ -47,6 +48,7 @@ SUMMARIES: dict[Callable[..., None], str] = {  # a line each; the help of a comm
     evaluate: "Score checkpoints on labelled texts, and compare them.",
     predict: "Label texts.",
     explain: "Show what a classifier did to a text.",
+    export: "Write a checkpoint as ONNX files.",
     quantize: "Write an int8 copy of a checkpoint.",
     publish: "Check a checkpoint, and take it to the Hub.",
 }

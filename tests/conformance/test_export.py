@@ -3,6 +3,7 @@
 from functools import cache
 from pathlib import Path
 
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -108,6 +109,8 @@ def test_onnx_runs_at_every_size(tmp_path, task, implementation):
     model = tiny_model(task, attn_implementation=implementation, n_layers=1, length_normalization="sqrt")
     traced = batch(task, *TRACED)
     session = onnx_session(model, traced, tmp_path / "model.onnx", dynamic_sizes(traced))
+    file = onnx.load(tmp_path / "model.onnx")
+    assert sum(node.op_type == "Scan" for node in file.graph.node) == 2  # the distances, and what passes
     for rows, length in OTHERS:
         inputs = batch(task, rows, length)
         got, want = run_onnx(session, inputs), first_output(model(**inputs))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .inhibitor_forms import NOTHING_PASSES, Form, nearest_key
 from .inhibitor_masks import KeyMasks
+from .inhibitor_scanned import for_onnx, scanned_distances, scanned_inhibition
 
 # Elements of one (B, H, block, N, d) temporary. Small enough for a core's cache, large enough to hide the cost of a call.
 _BLOCK_ELEMENTS = {"cpu": 1 << 18, "other": 1 << 25}
@@ -30,6 +31,8 @@ def _query_blocks(query: Tensor, key: Tensor) -> list[slice]:
 
 def _distances(query: Tensor, key: Tensor) -> Tensor:
     """Manhattan distances `(B, H, m, N)` of queries `(B, H, m, d)` to keys `(B, H, N, d)`."""
+    if for_onnx():
+        return scanned_distances(query, key)
     if torch.compiler.is_compiling():
         return (query[..., :, None, :] - key[..., None, :, :]).abs().sum(-1)
     return torch.cdist(query, key, p=1)
@@ -155,6 +158,13 @@ def _maybe_wild(value: Tensor, masks: KeyMasks) -> bool:
     return traced or value.device.type != "cpu" or not value.isfinite().all().item()
 
 
+def _passed(value: Tensor, keys: _Keys, form: Form) -> Tensor:
+    """Sum over the keys of what passes in a block, `(B, H, m, d)`."""
+    if for_onnx() and keys.removed is None:
+        return scanned_inhibition(value, keys.shift, form)
+    return _inhibit(value, _excess(value, *keys, form), form)
+
+
 def _inhibition_gradients(
     value: Tensor, keys: _Keys, scale: Tensor, grad_output: Tensor, form: Form
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -204,8 +214,7 @@ def _outputs(
         total = block.query.new_zeros(())
         for radius, (alpha_r, beta_r, gamma_r) in enumerate(zip(alpha, beta, gamma, strict=True)):
             shift = form.shift(block.scores(alpha_r, gamma_r))
-            excess = _excess(value, *_keys(shift, block.visible, masks, wild), form)
-            passed = _inhibit(value, excess, form)
+            passed = _passed(value, _keys(shift, block.visible, masks, wild), form)
             total = passed if radius == 0 else total + beta_r * passed
             if delta is not None and opened is not None:
                 now = _opened(shift, delta, block.visible, form)
@@ -320,7 +329,7 @@ class _Inhibition(torch.autograd.Function):
         wild = _maybe_wild(value, masks)
         for rows in _query_blocks(output, value):
             keys = _keys(z[..., rows, :], _visible(masks, z, rows), masks, wild)
-            output[..., rows, :] = beta * _inhibit(value, _excess(value, *keys, form), form)
+            output[..., rows, :] = beta * _passed(value, keys, form)
         ctx.save_for_backward(value, z, beta, masks.padding, masks.dropout, masks.attention)
         ctx.causal, ctx.form = masks.causal, form
         return output
