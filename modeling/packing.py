@@ -71,7 +71,7 @@ def without_padding(layers: nn.Module, attention_mask: Tensor) -> Packing | None
         return None
     visible = attention_mask.bool()
     lengths = visible.sum(-1).tolist()
-    if not 0 < sum(lengths) <= (1 - _WORTH_IT) * visible.numel() or _is_watched(layers):
+    if not 0 < sum(lengths) <= (1 - _WORTH_IT) * visible.numel() or is_watched(layers):
         return None
     return Packing(lengths, visible.flatten().nonzero()[:, 0])
 
@@ -115,7 +115,8 @@ def _starts(position_ids: Tensor) -> Tensor:
     return starts & (starts | follows).all()
 
 
-def _is_watched(layers: nn.Module) -> bool:
+def is_watched(layers: nn.Module) -> bool:
+    """Whether hooks, other than those that transformers leaves behind, look at what layers compute."""
     if _has_any_global_hook():
         return True
     hooks = (

@@ -17,7 +17,7 @@ from ..llvm.jit import Machine, entry, host_machine, refusal
 from ..memory import check_memory, has_tangent, untraced
 from ..notice import say_slow
 from ..quantized import SMALLEST
-from .code.int8_linear import LARGEST, block_rows, int8_linear_ir, panel, workspace_size
+from .code.linear import LARGEST, block_rows, int8_linear_ir, panel, workspace_size
 from .launch import Plan, pack, run
 
 # Inputs whose products a sum of 32 bits holds.

@@ -5,17 +5,19 @@ from .jit import Machine
 _IR = """
 define void @each_block(ptr %list) #0 {
 entry:
-  %callee = load ptr, ptr %list
-  %count_at = getelementptr i64, ptr %list, i64 1
-  %count = load i64, ptr %count_at
+  %count = load i64, ptr %list
   br label %next
 next:
   %i = phi i64 [ 0, %entry ], [ %following, %body ]
   %done = icmp sge i64 %i, %count
   br i1 %done, label %end, label %body
 body:
-  %number = add i64 %i, 2
-  %block_at = getelementptr ptr, ptr %list, i64 %number
+  %twice = shl i64 %i, 1
+  %callee_number = or i64 %twice, 1
+  %callee_at = getelementptr ptr, ptr %list, i64 %callee_number
+  %callee = load ptr, ptr %callee_at
+  %block_number = add i64 %twice, 2
+  %block_at = getelementptr ptr, ptr %list, i64 %block_number
   %block = load ptr, ptr %block_at
   call void %callee(ptr %block)
   %following = add i64 %i, 1
@@ -29,6 +31,6 @@ attributes #0 = { nounwind }
 
 
 def each_block_ir(machine: Machine) -> str:
-    """The module that exports `each_block(list)`: words of the address of a function, how many blocks there are, and the
-    address of each."""
+    """The module that exports `each_block(list)`: words of how many calls there are, and of each the addresses of a
+    function and of its block."""
     return _IR

@@ -37,16 +37,14 @@ class PackageIsAbsent:
 
 @torch.no_grad()
 def model_outputs(model: PreTrainedModel, tokenizer) -> torch.Tensor:
-    """The logits, or hidden states of a model without a head, of SENTENCES in one padded batch: those of real tokens."""
+    """The logits, or hidden states of a model without a head, of SENTENCES in one padded batch."""
     inputs = tokenizer(SENTENCES, padding=True, return_tensors="pt")
     if "MultipleChoice" in type(model).__name__:
         inputs = {name: tensor[None] for name, tensor in inputs.items()}
     outputs = model.eval()(**inputs)
-    real = inputs["attention_mask"].bool()
     if "start_logits" in outputs:
-        return torch.stack([outputs.start_logits, outputs.end_logits])[:, real]
-    result = outputs.logits if "logits" in outputs else outputs.last_hidden_state
-    return result[real] if result.ndim == 3 else result.contiguous()
+        return torch.stack([outputs.start_logits, outputs.end_logits])
+    return (outputs.logits if "logits" in outputs else outputs.last_hidden_state).contiguous()
 
 
 def run_pipeline(task: str, model, **kwargs) -> list:

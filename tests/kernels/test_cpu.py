@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -25,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from inhibidistilbert import inhibitor_attention
 from inhibidistilbert.kernels import notice
 from inhibidistilbert.kernels.cpu import attention as cpu
+from inhibidistilbert.kernels.cpu.code.encoder import encoder_ir
 from inhibidistilbert.kernels.cpu.code.fields import workspace_layout
 from inhibidistilbert.kernels.forms import Form
 from inhibidistilbert.kernels.llvm import jit
@@ -149,7 +151,7 @@ def test_code_for_others_can_be_generated(foreign: Machine, elf_machine: int) ->
 
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
-    for generate in (cpu.forward_ir, cpu.backward_ir):
+    for generate in (cpu.forward_ir, cpu.backward_ir, partial(encoder_ir, int8=True), partial(encoder_ir, int8=False)):
         code = object_code(generate(foreign), foreign)
         assert code[:4] == b"\x7fELF"
         assert int.from_bytes(code[18:20], "little") == elf_machine

@@ -1,11 +1,15 @@
 """Linear layers of int8 weights: the product is exact in whole numbers, on every kind of processor."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from inhibidistilbert.kernels.cpu import int8_linear as int8
+from inhibidistilbert.kernels.cpu.code import linear
 from inhibidistilbert.kernels.cpu.int8_linear import int8_linear, plain_int8_linear
+from inhibidistilbert.kernels.llvm.jit import host_machine
 from tests.helpers.cpu_machines import PROCESSORS, processor
 
 REFUSAL = int8._refusal(torch.empty(1, 4), torch.empty(1, 4, dtype=torch.int8))
@@ -41,6 +45,17 @@ def test_the_product_is_exact(name: str, shape: tuple[int, int, int], monkeypatc
     count, inputs, outputs = shape
     x, parameters = rows(count, inputs), layer(inputs, outputs)
     assert torch.equal(int8_linear(x, *parameters), exactly(x, *parameters))
+
+
+@pytest.mark.parametrize("item", [1, 2])
+def test_words_of_four_inputs_and_of_two(item: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = host_machine()
+    machine = replace(host, features=",".join([host.features, *host.features.split(",")[:item]]))  # not yet compiled for
+    monkeypatch.setattr(int8, "machine", lambda: machine)
+    monkeypatch.setattr(linear, "item_size", lambda _: item)
+    for count, inputs, outputs in SHAPES:
+        x, parameters = rows(count, inputs), layer(inputs, outputs)
+        assert torch.equal(int8_linear(x, *parameters), exactly(x, *parameters))
 
 
 def test_the_largest_sums() -> None:

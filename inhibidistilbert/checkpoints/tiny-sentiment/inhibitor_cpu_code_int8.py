@@ -178,7 +178,7 @@ class ByteGenerator:
         if self.lanes >= 8 and small:
             return total + self.pair_sums(f, self.byte_pair_sums(f, a, b), f.number(self.halves, 1))
         a, b = (x.convert("bitcast", self.halves) for x in (a, b))
-        even, odd = (a & 0xFF, _shifted_right(b << 8, 8)), (a >> 8, _shifted_right(b, 8))
+        even, odd = (a & 0xFF, shifted_right(b << 8, 8)), (a >> 8, shifted_right(b, 8))
         return total + self.pair_sums(f, *even) + self.pair_sums(f, *odd)
 
     def byte_pair_sums(self, f: Function, a: Value, b: Value) -> Value:
@@ -192,10 +192,10 @@ class ByteGenerator:
             name = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}[self.lanes]
             return f.intrinsic(name, self.words, a, b)
         words = (a * b).convert("bitcast", self.words)
-        return _shifted_right(words << 16, 16) + _shifted_right(words, 16)
+        return shifted_right(words << 16, 16) + shifted_right(words, 16)
 
 
-def _shifted_right(x: Value, by: int) -> Value:
+def shifted_right(x: Value, by: int) -> Value:
     """The sign comes in at the top."""
     return x.function.emit(x.type, f"ashr {x.type} {x.text}, {x.function.number(x.type, by).text}")
 
@@ -697,7 +697,7 @@ def _narrowed(g: Generator, f: Function, four: list[Value], factor: Value, gate:
 
 def _narrowed_plainly(g: Generator, f: Function, x: Value, factor: Value, gate: bool) -> list[Value]:
     product = g.limited(f, x, -LARGEST_16 - 1, LARGEST_16) * g.splat(f, factor) + (1 << 14)
-    z = _shifted_right(product, 15)
+    z = shifted_right(product, 15)
     bytes_ = vector(g.lanes, I8)
     if not gate:
         return [g.limited(f, z, 0, LEVELS).convert("trunc", bytes_)]

@@ -17,7 +17,7 @@ from .inhibitor_llvm_jit import Machine, entry, host_machine, refusal
 from .inhibitor_memory import check_memory, has_tangent, untraced
 from .inhibitor_notice import say_slow
 from .inhibitor_quantized import SMALLEST
-from .inhibitor_cpu_code_int8_linear import LARGEST, block_rows, int8_linear_ir, panel, workspace_size
+from .inhibitor_cpu_code_linear import LARGEST, block_rows, int8_linear_ir, panel, workspace_size
 from .inhibitor_cpu_launch import Plan, pack, run
 
 # Inputs whose products a sum of 32 bits holds.

@@ -6,6 +6,7 @@ from block to block.
 
 from collections.abc import Callable, Sequence
 from ctypes import addressof, create_string_buffer
+from itertools import chain
 from math import ceil
 from typing import NamedTuple
 
@@ -100,9 +101,9 @@ def _run_all(calls: Sequence[_Call], here: Machine, threads: int) -> list[bytes]
         length += len(plan.words) + len(parts[-1])
         place += threads * plan.memory
     blocks = create_string_buffer(b"".join(parts), length)
-    callee = calls[0].plan.entry
     first = addressof(blocks)
-    listed = create_string_buffer(pack((callee, len(calls), *(first + offset for offset in offsets))))
+    pairs = zip(calls, offsets, strict=True)
+    listed = create_string_buffer(pack((len(calls), *chain(*((call.plan.entry, first + place) for call, place in pairs)))))
     run_on_threads(entry("each_block", each_block_ir, here), addressof(listed), threads)
     left, starts = blocks.raw, [offset + len(call.plan.words) for offset, call in zip(offsets, calls, strict=True)]
     return [left[start : start + 8 * (3 + len(call.words))] for start, call in zip(starts, calls, strict=True)]

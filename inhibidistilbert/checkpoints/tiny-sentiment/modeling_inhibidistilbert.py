@@ -32,6 +32,7 @@ from .attention_interface import (
     packed_attention_forward,
 )
 from .checkpoint_weights import check_names, check_types, with_half_embeddings
+from .compiled_encoder import Parts, refusal, refused, run_compiled
 from .configuration_inhibidistilbert import InhibiDistilBertConfig
 from .int8_linear import Int8Linear, encoder_linear
 from .packing import Packing, is_traced, packed_texts, same_text, without_padding
@@ -391,6 +392,9 @@ class InhibiDistilBertModel(InhibiDistilBertPreTrainedModel):
                     "attention_mask with 4 dimensions must be bool (True = visible) or floating (0 = visible, below 0 = "
                     f"hidden), got {attention_mask.dtype}."
                 )
+        states = self._compiled(embeddings, attention_mask, position_ids, kwargs)
+        if states is not None:
+            return BaseModelOutput(last_hidden_state=states)
         packing, attention_mask = self._packing(embeddings, attention_mask, position_ids, kwargs)
         divisor: Tensor | float | None
         if packing is not None:
@@ -403,6 +407,22 @@ class InhibiDistilBertModel(InhibiDistilBertPreTrainedModel):
         if attention_mask is not None and attention_mask.ndim == 2:
             states = states.masked_fill(~attention_mask.to(states.device).bool()[..., None], 0)  # as without padding
         return BaseModelOutput(last_hidden_state=states)
+
+    def _compiled(
+        self, embeddings: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, kwargs: dict[str, Any]
+    ) -> Tensor | None:
+        """The states behind the last layer from one compiled call; None where the layers must be called."""
+        if is_traced():
+            return None
+        problem = refusal(self.config, embeddings, attention_mask, self.training, not self._may_pack(kwargs))
+        if problem is not None:
+            refused(self.transformer, problem)
+            return None
+        packing = None
+        if attention_mask is None:
+            packing = packed_texts(embeddings.shape[:2], position_ids, kwargs.get("cu_seq_lens_q"))
+        parts = Parts(TransformerBlock, InhibiDistilBertSelfAttention, FFN)
+        return run_compiled(self.transformer, parts, self.config, embeddings, packing, attention_mask)
 
     def _packing(
         self, embeddings: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, kwargs: dict[str, Any]
