@@ -13,7 +13,7 @@ from ..modeling.attention_interface import INHIBITION
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
 from ..modeling.modeling_inhibited import FORM, NAMES, InhibitorNorm, attentions, inhibit_modules
 from ..support.errors import UserError, reason
-from ..support.files import is_regular
+from ..support.files import is_regular, read_json
 from ..support.foreign import GENERATION, choices
 from ..support.models import Loaded, load_model
 from .options import DTYPES, StudentOptions
@@ -140,6 +140,6 @@ def _generation(source: str) -> transformers.GenerationConfig:
         if name == GENERATION:
             raise UserError(f"SOURCE {source!r}: {name}: {problem}")
     try:
-        return transformers.GenerationConfig.from_pretrained(source)
+        return transformers.GenerationConfig.from_dict(read_json(Path(source, GENERATION)))
     except Exception as error:  # as the class stumbles over what it has no check for
         raise UserError(f"SOURCE {source!r}: its {GENERATION} does not load: {reason(error)}") from error

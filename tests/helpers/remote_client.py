@@ -38,6 +38,11 @@ class PackageIsAbsent:
 @torch.no_grad()
 def model_outputs(model: PreTrainedModel, tokenizer) -> torch.Tensor:
     """The logits, or hidden states of a model without a head, of SENTENCES in one padded batch."""
+    return outputs_of_modules(model, tokenizer)
+
+
+def outputs_of_modules(model: PreTrainedModel, tokenizer) -> torch.Tensor:
+    """The same with gradients. Then each layer calls the operator: without them all layers are one compiled call."""
     inputs = tokenizer(SENTENCES, padding=True, return_tensors="pt")
     if "MultipleChoice" in type(model).__name__:
         inputs = {name: tensor[None] for name, tensor in inputs.items()}
@@ -183,12 +188,12 @@ def two_versions(ours: str, other: str, auto_class: str) -> dict[str, bool]:
     """Does each checkpoint run its own operator, when `other`, with another operator, is loaded between two of `ours`?"""
     tokenizer = load("AutoTokenizer", ours)
     first = load(auto_class, ours)
-    before = model_outputs(first, tokenizer)
-    theirs = model_outputs(load(auto_class, other), tokenizer)
+    before = outputs_of_modules(first, tokenizer)
+    theirs = outputs_of_modules(load(auto_class, other), tokenizer)
     return {
         "the other differs": not torch.equal(theirs, before),
-        "the first still runs its own": torch.equal(model_outputs(first, tokenizer), before),
-        "loaded anew it runs its own": torch.equal(model_outputs(load(auto_class, ours), tokenizer), before),
+        "the first still runs its own": torch.equal(outputs_of_modules(first, tokenizer), before),
+        "loaded anew it runs its own": torch.equal(outputs_of_modules(load(auto_class, ours), tokenizer), before),
     }
 
 
@@ -196,7 +201,7 @@ def in_turn(sources: list[str], auto_class: str) -> list[list[list[float]]]:
     """The logits of every checkpoint, each computed when all of them are loaded."""
     tokenizer = load("AutoTokenizer", sources[0])
     models = [load(auto_class, source) for source in sources]
-    return [model_outputs(model, tokenizer).tolist() for model in models]
+    return [outputs_of_modules(model, tokenizer).tolist() for model in models]
 
 
 def rewritten(source: str, other: str, auto_class: str) -> list[list[list[float]]]:
@@ -206,7 +211,7 @@ def rewritten(source: str, other: str, auto_class: str) -> list[list[list[float]
     for file in Path(other).glob("*.py"):
         Path(source, file.name).write_bytes(file.read_bytes())
     models.append(load(auto_class, source))
-    return [model_outputs(model, tokenizer).tolist() for model in models]
+    return [outputs_of_modules(model, tokenizer).tolist() for model in models]
 
 
 def package_modules() -> list[str]:
