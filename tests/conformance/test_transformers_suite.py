@@ -24,6 +24,7 @@ from transformers import PreTrainedConfig
 from transformers.models.auto import modeling_auto
 
 import inhibidistilbert
+from inhibidistilbert.modeling import modeling_inhibidistilbert
 from tests.helpers.slow import slow_but_first
 from tests.helpers.transformers_suite import Suite, SuiteUnavailable, load_suite
 
@@ -143,7 +144,11 @@ def kind(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", slow_but_first([name for name in TESTS if name not in LISTED], kind))
-def test_passes(name: str) -> None:
+def test_passes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "gradient_checkpointing" in name:
+        # These put a hook on a layer for the second of two runs alone. A layer that is watched gets padding, and so draws
+        # other numbers for its dropout.
+        monkeypatch.setattr(modeling_inhibidistilbert, "without_padding", lambda *_: None)
     reason = skip_reason(InhibiDistilBertTest(name))
     # Another version may have tests that the list does not know: they may skip themselves where DistilBERT's do.
     if reason is None or (not LISTED_VERSION and skip_reason(DistilBertTest(name)) is not None):

@@ -2,6 +2,8 @@
 
 import runpy
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from transformers.utils import versions
 import inhibidistilbert
 from inhibidistilbert import InhibiDistilBertConfig, InhibiDistilBertModel
 from inhibidistilbert.modeling import configuration_inhibidistilbert
+from tests.helpers.code_of_folders import code_of_folders
 
 pytestmark = pytest.mark.portable
 
@@ -22,12 +25,23 @@ def small_model() -> InhibiDistilBertModel:
     return InhibiDistilBertModel(config).eval()
 
 
+@pytest.fixture
+def cache_of_code(tmp_path, monkeypatch) -> Iterator[None]:
+    """transformers keeps the code of folders in a cache of this test's own. Later tests find the usual one again."""
+    modules = str(tmp_path / "modules")
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", modules)
+    monkeypatch.syspath_prepend(modules)
+    before = {name: sys.modules.pop(name) for name in code_of_folders()}
+    yield
+    for name in code_of_folders():
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
 @pytest.mark.parametrize("implementation", ["inhibitor", "eager"])
-def test_package_and_remote_code_each_keep_their_operator(implementation, tmp_path, monkeypatch):
+def test_package_and_remote_code_each_keep_their_operator(implementation, tmp_path, cache_of_code):
     """A folder whose operator doubles its output, beside the package: what one registers does not reach the other."""
-    folder, modules = tmp_path / "checkpoint", tmp_path / "modules"
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(modules))
-    monkeypatch.syspath_prepend(str(modules))
+    folder = tmp_path / "checkpoint"
     ours = small_model()
     ours.set_attn_implementation(implementation)
     ours.save_pretrained(folder)
