@@ -21,14 +21,13 @@ from ..kernels.cpu.packed import Run
 from ..kernels.forms import Form
 from ..kernels.memory import untraced
 from .int8_linear import Int8Linear
-from .packing import Packing, is_watched
+from .packing import HOOKS, Packing, is_watched
 
 logger = logging.getLogger(__name__)
 
 _LINEARS = ("attention.out_lin", "ffn.lin1", "ffn.lin2", "attention.q_lin", "attention.k_lin", "attention.v_lin")
 _NORMS = ("sa_layer_norm", "output_layer_norm")
 _CHANGES = ("training", "forward", "_compiled_call_impl")  # attributes of a module that are its own
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # float32 on so many tokens: for more, torch's own products are faster.
 _MOST_FLOAT32_TOKENS = 512
 
@@ -72,7 +71,7 @@ class _Prepared:
         self._of_norms = [module.__dict__ for module in modules if isinstance(module, nn.LayerNorm)]
         self._epsilons = [a["eps"] for a in self._of_norms]
         self._attributes = [module.__dict__ for module in modules]
-        self._hooks = [getattr(module, name) for module in modules for name in _HOOKS]
+        self._hooks = [getattr(module, name) for module in modules for name in HOOKS]
         self.problem: str | None = "its layers are not as this package makes them"
         blocks = _blocks(transformer)
         if len(blocks) and all(_is_known(block, parts, options) for block in blocks):

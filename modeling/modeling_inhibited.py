@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from transformers.utils.versions import require_version
 
+# Before anything that an older transformers lacks. A student's code comes through here first.
 require_version("transformers>=5.17,<6", "Inhibitor attention: pip install 'transformers>=5.17,<6'")
 
 import torch  # noqa: E402

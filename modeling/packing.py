@@ -13,6 +13,7 @@ from ..kernels.packed import lengths_between, runs_of
 
 # Below this share of padding the packing takes as long as what it saves.
 _WORTH_IT = 1 / 16
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _CAPTURING = "transformers.utils.output_capturing"  # its hooks stay after the first call that asks for outputs
 
 
@@ -119,10 +120,5 @@ def is_watched(layers: nn.Module) -> bool:
     """Whether hooks, other than those that transformers leaves behind, look at what layers compute."""
     if _has_any_global_hook():
         return True
-    hooks = (
-        hook
-        for module in layers.modules()
-        for each in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-        for hook in each.values()
-    )
+    hooks = (hook for module in layers.modules() for name in HOOKS for hook in getattr(module, name).values())
     return any(getattr(hook, "__module__", None) != _CAPTURING for hook in hooks)
