@@ -177,6 +177,6 @@ def encoder_ir(machine: Machine, int8: bool) -> str:
     with g.module.function("encoder", {"block": PTR}, exported=True) as (f, address):
         block = Fields(address, BLOCK)
         memory = thread_memory(block)
-        with each_item(block) as item:
+        with g.registers(f), each_item(block) as item:
             f.call("run_item", address, memory, item)
     return g.module.text()

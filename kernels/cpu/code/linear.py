@@ -9,9 +9,14 @@ instruction multiplies so many: unsigned bytes with signed ones, so 128 is added
 the row taken off. Elsewhere it holds two, widened to 16 bits.
 """
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
 from ...llvm.builder import F32, I8, I16, I32, I64, PTR, Function, Value, vector
 from ...llvm.jit import Machine
 from ...quantized import SMALLEST
+from .amx import ROWS as AMX_ROWS
+from .amx import configured, has_tiles, products
 from .fields import Fields, each_item, thread_memory
 from .int8 import ROUNDER_BITS, ByteGenerator, shifted_right, tile_rows
 from .panels import transposed
@@ -36,6 +41,8 @@ def panel(machine: Machine) -> int:
 
 def rows_of_tile(machine: Machine, int8: bool) -> int:
     """Rows of a tile. So many sums of float32 are under way that none waits for the one before it."""
+    if int8 and has_tiles(machine):
+        return AMX_ROWS
     return tile_rows(machine) if int8 or machine.registers >= 32 else 6
 
 
@@ -72,11 +79,16 @@ class LinearGenerator(ByteGenerator):
         super().__init__(machine)
         self.int8, self.tile = int8, rows_of_tile(machine, int8)
         self.item = item_size(self)
+        self.has_tiles = int8 and has_tiles(machine)
         if int8:
             _define_quantize_row(self)
         _define_pack_weights(self)
         _define_tile(self)
         _define_linear(self)
+
+    def registers(self, f: Function) -> AbstractContextManager[None]:
+        """Makes a thread ready for tiles, around all that it does."""
+        return configured(f) if self.has_tiles else nullcontext()
 
     def steps_in(self, f: Function, rows: Value, count: Value, depth: Value) -> tuple[Value, Value]:
         """Where the steps and the excess of `count` quantized rows are: behind them."""
@@ -122,7 +134,7 @@ def _define_pack_weights(g: LinearGenerator) -> None:
             place = packed.at((first * depth + k * g.lanes) * g.item, I8)
             for n, word in enumerate(transposed(f, rows)):
                 if g.item != 2:
-                    place.store(word ^ _HIGHEST_BITS if g.int8 else word, n * g.lanes)
+                    place.store(word ^ _HIGHEST_BITS if g.int8 and not g.has_tiles else word, n * g.lanes)
                     continue
                 halves = word.convert("bitcast", g.halves)
                 place.store(shifted_right(halves << 8, 8), 2 * n * 2 * g.lanes)
@@ -135,6 +147,24 @@ def _define_tile(g: LinearGenerator) -> None:
     parameters |= {"output": PTR, "width": I64, "column": I64}
     with g.module.function("tile", parameters) as (f, address, packed, x, steps, excess, depth, last, output, width, column):
         layer = Fields(address, LINEAR)
+
+        def of_columns(name: str) -> list[Value]:
+            return [layer.pointer(name).load(g.floats, column + n * g.lanes) for n in range(2)]
+
+        biases, scales = of_columns("bias"), of_columns("weight_scale") if g.int8 else []
+
+        def finish(r: Value, row_sums: Sequence[Value]) -> None:
+            place = output.at((r < last).where(r, last) * width + column)
+            for n, y in enumerate(row_sums):
+                if g.int8:
+                    y = y.convert("sitofp", g.floats) * g.splat(f, steps.load(F32, r)) * scales[n]
+                place.store(y + biases[n], n * g.lanes)
+
+        if g.has_tiles:
+            sums = products(f, x, packed, depth)
+            with f.loop(0, g.tile) as row:
+                finish(row, [sums.load(g.words, (row * 2 + n) * g.lanes) for n in range(2)])
+            return
         rows = [x.at(depth * (g.item * r), I8) for r in range(g.tile)]
         groups = [packed, packed.at(depth * (g.item * g.lanes), I8)]
         type_ = g.words if g.int8 else g.floats
@@ -145,20 +175,9 @@ def _define_tile(g: LinearGenerator) -> None:
                 splat = g.splat(f, row.load(I32 if g.int8 else F32, p))
                 for total, weight in zip(row_sums, weights, strict=True):
                     total.value = _multiplied(g, f, total.value, weight, splat)
-
-        def of_columns(name: str) -> list[Value]:
-            return [layer.pointer(name).load(g.floats, column + n * g.lanes) for n in range(2)]
-
-        biases, scales = of_columns("bias"), of_columns("weight_scale") if g.int8 else []
         for r, row_sums in enumerate(sums):
-            place = output.at((last > r).where(f.integer(r), last) * width + column)
-            for n, total in enumerate(row_sums):
-                y = total.value
-                if g.item == 1:
-                    y = y - g.splat(f, excess.load(I32, r))
-                if g.int8:
-                    y = y.convert("sitofp", g.floats) * g.splat(f, steps.load(F32, r)) * scales[n]
-                place.store(y + biases[n], n * g.lanes)
+            beyond = g.splat(f, excess.load(I32, r)) if g.item == 1 else f.number(type_, 0)
+            finish(f.integer(r), [total.value - beyond for total in row_sums])
 
 
 def _multiplied(g: LinearGenerator, f: Function, total: Value, weight: Value, x: Value) -> Value:
@@ -215,6 +234,6 @@ def int8_linear_ir(machine: Machine) -> str:
     with g.module.function("int8_linear", {"block": PTR}, exported=True) as (f, address):
         block = Fields(address, BLOCK)
         memory = thread_memory(block)
-        with each_item(block) as item:
+        with g.registers(f), each_item(block) as item:
             f.call("run_item", address, memory, item)
     return g.module.text()
