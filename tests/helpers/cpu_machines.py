@@ -32,14 +32,20 @@ def runnable_machines() -> dict[str, Machine]:
 
 MACHINES = runnable_machines()
 
-# Vectors of 128, 256 and 512 bits, without and with the instruction that adds four products of bytes.
+# Vectors of 128, 256 and 512 bits, without and with the instruction that adds four products of bytes; tiles of bytes.
 PROCESSORS = {
     "sse2": ("x86-64", "+sse2", 4, 16),
     "avx2": ("x86-64-v3", "+sse2,+avx2,+fma", 8, 16),
     "avx2-vnni": ("x86-64-v3", "+avx2,+fma,+avxvnni", 8, 16),
     "avx512": ("x86-64-v4", "+avx512f,+avx512bw,+avx512dq,+avx512vl", 16, 32),
     "avx512-vnni": ("x86-64-v4", "+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512vnni", 16, 32),
+    "amx": ("x86-64-v4", "+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512vnni,+amx-tile,+amx-int8", 16, 32),
 }
+
+
+def named_machine(name: str) -> Machine:
+    """One of `PROCESSORS` under Linux, which need not be at hand."""
+    return Machine("x86_64-unknown-linux-gnu", *PROCESSORS[name])
 
 
 def processor(name: str) -> Machine:

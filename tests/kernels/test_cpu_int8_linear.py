@@ -9,8 +9,8 @@ from torch import Tensor
 from inhibidistilbert.kernels.cpu import int8_linear as int8
 from inhibidistilbert.kernels.cpu.code import linear
 from inhibidistilbert.kernels.cpu.int8_linear import int8_linear, plain_int8_linear
-from inhibidistilbert.kernels.llvm.jit import host_machine
-from tests.helpers.cpu_machines import PROCESSORS, processor
+from inhibidistilbert.kernels.llvm.jit import host_machine, object_code
+from tests.helpers.cpu_machines import PROCESSORS, named_machine, processor
 
 REFUSAL = int8._refusal(torch.empty(1, 4), torch.empty(1, 4, dtype=torch.int8))
 pytestmark = pytest.mark.skipif(REFUSAL is not None, reason=str(REFUSAL))
@@ -34,7 +34,7 @@ def exactly(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Te
 
 
 # Rows, inputs, outputs: blocks and tiles that are not full, no whole vectors, more rows than a block, the longest sums.
-SHAPES = [(7, 64, 32), (33, 768, 96), (1, 3072, 64), (5, 31, 7), (300, 128, 40)]
+SHAPES = [(7, 64, 32), (33, 768, 96), (1, 3072, 64), (5, 31, 7), (300, 128, 40), (64, 192, 64)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -56,6 +56,25 @@ def test_words_of_four_inputs_and_of_two(item: int, monkeypatch: pytest.MonkeyPa
     for count, inputs, outputs in SHAPES:
         x, parameters = rows(count, inputs), layer(inputs, outputs)
         assert torch.equal(int8_linear(x, *parameters), exactly(x, *parameters))
+
+
+def test_tiles_are_used_where_they_are() -> None:
+    ir = {name: linear.int8_linear_ir(named_machine(name)) for name in ("avx512-vnni", "amx")}
+    assert "tdpbssd" in ir["amx"]
+    assert "tdpbssd" not in ir["avx512-vnni"]
+    assert object_code(ir["amx"], named_machine("amx")).startswith(b"\x7fELF")  # on any processor
+
+
+def test_other_users_of_tiles_find_them_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN keeps its setup of the registers between products."""
+    machine = processor("amx")
+    monkeypatch.setattr(int8, "machine", lambda: machine)
+    a, b = torch.randn(2, 96, 96).bfloat16()
+    x, parameters = rows(40, 192), layer(192, 64)
+    want = a @ b
+    for _ in range(3):
+        assert torch.equal(int8_linear(x, *parameters), exactly(x, *parameters))
+        assert torch.equal(a @ b, want)
 
 
 def test_the_largest_sums() -> None:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -280,6 +281,26 @@ def test_other_processors_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CompilerUnavailable, match="no code for riscv64"):
         jit.host_machine()
     jit.host_machine.cache_clear()
+
+
+@pytest.mark.parametrize("may", [True, False])
+def test_tile_registers_are_asked_for(may: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux ends a process that uses them unasked."""
+    features = SimpleNamespace(flatten=lambda: "+avx2,+fma,+amx-tile,+amx-int8")
+    llvm = SimpleNamespace(
+        get_process_triple=lambda: HOST.triple, get_host_cpu_features=lambda: features, get_host_cpu_name=lambda: "any"
+    )
+    monkeypatch.setattr(jit, "_llvm", lambda: llvm)
+    monkeypatch.setattr(jit, "_may_use_tiles", lambda: may)
+    found = jit.host_machine.__wrapped__()
+    assert (found.has("amx-tile"), found.has("amx-int8")) == (may, may)
+    assert found.has("avx2")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a file of Linux")
+def test_a_processor_without_tiles_is_not_asked_for_them() -> None:
+    flags = Path("/proc/cpuinfo").read_text()
+    assert jit._may_use_tiles() == ("amx_tile" in flags)
 
 
 # Whole processes

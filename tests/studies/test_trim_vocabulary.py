@@ -58,6 +58,32 @@ def test_a_masked_language_model_keeps_the_logits_of_what_is_kept(tmp_path):
     torch.testing.assert_close(answers(folder, AutoModelForMaskedLM)[0], before[..., kept], rtol=0, atol=1e-6)
 
 
+def test_rare_words_are_spelled_from_what_stays(tmp_path):
+    characters = ["!", *"dflm", *(f"##{letter}" for letter in "aeilnumqy")]
+    words = ["film", "plot", "funny", "dull", "##é"]
+    folder = tmp_path / "model"
+    tokens = [*SPECIAL_TOKENS, "[unused0]", *words, *characters]
+    write_tiny_checkpoint(folder, InhibiDistilBertForSequenceClassification, vocab_size=len(tokens))
+    DistilBertTokenizer(vocab={token: n for n, token in enumerate(tokens)}, model_max_length=16).save_pretrained(folder)
+    assert trim_vocabulary(folder, ["film film", "dull film! dull"], least=2) == 4
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert set(tokenizer.get_vocab()) == {*SPECIAL_TOKENS, "film", "dull", *characters}
+    assert tokenizer.tokenize("a dull film, funny!") == [
+        "[UNK]",
+        "dull",
+        "film",
+        "[UNK]",
+        "f",
+        "##u",
+        "##n",
+        "##n",
+        "##y",
+        "!",
+    ]
+    logits, _ = answers(folder, AutoModelForSequenceClassification)
+    assert logits.isfinite().all()
+
+
 def damaged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> type[BaseException]:
     (folder / "model.safetensors").write_bytes(b"cut")
     return SafetensorError

@@ -10,7 +10,7 @@ A piece of work is a block of tokens, that passes through all of it while it is 
 Where the weights are int8 each activation is rounded once, where it was computed.
 """
 
-from .inhibitor_llvm_builder import F32, I8, I64, PTR, Function, Value
+from .inhibitor_llvm_builder import F32, I64, PTR, Function, Value
 from .inhibitor_llvm_jit import Machine
 from .inhibitor_cpu_code_fields import Fields, each_item, thread_memory
 from .inhibitor_cpu_code_linear import LINEAR, LinearGenerator, packed_size, panel, quantized_size
@@ -117,7 +117,7 @@ class _Block:
             return source
         steps, excess = self.g.steps_in(self.f, self.rows, self.count, depth)
         with self.f.loop(0, self.count) as r:
-            row = self.rows.at(r * depth * self.g.item, I8)
+            row = self.g.row_in(self.rows, r, depth)
             self.f.call("quantize_row", source.at(r * depth), depth, row, steps.at(r), excess.at(r))
         return self.rows
 
@@ -177,6 +177,6 @@ def encoder_ir(machine: Machine, int8: bool) -> str:
     with g.module.function("encoder", {"block": PTR}, exported=True) as (f, address):
         block = Fields(address, BLOCK)
         memory = thread_memory(block)
-        with each_item(block) as item:
+        with g.registers(f), each_item(block) as item:
             f.call("run_item", address, memory, item)
     return g.module.text()

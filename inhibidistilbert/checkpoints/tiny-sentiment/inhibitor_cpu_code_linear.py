@@ -6,12 +6,19 @@ much as two or three rows, and nothing need be kept between calls.
 
 With int8 weights the rows of x are rounded to 8 bits, each on a grid of its own. A word holds four inputs where one
 instruction multiplies so many: unsigned bytes with signed ones, so 128 is added to the weights, and 128 times the sum of
-the row taken off. Elsewhere it holds two, widened to 16 bits.
+the row taken off. Elsewhere it holds two, widened to 16 bits. Where the processor has registers for tiles of bytes, both are
+signed, see `amx.py`.
 """
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from .inhibitor_llvm_builder import F32, I8, I16, I32, I64, PTR, Function, Value, vector
 from .inhibitor_llvm_jit import Machine
 from .inhibitor_quantized import SMALLEST
+from .inhibitor_cpu_code_amx import DEPTH as AMX_DEPTH
+from .inhibitor_cpu_code_amx import ROWS as AMX_ROWS
+from .inhibitor_cpu_code_amx import configured, has_tiles, products
 from .inhibitor_cpu_code_fields import Fields, each_item, thread_memory
 from .inhibitor_cpu_code_int8 import ROUNDER_BITS, ByteGenerator, shifted_right, tile_rows
 from .inhibitor_cpu_code_panels import transposed
@@ -25,6 +32,7 @@ BLOCK = (
 )
 
 LARGEST = 127
+_LINE = 64  # bytes of a cache
 _MOST_ROWS = 256  # in a block: as bytes they stay in a cache that a core has to itself
 _HIGHEST_BITS = -0x7F7F7F80  # of all four bytes: adds 128 to each
 
@@ -36,6 +44,8 @@ def panel(machine: Machine) -> int:
 
 def rows_of_tile(machine: Machine, int8: bool) -> int:
     """Rows of a tile. So many sums of float32 are under way that none waits for the one before it."""
+    if int8 and has_tiles(machine):
+        return AMX_ROWS
     return tile_rows(machine) if int8 or machine.registers >= 32 else 6
 
 
@@ -72,11 +82,22 @@ class LinearGenerator(ByteGenerator):
         super().__init__(machine)
         self.int8, self.tile = int8, rows_of_tile(machine, int8)
         self.item = item_size(self)
+        self.has_tiles = self.item == 1 and has_tiles(machine)
         if int8:
             _define_quantize_row(self)
         _define_pack_weights(self)
         _define_tile(self)
         _define_linear(self)
+
+    def registers(self, f: Function) -> AbstractContextManager[None]:
+        """Makes a thread ready for tiles, around all that it does."""
+        return configured(f) if self.has_tiles else nullcontext()
+
+    def row_in(self, rows: Value, r: Value, depth: Value) -> Value:
+        """Where row r of quantized rows begins."""
+        if self.has_tiles:
+            return rows.at(r // AMX_ROWS * AMX_ROWS * depth + r % AMX_ROWS * AMX_DEPTH, I8)
+        return rows.at(r * depth * self.item, I8)
 
     def steps_in(self, f: Function, rows: Value, count: Value, depth: Value) -> tuple[Value, Value]:
         """Where the steps and the excess of `count` quantized rows are: behind them."""
@@ -105,7 +126,7 @@ def _define_quantize_row(g: LinearGenerator) -> None:
             number = g.rounded(source.load(g.floats, k) * rate) - ROUNDER_BITS
             if g.item == 1:
                 total.value = total.value + number
-                g.store_bytes(row, number, k)
+                g.store_bytes(row, number, k // AMX_DEPTH * (AMX_ROWS * AMX_DEPTH) + k % AMX_DEPTH if g.has_tiles else k)
             else:
                 number = f.shuffle(number, number, [n ^ 3 * (n % 4 in (1, 2)) for n in range(g.lanes)])
                 row.store(number.convert("trunc", vector(g.lanes, I16)), k)
@@ -113,16 +134,19 @@ def _define_quantize_row(g: LinearGenerator) -> None:
 
 
 def _define_pack_weights(g: LinearGenerator) -> None:
-    """The panel of outputs that begins at `weight`."""
+    """The panel of outputs that begins at `weight`; meanwhile the next one is brought near."""
     with g.module.function("pack_weights", {"weight": PTR, "depth": I64, "packed": PTR}) as (f, weight, depth, packed):
         stored = 1 if g.int8 else 4
         with f.loop(0, panel(g.machine), g.lanes) as first, f.loop(0, depth, 4 * g.lanes // stored) as k:
             source = weight.at((first * depth + k) * stored, I8)
             rows = [source.at(depth * (r * stored), I8).load(g.words) for r in range(g.lanes)]
+            following = weight.at((depth * panel(g.machine) + first * depth) * stored + k * (stored * g.lanes), I8)
+            for line in range(0, 4 * g.lanes * g.lanes, _LINE):
+                f.prefetch(following.at(line, I8))
             place = packed.at((first * depth + k * g.lanes) * g.item, I8)
             for n, word in enumerate(transposed(f, rows)):
                 if g.item != 2:
-                    place.store(word ^ _HIGHEST_BITS if g.int8 else word, n * g.lanes)
+                    place.store(word ^ _HIGHEST_BITS if g.int8 and not g.has_tiles else word, n * g.lanes)
                     continue
                 halves = word.convert("bitcast", g.halves)
                 place.store(shifted_right(halves << 8, 8), 2 * n * 2 * g.lanes)
@@ -135,6 +159,24 @@ def _define_tile(g: LinearGenerator) -> None:
     parameters |= {"output": PTR, "width": I64, "column": I64}
     with g.module.function("tile", parameters) as (f, address, packed, x, steps, excess, depth, last, output, width, column):
         layer = Fields(address, LINEAR)
+
+        def of_columns(name: str) -> list[Value]:
+            return [layer.pointer(name).load(g.floats, column + n * g.lanes) for n in range(2)]
+
+        biases, scales = of_columns("bias"), of_columns("weight_scale") if g.int8 else []
+
+        def finish(r: Value, row_sums: Sequence[Value]) -> None:
+            place = output.at((r < last).where(r, last) * width + column)
+            for n, y in enumerate(row_sums):
+                if g.int8:
+                    y = y.convert("sitofp", g.floats) * g.splat(f, steps.load(F32, r)) * scales[n]
+                place.store(y + biases[n], n * g.lanes)
+
+        if g.has_tiles:
+            found = products(f, x, packed, depth)
+            with f.loop(0, g.tile) as r:
+                finish(r, [found.load(g.words, (r * 2 + n) * g.lanes) for n in range(2)])
+            return
         rows = [x.at(depth * (g.item * r), I8) for r in range(g.tile)]
         groups = [packed, packed.at(depth * (g.item * g.lanes), I8)]
         type_ = g.words if g.int8 else g.floats
@@ -145,20 +187,9 @@ def _define_tile(g: LinearGenerator) -> None:
                 splat = g.splat(f, row.load(I32 if g.int8 else F32, p))
                 for total, weight in zip(row_sums, weights, strict=True):
                     total.value = _multiplied(g, f, total.value, weight, splat)
-
-        def of_columns(name: str) -> list[Value]:
-            return [layer.pointer(name).load(g.floats, column + n * g.lanes) for n in range(2)]
-
-        biases, scales = of_columns("bias"), of_columns("weight_scale") if g.int8 else []
-        for r, row_sums in enumerate(sums):
-            place = output.at((last > r).where(f.integer(r), last) * width + column)
-            for n, total in enumerate(row_sums):
-                y = total.value
-                if g.item == 1:
-                    y = y - g.splat(f, excess.load(I32, r))
-                if g.int8:
-                    y = y.convert("sitofp", g.floats) * g.splat(f, steps.load(F32, r)) * scales[n]
-                place.store(y + biases[n], n * g.lanes)
+        for number, row_sums in enumerate(sums):
+            beyond = g.splat(f, excess.load(I32, number)) if g.item == 1 else f.number(type_, 0)
+            finish(f.integer(number), [total.value - beyond for total in row_sums])
 
 
 def _multiplied(g: LinearGenerator, f: Function, total: Value, weight: Value, x: Value) -> Value:
@@ -201,7 +232,7 @@ def _define_run_item(g: LinearGenerator) -> None:
         steps, excess = g.steps_in(f, rows, count, depth)
         with f.loop(0, count) as r:
             source = block.pointer("x").at((first + (r < last).where(r, last)) * block.integer("x_stride"))
-            f.call("quantize_row", source, depth, rows.at(r * depth * g.item, I8), steps.at(r), excess.at(r))
+            f.call("quantize_row", source, depth, g.row_in(rows, r, depth), steps.at(r), excess.at(r))
         panels = width // outputs
         start, stop = panels * part // parts * outputs, panels * (part + 1) // parts * outputs
         output = block.pointer("output").at(first * width)
@@ -215,6 +246,6 @@ def int8_linear_ir(machine: Machine) -> str:
     with g.module.function("int8_linear", {"block": PTR}, exported=True) as (f, address):
         block = Fields(address, BLOCK)
         memory = thread_memory(block)
-        with each_item(block) as item:
+        with g.registers(f), each_item(block) as item:
             f.call("run_item", address, memory, item)
     return g.module.text()

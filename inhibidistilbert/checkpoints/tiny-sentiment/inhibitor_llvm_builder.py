@@ -214,6 +214,12 @@ class Function:
         self._allocas.append(f"{name} = alloca {initial.type}")
         return Variable(Value(self, PTR, name), initial)
 
+    def array(self, type_: str, count: int) -> Value:
+        """The address of memory on the stack for so many."""
+        name = self.name()
+        self._allocas.append(f"{name} = alloca [{count} x {type_}], align 64")
+        return Value(self, PTR, name)
+
     @contextmanager
     def loop(self, start: Operand, stop: Operand, step: Operand = 1) -> Iterator[Value]:
         """Counts an i64 from `start` to below `stop`."""

@@ -5,6 +5,7 @@ Nothing here is done before the first call: who does not need a compiler does no
 """
 
 import contextlib
+import ctypes
 import hashlib
 import logging
 import os
@@ -89,7 +90,19 @@ def host_machine() -> Machine:
         features = binding.get_host_cpu_features().flatten()
     except RuntimeError:  # not known on this platform: what every processor of the architecture has
         return Machine(triple, "", "", *vector_shape(triple, ""))
+    if not _may_use_tiles():
+        features = features.replace("+amx-", "-amx-")
     return Machine(triple, binding.get_host_cpu_name(), features, *vector_shape(triple, features))
+
+
+def _may_use_tiles() -> bool:
+    """Whether this process may use AMX's registers, which Linux gives to those that ask."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return False
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    call = ctypes.CDLL(None).syscall
+    call.argtypes, call.restype = [ctypes.c_long] * 3, ctypes.c_long
+    return call(arch_prctl, request_permission, tile_data) == 0
 
 
 def _target_machine(machine: Machine) -> Any:

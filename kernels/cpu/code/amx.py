@@ -45,16 +45,17 @@ def configured(f: Function) -> Iterator[None]:
 def products(f: Function, x: Value, packed: Value, depth: Value) -> Value:
     """Sums of products, `(ROWS, 32)` i32 on the stack, of rows of signed bytes and a panel of weights.
 
+    x: as `[step][row][DEPTH]`, so that it is read from one end to the other.
     packed: two groups of 16 outputs, each as `[inputs of a word][output]`.
     """
     sums = f.array(vector(_SIDE, I32), 2 * ROWS)
-    line, stride = f.integer(_LINE), depth
+    line = f.integer(_LINE)
     groups = [packed, packed.at(depth * _SIDE, I8)]
     for register in range(4):
         _do(f, "tilezero", register)
     with f.loop(0, depth, DEPTH) as k:
         for half in range(2):
-            _do(f, "tileloadd64", 4 + half, x.at(depth * (_SIDE * half) + k, I8), stride)
+            _do(f, "tileloadd64", 4 + half, x.at(k * ROWS + _SIDE * _LINE * half, I8), line)
             _do(f, "tileloadd64", 6 + half, groups[half].at(k * _SIDE, I8), line)
         for register in range(4):
             _do(f, "tdpbssd", register, 4 + register // 2, 6 + register % 2)

@@ -6,7 +6,8 @@ much as two or three rows, and nothing need be kept between calls.
 
 With int8 weights the rows of x are rounded to 8 bits, each on a grid of its own. A word holds four inputs where one
 instruction multiplies so many: unsigned bytes with signed ones, so 128 is added to the weights, and 128 times the sum of
-the row taken off. Elsewhere it holds two, widened to 16 bits.
+the row taken off. Elsewhere it holds two, widened to 16 bits. Where the processor has registers for tiles of bytes, both are
+signed, see `amx.py`.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from ...llvm.builder import F32, I8, I16, I32, I64, PTR, Function, Value, vector
 from ...llvm.jit import Machine
 from ...quantized import SMALLEST
+from .amx import DEPTH as AMX_DEPTH
 from .amx import ROWS as AMX_ROWS
 from .amx import configured, has_tiles, products
 from .fields import Fields, each_item, thread_memory
@@ -30,6 +32,7 @@ BLOCK = (
 )
 
 LARGEST = 127
+_LINE = 64  # bytes of a cache
 _MOST_ROWS = 256  # in a block: as bytes they stay in a cache that a core has to itself
 _HIGHEST_BITS = -0x7F7F7F80  # of all four bytes: adds 128 to each
 
@@ -79,7 +82,7 @@ class LinearGenerator(ByteGenerator):
         super().__init__(machine)
         self.int8, self.tile = int8, rows_of_tile(machine, int8)
         self.item = item_size(self)
-        self.has_tiles = int8 and has_tiles(machine)
+        self.has_tiles = self.item == 1 and has_tiles(machine)
         if int8:
             _define_quantize_row(self)
         _define_pack_weights(self)
@@ -89,6 +92,12 @@ class LinearGenerator(ByteGenerator):
     def registers(self, f: Function) -> AbstractContextManager[None]:
         """Makes a thread ready for tiles, around all that it does."""
         return configured(f) if self.has_tiles else nullcontext()
+
+    def row_in(self, rows: Value, r: Value, depth: Value) -> Value:
+        """Where row r of quantized rows begins."""
+        if self.has_tiles:
+            return rows.at(r // AMX_ROWS * AMX_ROWS * depth + r % AMX_ROWS * AMX_DEPTH, I8)
+        return rows.at(r * depth * self.item, I8)
 
     def steps_in(self, f: Function, rows: Value, count: Value, depth: Value) -> tuple[Value, Value]:
         """Where the steps and the excess of `count` quantized rows are: behind them."""
@@ -117,7 +126,7 @@ def _define_quantize_row(g: LinearGenerator) -> None:
             number = g.rounded(source.load(g.floats, k) * rate) - ROUNDER_BITS
             if g.item == 1:
                 total.value = total.value + number
-                g.store_bytes(row, number, k)
+                g.store_bytes(row, number, k // AMX_DEPTH * (AMX_ROWS * AMX_DEPTH) + k % AMX_DEPTH if g.has_tiles else k)
             else:
                 number = f.shuffle(number, number, [n ^ 3 * (n % 4 in (1, 2)) for n in range(g.lanes)])
                 row.store(number.convert("trunc", vector(g.lanes, I16)), k)
@@ -125,12 +134,15 @@ def _define_quantize_row(g: LinearGenerator) -> None:
 
 
 def _define_pack_weights(g: LinearGenerator) -> None:
-    """The panel of outputs that begins at `weight`."""
+    """The panel of outputs that begins at `weight`; meanwhile the next one is brought near."""
     with g.module.function("pack_weights", {"weight": PTR, "depth": I64, "packed": PTR}) as (f, weight, depth, packed):
         stored = 1 if g.int8 else 4
         with f.loop(0, panel(g.machine), g.lanes) as first, f.loop(0, depth, 4 * g.lanes // stored) as k:
             source = weight.at((first * depth + k) * stored, I8)
             rows = [source.at(depth * (r * stored), I8).load(g.words) for r in range(g.lanes)]
+            following = weight.at((depth * panel(g.machine) + first * depth) * stored + k * (stored * g.lanes), I8)
+            for line in range(0, 4 * g.lanes * g.lanes, _LINE):
+                f.prefetch(following.at(line, I8))
             place = packed.at((first * depth + k * g.lanes) * g.item, I8)
             for n, word in enumerate(transposed(f, rows)):
                 if g.item != 2:
@@ -161,9 +173,9 @@ def _define_tile(g: LinearGenerator) -> None:
                 place.store(y + biases[n], n * g.lanes)
 
         if g.has_tiles:
-            sums = products(f, x, packed, depth)
-            with f.loop(0, g.tile) as row:
-                finish(row, [sums.load(g.words, (row * 2 + n) * g.lanes) for n in range(2)])
+            found = products(f, x, packed, depth)
+            with f.loop(0, g.tile) as r:
+                finish(r, [found.load(g.words, (r * 2 + n) * g.lanes) for n in range(2)])
             return
         rows = [x.at(depth * (g.item * r), I8) for r in range(g.tile)]
         groups = [packed, packed.at(depth * (g.item * g.lanes), I8)]
@@ -175,9 +187,9 @@ def _define_tile(g: LinearGenerator) -> None:
                 splat = g.splat(f, row.load(I32 if g.int8 else F32, p))
                 for total, weight in zip(row_sums, weights, strict=True):
                     total.value = _multiplied(g, f, total.value, weight, splat)
-        for r, row_sums in enumerate(sums):
-            beyond = g.splat(f, excess.load(I32, r)) if g.item == 1 else f.number(type_, 0)
-            finish(f.integer(r), [total.value - beyond for total in row_sums])
+        for number, row_sums in enumerate(sums):
+            beyond = g.splat(f, excess.load(I32, number)) if g.item == 1 else f.number(type_, 0)
+            finish(f.integer(number), [total.value - beyond for total in row_sums])
 
 
 def _multiplied(g: LinearGenerator, f: Function, total: Value, weight: Value, x: Value) -> Value:
@@ -220,7 +232,7 @@ def _define_run_item(g: LinearGenerator) -> None:
         steps, excess = g.steps_in(f, rows, count, depth)
         with f.loop(0, count) as r:
             source = block.pointer("x").at((first + (r < last).where(r, last)) * block.integer("x_stride"))
-            f.call("quantize_row", source, depth, rows.at(r * depth * g.item, I8), steps.at(r), excess.at(r))
+            f.call("quantize_row", source, depth, g.row_in(rows, r, depth), steps.at(r), excess.at(r))
         panels = width // outputs
         start, stop = panels * part // parts * outputs, panels * (part + 1) // parts * outputs
         output = block.pointer("output").at(first * width)

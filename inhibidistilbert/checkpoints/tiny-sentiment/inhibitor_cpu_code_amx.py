@@ -1,0 +1,65 @@
+"""Products of bytes on the tile registers of Intel's AMX: 16 x 64 bytes with 64 x 16 into 16 x 16 whole numbers each.
+
+LLVM has instructions that name the registers; nothing else in our code uses them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .inhibitor_llvm_builder import I8, I32, Function, Value, vector
+from .inhibitor_llvm_jit import Machine
+
+ROWS = 32  # of x in a tile of ours: two registers high, and two wide
+DEPTH = 64  # inputs of a step
+_SIDE = 16
+_LINE = 64  # bytes of a register's row
+# Eight registers of 16 rows of 64 bytes each, as the processor's manual lays a configuration out.
+_CONFIGURATION = (1, *[0] * 3, *[0x00400040] * 4, *[0] * 4, *[0x10101010] * 2, *[0] * 2)
+
+
+def has_tiles(machine: Machine) -> bool:
+    return machine.lanes == _SIDE and machine.has("amx-int8") and machine.has("avx512vnni")
+
+
+def _do(f: Function, name: str, *operands: Value | int) -> None:
+    """An instruction; of operands, numbers name registers."""
+    types = [I8 if isinstance(x, int) else x.type for x in operands]
+    listed = ", ".join(f"i8 {x}" if isinstance(x, int) else f"{x.type} {x.text}" for x in operands)
+    declared = ", ".join(f"{t} immarg" if isinstance(x, int) else t for t, x in zip(types, operands, strict=True))
+    f.module.declare(f"declare void @llvm.x86.{name}({declared})")
+    f.line(f"call void @llvm.x86.{name}({listed})")
+
+
+@contextmanager
+def configured(f: Function) -> Iterator[None]:
+    """Sets up this thread's registers, and afterwards as they were: oneDNN, on torch's threads, relies on its own setup."""
+    words = vector(_SIDE, I32)
+    before, ours = f.array(words, 1), f.array(words, 1)
+    ours.store(Value(f, words, f"<{', '.join(f'i32 {x}' for x in _CONFIGURATION)}>"))
+    _do(f, "sttilecfg", before)
+    _do(f, "ldtilecfg", ours)
+    yield
+    _do(f, "ldtilecfg", before)
+
+
+def products(f: Function, x: Value, packed: Value, depth: Value) -> Value:
+    """Sums of products, `(ROWS, 32)` i32 on the stack, of rows of signed bytes and a panel of weights.
+
+    x: as `[step][row][DEPTH]`, so that it is read from one end to the other.
+    packed: two groups of 16 outputs, each as `[inputs of a word][output]`.
+    """
+    sums = f.array(vector(_SIDE, I32), 2 * ROWS)
+    line = f.integer(_LINE)
+    groups = [packed, packed.at(depth * _SIDE, I8)]
+    for register in range(4):
+        _do(f, "tilezero", register)
+    with f.loop(0, depth, DEPTH) as k:
+        for half in range(2):
+            _do(f, "tileloadd64", 4 + half, x.at(k * ROWS + _SIDE * _LINE * half, I8), line)
+            _do(f, "tileloadd64", 6 + half, groups[half].at(k * _SIDE, I8), line)
+        for register in range(4):
+            _do(f, "tdpbssd", register, 4 + register // 2, 6 + register % 2)
+    for register in range(4):
+        place = sums.at(2 * _SIDE * _LINE * (register // 2) + _LINE * (register % 2), I8)
+        _do(f, "tilestored64", register, place, f.integer(2 * _LINE))
+    return sums
