@@ -20,6 +20,7 @@ from ..llvm.threads import run_on_threads
 from ..memory import check_memory
 from .attention import FLAWED, cpu_refusal
 from .attention import make_plan as make_float32_plan
+from .code.amx import has_tiles
 from .code.encoder import encoder_ir, workspace_size
 from .code.linear import block_rows, panel
 from .int8_attention import int8_refusal
@@ -28,8 +29,9 @@ from .int8_linear import LARGEST_DEPTH
 from .launch import Plan, float_bits, pack, strides_of
 from .packed import Run
 
-# Tokens that pass through a layer together: a core keeps what is computed from them in a cache of its own.
-_MOST_ROWS = 128
+# Tokens that pass through a layer together: a core keeps what is computed from them in a cache of its own. Tiles of bytes
+# are so fast that packing the weights anew for each block counts for more.
+_MOST_ROWS, _MOST_ROWS_OF_TILES = 128, 256
 # Below so many products the threads would wait for each other longer than they compute.
 _WORTH_A_THREAD = 1 << 21
 _MOST_PROGRAMS = 16
@@ -205,7 +207,9 @@ class Encoder:
         sizes = self._sizes
         products = tokens * sizes.dim * (4 * sizes.dim + 2 * sizes.hidden)
         threads = min(threads, ceil(products / _WORTH_A_THREAD))
-        rows = block_rows(here, ceil(tokens / threads), _MOST_ROWS, sizes.int8)
+        most = _MOST_ROWS_OF_TILES if sizes.int8 and has_tiles(here) else _MOST_ROWS
+        of_a_thread = ceil(tokens / threads)
+        rows = block_rows(here, ceil(of_a_thread / ceil(of_a_thread / most)), most, sizes.int8)
         items = ceil(tokens / rows)
         threads, memory = min(threads, items), workspace_size(here, rows, sizes.dim, sizes.hidden)
         words = (items, memory, rows, tokens, sizes.dim, sizes.hidden)

@@ -68,18 +68,7 @@ def test_rare_words_are_spelled_from_what_stays(tmp_path):
     assert trim_vocabulary(folder, ["film film", "dull film! dull"], least=2) == 4
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert set(tokenizer.get_vocab()) == {*SPECIAL_TOKENS, "film", "dull", *characters}
-    assert tokenizer.tokenize("a dull film, funny!") == [
-        "[UNK]",
-        "dull",
-        "film",
-        "[UNK]",
-        "f",
-        "##u",
-        "##n",
-        "##n",
-        "##y",
-        "!",
-    ]
+    assert tokenizer.tokenize("a dull film funny!") == ["[UNK]", "dull", "film", *["f", "##u", "##n", "##n", "##y"], "!"]
     logits, _ = answers(folder, AutoModelForSequenceClassification)
     assert logits.isfinite().all()
 

@@ -20,6 +20,7 @@ from .inhibitor_llvm_threads import run_on_threads
 from .inhibitor_memory import check_memory
 from .inhibitor_cpu_attention import FLAWED, cpu_refusal
 from .inhibitor_cpu_attention import make_plan as make_float32_plan
+from .inhibitor_cpu_code_amx import has_tiles
 from .inhibitor_cpu_code_encoder import encoder_ir, workspace_size
 from .inhibitor_cpu_code_linear import block_rows, panel
 from .inhibitor_cpu_int8_attention import int8_refusal
@@ -28,8 +29,9 @@ from .inhibitor_cpu_int8_linear import LARGEST_DEPTH
 from .inhibitor_cpu_launch import Plan, float_bits, pack, strides_of
 from .inhibitor_cpu_packed import Run
 
-# Tokens that pass through a layer together: a core keeps what is computed from them in a cache of its own.
-_MOST_ROWS = 128
+# Tokens that pass through a layer together: a core keeps what is computed from them in a cache of its own. Tiles of bytes
+# are so fast that packing the weights anew for each block counts for more.
+_MOST_ROWS, _MOST_ROWS_OF_TILES = 128, 256
 # Below so many products the threads would wait for each other longer than they compute.
 _WORTH_A_THREAD = 1 << 21
 _MOST_PROGRAMS = 16
@@ -205,7 +207,9 @@ class Encoder:
         sizes = self._sizes
         products = tokens * sizes.dim * (4 * sizes.dim + 2 * sizes.hidden)
         threads = min(threads, ceil(products / _WORTH_A_THREAD))
-        rows = block_rows(here, ceil(tokens / threads), _MOST_ROWS, sizes.int8)
+        most = _MOST_ROWS_OF_TILES if sizes.int8 and has_tiles(here) else _MOST_ROWS
+        of_a_thread = ceil(tokens / threads)
+        rows = block_rows(here, ceil(of_a_thread / ceil(of_a_thread / most)), most, sizes.int8)
         items = ceil(tokens / rows)
         threads, memory = min(threads, items), workspace_size(here, rows, sizes.dim, sizes.hidden)
         words = (items, memory, rows, tokens, sizes.dim, sizes.hidden)
