@@ -77,7 +77,7 @@ checkpoint-sources: $(INSTALLED) ## renew the source files inside the shipped ch
 release-sources: $(INSTALLED) ## add this version's source files to those that `publish --verify` knows
 	$(BIN)/python -m inhibidistilbert.publishing.known_sources
 
-benchmark-model: $(INSTALLED) ## a model of DistilBERT-base's size beside its peers on this CPU, 17 minutes: benchmarks/results/model_cpu.*
+benchmark-model: $(INSTALLED) ## a model of DistilBERT-base's size beside its peers on this CPU, 17 minutes: benchmarks/results/model_cpu_<kind>.*
 	$(BIN)/inhibidistilbert benchmark model base --device cpu --dtype float32 --dtype int8 --max-tokens 4096 --samples 100 --seconds 10 --output benchmarks/results
 
 results-index: $(INSTALLED) ## benchmarks/results/README.md and all pictures, from the tables there

@@ -19,6 +19,7 @@ from .output import (
     left_out,
     new_table,
     print_table,
+    processor_table,
     progress_bar,
     save,
 )
@@ -68,7 +69,8 @@ def model(
 
     The protocol of the InhibiDistilbert paper, with longer texts too. The peers take turns; what counts are the ratios,
     medians over the rounds. Energy is read where there is a meter (pip install "zeus>=0.12") and is left out
-    otherwise. With --output: model_cpu.csv (ratios), .json (everything), .png and .md, or model_gpu.….
+    otherwise. With --output: model_cpu_<kind>.csv (ratios), .json (everything), .png and .md, named by the kind of
+    processor, such as model_cpu_avx2; on a GPU model_gpu.….
     """
     counts = {"--samples": [samples], "--repetitions": [repetitions]}
     for name, values in {"--batch": batch, "--length": length, **counts}.items():
@@ -111,6 +113,7 @@ def model(
         make_inputs = comparison.text_inputs(measured.tokenizer(), read_texts(text_file))
         inputs = f"the texts of {text_file.name}, cut at the length, padded to the longest of a batch"
     files.prepare_output(output)
+    name = processor_table(output, "model_cpu") if where.type == "cpu" else "model_gpu.json"
     meter, source = None, ""
     try:
         meter = energy.find_meter(where)
@@ -137,7 +140,7 @@ def model(
     rows, ratios = [measurement.row() for measurement in measurements], comparison.compare(measurements)
     results = ModelResults(header, rows, ratios)
     if output is not None:
-        file = output / f"model_{'cpu' if where.type == 'cpu' else 'gpu'}.json"
+        file = output / name
         files.write_text(file.with_suffix(".md"), comparison.markdown(ratios))
         save(results, file)
     if as_json:

@@ -21,11 +21,13 @@ from inhibidistilbert.benchmarks.timing import Refused, interleave
 from inhibidistilbert.commands.benchmark_model import read_texts
 from inhibidistilbert.support.benchmark_results import Setting, Tokens
 from inhibidistilbert.support.errors import UserError
+from inhibidistilbert.support.machine import cpu_kind
 from inhibidistilbert.support.memory import peak_memory
 from tests.helpers.tiny_sentiment import write_tiny_checkpoint
 
 CPU = torch.device("cpu")
 IDS = torch.arange(1, 15).repeat(2, 1)
+TABLE = f"model_cpu_{cpu_kind()}"
 COLUMNS = "model,peer,dtype,threads,batch,length,throughput_ratio,latency_ratio,memory_ratio"
 
 
@@ -349,18 +351,18 @@ def test_files_of_a_run(command, folder, tmp_path, no_meter):
     assert code == 0
     assert "note: energy is not measured: there is none in this test." in err
     printed = json.loads(out)
-    lines = (tmp_path / "model_cpu.csv").read_text().splitlines()
+    lines = (tmp_path / f"{TABLE}.csv").read_text().splitlines()
     assert lines[0] == COLUMNS
     rows = list(csv.DictReader(lines))
     # Three peers of the inhibitor and two of the authors' formulation, two lengths, two dtypes.
     assert len(rows) == len(printed["ratios"]) == 5 * 2 * 2
     assert {row["model"] for row in rows} == {"inhibitor", "authors_cdist"}
-    content = json.loads((tmp_path / "model_cpu.json").read_text())
+    content = json.loads((tmp_path / f"{TABLE}.json").read_text())
     assert content["results"] == printed["results"]
     assert content["ratios"] == printed["ratios"]
     assert {"command", "cpu", "torch", "transformers", "seed", "samples", "energy"} <= content["machine"].keys()
-    assert (tmp_path / "model_cpu.png").read_bytes().startswith(b"\x89PNG")
-    assert len((tmp_path / "model_cpu.md").read_text().splitlines()) == len(rows) + 2
+    assert (tmp_path / f"{TABLE}.png").read_bytes().startswith(b"\x89PNG")
+    assert len((tmp_path / f"{TABLE}.md").read_text().splitlines()) == len(rows) + 2
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".json", ".md", ".png"]
 
 
@@ -370,11 +372,11 @@ def test_energy_is_a_column_where_there_is_a_meter(command, folder, tmp_path, mo
     code, out, _ = command(folder, *SMALL, "--against", "softmax_sdpa", "--output", tmp_path)
     assert code == 0
     assert "J/text" in out
-    lines = (tmp_path / "model_cpu.csv").read_text().splitlines()
+    lines = (tmp_path / f"{TABLE}.csv").read_text().splitlines()
     assert lines[0] == COLUMNS + ",energy_ratio"
     assert {row["energy_ratio"] for row in csv.DictReader(lines)} == {"1.0"}
-    assert (tmp_path / "model_cpu_energy.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((tmp_path / "model_cpu.json").read_text())["machine"]["energy"] == "a fake"
+    assert (tmp_path / f"{TABLE}_energy.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / f"{TABLE}.json").read_text())["machine"]["energy"] == "a fake"
 
 
 def test_a_size_with_random_weights_and_a_peer_of_another_dtype(command, no_meter):
