@@ -77,8 +77,12 @@ checkpoint-sources: $(INSTALLED) ## renew the source files inside the shipped ch
 release-sources: $(INSTALLED) ## add this version's source files to those that `publish --verify` knows
 	$(BIN)/python -m inhibidistilbert.publishing.known_sources
 
-benchmark-model: $(INSTALLED) ## a model of DistilBERT-base's size beside its peers on this CPU, 17 minutes: benchmarks/results/model_cpu.*
-	$(BIN)/inhibidistilbert benchmark model base --device cpu --dtype float32 --dtype int8 --max-tokens 4096 --samples 100 --seconds 10 --output benchmarks/results
+benchmark-model: $(INSTALLED) ## a model of DistilBERT-base's size beside its peers on this CPU: benchmarks/results/model_cpu_<kind>.*
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[onnx,openvino]"
+	HF_HUB_OFFLINE=1 $(BIN)/inhibidistilbert benchmark model base --device cpu --dtype float32 --dtype int8 --threads 1 --threads 2 \
+	  --shape 1x32 --shape 1x128 --shape 8x128 --shape 1x512 --shape 4x512 --samples 100 --seconds 10 \
+	  --against softmax_sdpa --against softmax_sdpa@float32 --against torch_compile --against onnxruntime --against openvino \
+	  --against openvino@bfloat16 --output benchmarks/results
 
 results-index: $(INSTALLED) ## benchmarks/results/README.md and all pictures, from the tables there
 	$(BIN)/python -m inhibidistilbert.benchmarks.index benchmarks/results

@@ -1,29 +1,25 @@
 """Writes a checkpoint for other engines: ONNX files that are checked against the model, timed, and kept where they agree."""
 
 import copy
-import logging
 import statistics
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .support.errors import UserError, reason
 from .support.files import replacing_folder, telling_of_disk
 from .support.heads import SINGLE_LABEL, problem_of
 from .support.models import MODEL_INPUTS
+from .support.onnx_files import PACKAGES, quiet_exporters, session_of, write_float, write_quantized
+from .support.packages import check_packages
 
-PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 OUTPUTS = {
     "Model": ("last_hidden_state",),
     "ForMaskedLM": ("logits",),
@@ -33,7 +29,6 @@ OUTPUTS = {
 }
 # What an earlier export has: whatever else stands in a folder is not for an export to remove.
 _OWN_FILES = {"onnx", "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"}
-_MOST_ROWS = 1024
 _TIMED, _ROUNDS = (128, 512), 5
 # By how much an output may differ from the model's, as a share of the largest one, or of 1 where that is less.
 TOLERANCES = {"model.onnx": 1e-5, "model_fp16.onnx": 1e-2, "model_quantized.onnx": 0.1}
@@ -78,13 +73,6 @@ class Labelled:
     labels: list[int]
 
 
-def check_packages() -> None:
-    """Raises `UserError` where a package that the export needs is not installed."""
-    missing = [name for name in PACKAGES if find_spec(name) is None]
-    if missing:
-        raise UserError(f"--to onnx needs {', '.join(missing)}: pip install {' '.join(PACKAGES)}")
-
-
 def check_output(folder: Path, argument: str) -> None:
     """Raises `UserError` where something stands there that is no earlier export."""
     if folder.is_dir():
@@ -119,55 +107,6 @@ class _Plain(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         found = self.model(input_ids=input_ids, attention_mask=attention_mask)
         return tuple(found[name].float() for name in self.outputs)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """torch's exporter and the quantizer speak of what nobody here can change."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "root")]
-    before = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
-
-
-@torch.no_grad()
-def _write_float(model: _Plain, inputs: Mapping[str, Tensor], file: Path, positions: int) -> None:
-    sizes = {0: Dim("batch_size", min=1, max=_MOST_ROWS), 1: Dim("sequence_length", min=1, max=positions)}
-    torch.onnx.export(
-        model,
-        (),
-        file,
-        kwargs=dict(inputs),
-        dynamic_shapes=dict.fromkeys(inputs, sizes),
-        input_names=list(inputs),
-        output_names=list(model.outputs),
-        external_data=False,
-        dynamo=True,
-        verbose=False,
-    )
-
-
-def _write_quantized(source: Path, file: Path) -> None:
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    # Seven bits a weight: with eight, processors without instructions for dot products of bytes overflow.
-    quantize_dynamic(source, file, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True)
-
-
-def _session(file: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 
 def _run(session: Any, inputs: Mapping[str, Tensor]) -> list[np.ndarray]:
@@ -221,7 +160,7 @@ def export_onnx(
         UserError: a head that cannot be exported, an int8 model, a package that is missing, a folder that cannot be written
             or holds something else, a model that the exporter refuses, or a float32 file that disagrees with the model.
     """
-    check_packages()
+    check_packages(PACKAGES, "--to onnx")
     outputs = OUTPUTS[head_of(model)]
     check_output(folder, "OUTPUT_DIR")
     config: Any = model.config
@@ -237,7 +176,7 @@ def export_onnx(
     right = None if labelled is None else _accuracy(lambda inputs: plain(**inputs)[0].numpy(), labelled, encode)
 
     def examined(file: Path) -> Exported:
-        session = _session(file)
+        session = session_of(file, threads=1)
         difference, most = _difference(session, plain, batches), TOLERANCES[file.name]
         accuracy = None if labelled is None else _accuracy(lambda inputs: _run(session, inputs)[0], labelled, encode)
         problem = None
@@ -249,14 +188,14 @@ def export_onnx(
         return Exported(f"onnx/{file.name}", problem is None, file.stat().st_size, *found)
 
     results = []
-    with replacing_folder(folder, "OUTPUT_DIR") as new, telling_of_disk("OUTPUT_DIR", folder), _quiet():
+    with replacing_folder(folder, "OUTPUT_DIR") as new, telling_of_disk("OUTPUT_DIR", folder), quiet_exporters():
         (new / "onnx").mkdir()
         single, half, quantized = (new / "onnx" / name for name in TOLERANCES)
         traced = encode(list(_SENTENCES[:3]))  # the exporter takes a single row for a constant
         writers = {
-            single: lambda: _write_float(plain, traced, single, positions),
-            quantized: lambda: _write_quantized(single, quantized),
-            half: lambda: _write_float(_Plain(copy.deepcopy(model).half(), outputs), traced, half, positions),
+            single: lambda: write_float(plain, traced, plain.outputs, single, positions),
+            quantized: lambda: write_quantized(single, quantized),
+            half: lambda: write_float(_Plain(copy.deepcopy(model).half(), outputs), traced, outputs, half, positions),
         }
         for file, write in writers.items():
             try:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from inhibidistilbert import exporting, quantize
 from inhibidistilbert.cli import app
 from inhibidistilbert.support.errors import UserError
+from inhibidistilbert.support.packages import check_packages
 from tests.helpers.tiny import model_class, tiny_config, tiny_model
 from tests.helpers.tiny_sentiment import write_tiny_checkpoint
 
@@ -27,8 +28,8 @@ def checkpoint(tmp_path):
 @pytest.fixture
 def small_files(monkeypatch):
     """In the place of the exporters, which take seconds: files of a word, and sessions that run the model."""
-    monkeypatch.setattr(exporting, "_write_float", lambda model, inputs, file, positions: file.write_text("float"))
-    monkeypatch.setattr(exporting, "_write_quantized", lambda source, file: file.write_text("int8"))
+    monkeypatch.setattr(exporting, "write_float", lambda model, inputs, outputs, file, positions: file.write_text("float"))
+    monkeypatch.setattr(exporting, "write_quantized", lambda source, file: file.write_text("int8"))
     wrong: dict = {}
 
     def plain(model, outputs):
@@ -40,7 +41,7 @@ def small_files(monkeypatch):
     first: list = []
 
     class Session:
-        def __init__(self, file):
+        def __init__(self, file, threads):
             first.append(plain.model)
             self.error = wrong.get(file.name, 0.0)
 
@@ -49,7 +50,7 @@ def small_files(monkeypatch):
             outputs = first[0](**{name: torch.from_numpy(array) for name, array in arrays.items()})
             return [output.numpy() + np.float32(self.error) for output in outputs]
 
-    monkeypatch.setattr(exporting, "_session", Session)
+    monkeypatch.setattr(exporting, "session_of", Session)
     return wrong
 
 
@@ -141,4 +142,4 @@ def test_what_cannot_be_exported():
 def test_packages_that_are_missing_are_told_with_the_command(monkeypatch):
     monkeypatch.setattr(exporting, "PACKAGES", ("onnx", "no_such_package"))
     with pytest.raises(UserError, match=r"^--to onnx needs no_such_package: pip install onnx no_such_package$"):
-        exporting.check_packages()
+        check_packages(exporting.PACKAGES, "--to onnx")

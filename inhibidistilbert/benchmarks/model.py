@@ -12,18 +12,22 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import cycle, groupby, product
 from operator import attrgetter
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 
 from ..support.benchmark_results import ModelRow, RatioRow, Setting, Tokens
 from ..support.errors import UserError
 from ..support.memory import peak_memory
 from ..support.results import Quantiles
 from .energy import Meter
+from .engines import ENGINES, Graph, Session
 from .operators import AUTHORS
-from .peers import INHIBITOR, Checkpoint, ModelPeer, build, weight_bytes
+from .peers import INHIBITOR, Checkpoint, ModelPeer, build, weight_bytes, write_graph
 from .timing import SEED, Budget, Refused, interleave, ratios, torch_threads, wall_time, warm_up
 
 BATCHES, LENGTHS = (1, 8, 16, 32), (128, 256, 512)
@@ -42,6 +46,7 @@ class Protocol:
     """What is measured at what shapes.
 
     Attributes:
+        shapes: in place of all batches at all lengths.
         samples: texts in a measurement, at least.
         repetitions: measurements.
         seconds: no further rounds of a comparison after that time, but as many as there are repetitions.
@@ -50,6 +55,7 @@ class Protocol:
 
     batches: Sequence[int] = BATCHES
     lengths: Sequence[int] = LENGTHS
+    shapes: Sequence[Tokens] = ()
     threads: Sequence[int] = (1,)
     dtypes: Sequence[str] = ("float32",)
     samples: int = 1000
@@ -60,12 +66,9 @@ class Protocol:
     @property
     def settings(self) -> list[Setting]:
         """Every combination, a dtype after the other, so that the models are built once each."""
-        points = product(self.dtypes, self.threads, self.lengths, self.batches)
-        return [
-            Setting(dtype, threads, Tokens(batch, length))
-            for dtype, threads, length, batch in points
-            if batch * length <= self.max_tokens
-        ]
+        shapes = self.shapes or [Tokens(batch, length) for length, batch in product(self.lengths, self.batches)]
+        points = product(self.dtypes, self.threads, shapes)
+        return [Setting(*point) for point in points if point[-1].batch * point[-1].length <= self.max_tokens]
 
 
 @dataclass(frozen=True)
@@ -93,18 +96,13 @@ class Window:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One peer at one setting: its windows, a round each, and bytes of its weights and of its work on a batch."""
+    """One peer at one setting: its windows, a round each, bytes of its weights, and of these and its work on a batch."""
 
     setting: Setting
     name: str
     windows: Sequence[Window]
     weight_bytes: int
-    working_bytes: int | None
-
-    @property
-    def peak_bytes(self) -> int | None:
-        """Weights and work together."""
-        return None if self.working_bytes is None else self.weight_bytes + self.working_bytes
+    peak_bytes: int | None
 
     def row(self) -> ModelRow:
         latencies = torch.tensor([x for window in self.windows for x in window.latencies], dtype=torch.float64)
@@ -178,7 +176,7 @@ class _Running:
     """A peer at one setting, and what it has done."""
 
     name: str
-    model: nn.Module
+    model: nn.Module | Session
     inputs: Iterator[Batch]
     device: torch.device
     clock: Callable[[], float]
@@ -218,8 +216,9 @@ def check(checkpoint: Checkpoint, protocol: Protocol) -> None:
     if not protocol.settings:
         raise UserError(f"--max-tokens {protocol.max_tokens:g} leaves no batch; it must be at least batch times length.")
     limit = checkpoint.config.max_position_embeddings
-    if max(protocol.lengths) > limit:
-        raise UserError(f"--length must be at most {limit}, the checkpoint's positions; got {max(protocol.lengths)}.")
+    longest = max(setting.tokens.length for setting in protocol.settings)
+    if longest > limit:
+        raise UserError(f"--length must be at most {limit}, the checkpoint's positions; got {longest}.")
 
 
 @torch.inference_mode()
@@ -244,28 +243,38 @@ def run(
     check(checkpoint, protocol)
     found: list[Measurement] = []
     refusals: dict[str, str] = {}
-    models: dict[str, nn.Module] = {}
-    for dtype, settings in groupby(protocol.settings, key=attrgetter("dtype")):
-        models.clear()  # before others take their place in memory
-        models |= _build_all(checkpoint, peers, dtype, device, refusals)
-        for setting in settings:
-            with torch_threads(setting.threads):
-                inputs = make_inputs(checkpoint, setting, device)
-                found += measure(models, inputs, setting, protocol, device, meter, clock, refusals)
-            progress()
+    models: dict[str, nn.Module | Graph] = {}
+    # torch compiles for every shape and number of threads, and would give up after a few.
+    with TemporaryDirectory() as graphs, torch._dynamo.config.patch(recompile_limit=1000):
+        for dtype, settings in groupby(protocol.settings, key=attrgetter("dtype")):
+            models.clear()  # before others take their place in memory
+            models |= _build_all(checkpoint, peers, dtype, device, Path(graphs), refusals)
+            for setting in settings:
+                with torch_threads(setting.threads):
+                    inputs = make_inputs(checkpoint, setting, device)
+                    found += measure(models, inputs, setting, protocol, device, meter, clock, refusals)
+                progress()
     return found, refusals
 
 
 def _build_all(
-    checkpoint: Checkpoint, peers: Sequence[ModelPeer], dtype: str, device: torch.device, refusals: dict[str, str]
-) -> dict[str, nn.Module]:
-    models = {}
+    checkpoint: Checkpoint,
+    peers: Sequence[ModelPeer],
+    dtype: str,
+    device: torch.device,
+    graphs: Path,
+    refusals: dict[str, str],
+) -> dict[str, nn.Module | Graph]:
+    models: dict[str, nn.Module | Graph] = {}
     everyone = (ModelPeer(INHIBITOR), *peers)
     for peer in everyone:
         if peer.dtype == dtype and ModelPeer(peer.name) in everyone:
             continue  # it is there without the dtype
         try:
-            models[str(peer)] = build(checkpoint, peer, dtype, device)
+            if peer.name in ENGINES:
+                models[str(peer)] = write_graph(checkpoint, peer, dtype, device, graphs)
+            else:
+                models[str(peer)] = build(checkpoint, peer, dtype, device)
         except Refused as refusal:
             if peer == ModelPeer(INHIBITOR):
                 raise UserError(f"--dtype {dtype}: {refusal}.") from refusal
@@ -274,7 +283,7 @@ def _build_all(
 
 
 def measure(
-    models: Mapping[str, nn.Module],
+    models: Mapping[str, nn.Module | Graph],
     inputs: list[Batch],
     setting: Setting,
     protocol: Protocol,
@@ -288,14 +297,20 @@ def measure(
     Raises:
         UserError: the one that is called `INHIBITOR` cannot take part.
     """
-    makers = {name: partial(_Running, name, model, cycle(inputs), device, clock, meter) for name, model in models.items()}
-    limits = (torch.OutOfMemoryError, NotImplementedError)
+
+    def ready(name: str, model: nn.Module | Graph) -> _Running:
+        started = model.start(inputs[0]) if isinstance(model, Graph) else model
+        return _Running(name, started, cycle(inputs), device, clock, meter)
+
+    makers = {name: partial(ready, name, model) for name, model in models.items()}
+    limits = (torch.OutOfMemoryError, NotImplementedError, Refused, TorchDynamoException)
     running, memory, refused = warm_up(makers, limits, partial(peak_memory, device))
     batch, length = setting.tokens.batch, setting.tokens.length
     for name, error in refused.items():
         if name == INHIBITOR:
             raise UserError(f"the checkpoint cannot be measured at {setting.tokens} tokens in {setting.dtype}: {error}")
-        refusals[f"{name} ({setting.dtype}, batch {batch}, length {length})"] = type(error).__name__
+        why = str(error) if isinstance(error, Refused) else type(error).__name__
+        refusals[f"{name} ({setting.dtype}, batch {batch}, length {length})"] = why
     fastest = min(wall_time(peer, clock) for peer in running.values())
     batches = 1 if meter is None else max(1, math.ceil(METERED_SECONDS / fastest))
     for peer in running.values():
@@ -304,7 +319,10 @@ def measure(
     budget = Budget(protocol.seconds, least=protocol.repetitions, most=rounds)
     interleave({name: peer.window for name, peer in running.items()}, budget)
     for name, peer in running.items():
-        yield Measurement(setting, name, peer.windows, weight_bytes(peer.model), memory[name])
+        weights, working = weight_bytes(peer.model), memory[name]
+        # An engine keeps the memory that it worked in, so that a later call shows none of it.
+        peak = peer.model.held_bytes if isinstance(peer.model, Session) else None if working is None else weights + working
+        yield Measurement(setting, name, peer.windows, weights, peak)
 
 
 # What comes of it.

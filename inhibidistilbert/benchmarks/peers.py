@@ -14,18 +14,24 @@ from transformers import DistilBertConfig, PreTrainedConfig, PreTrainedModel
 
 from ..modeling import modeling_inhibidistilbert
 from ..modeling.configuration_inhibidistilbert import InhibiDistilBertConfig
+from ..prediction import default_checkpoint
 from ..quantization import quantize
 from ..support.errors import UserError
 from ..support.models import any_weight, check_model_type, has_tokenizer, load_config, load_model, load_tokenizer
+from ..support.packages import check_packages
 from ..support.quiet import quiet_transformers
 from ..support.sizes import published_sizes, size_config
+from . import engines
+from .engines import ENGINES, Graph, Session
 from .operators import AUTHORS
 from .timing import SEED, Refused
 
 INHIBITOR = "inhibitor"
 # Peers by the attention implementation of transformers that they are.
 SOFTMAX = {"softmax_sdpa": "sdpa", "softmax_eager": "eager"}
-NAMED = (*SOFTMAX, AUTHORS, INHIBITOR)
+# Softmax DistilBERT compiled by torch.
+COMPILED = "torch_compile"
+NAMED = (*SOFTMAX, COMPILED, *ENGINES, AUTHORS, INHIBITOR)
 INT8 = "int8"
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -66,7 +72,9 @@ class Checkpoint:
         return cls(source, config, architecture, weights=source)
 
     def tokenizer(self) -> Any:
-        """Raises `UserError` where there is none."""
+        """Its own, or where the weights are random the shipped checkpoint's. Raises `UserError` where there is none."""
+        if self.weights == "random":
+            return load_tokenizer(default_checkpoint(), "the shipped checkpoint")
         if not has_tokenizer(self.source):
             raise UserError(f"CHECKPOINT {self.source!r} has no tokenizer, which --text-file needs.")
         return load_tokenizer(self.source, f"CHECKPOINT {self.source!r}")
@@ -107,6 +115,8 @@ class ModelPeer:
                 f"--against must be {', '.join(NAMED)} or a folder with a config.json, with @ and one of "
                 f"{', '.join(DTYPES)} behind it for another dtype; got {text!r}."
             )
+        if peer.name in ENGINES:
+            check_packages(ENGINES[peer.name].packages, f"--against {peer.name}")
         if peer == cls(INHIBITOR):
             raise UserError(f"--against {INHIBITOR} needs a dtype, such as {INHIBITOR}@float32: it is what is measured.")
         return peer
@@ -115,12 +125,23 @@ class ModelPeer:
         return self.name if self.dtype is None else f"{self.name}@{self.dtype}"
 
 
+def write_graph(checkpoint: Checkpoint, peer: ModelPeer, dtype: str, device: torch.device, folder: Path) -> Graph:
+    """A peer of `ENGINES` in a file of the folder, of the same weights as `softmax_sdpa`. Raises `timing.Refused`."""
+    if device.type != "cpu":
+        raise Refused(f"{peer.name} is measured on processors alone")
+    model, config = build(checkpoint, ModelPeer("softmax_sdpa"), "float32", device), checkpoint.config
+    engine, positions = ENGINES[peer.name], config.max_position_embeddings
+    return engines.write(model, engine, config.vocab_size, positions, folder, peer.dtype or dtype)
+
+
 def build(checkpoint: Checkpoint, peer: ModelPeer, dtype: str, device: torch.device) -> nn.Module:
     """A peer for inference in `dtype` (its own if it has one) on `device`; the same weights every time.
 
     Raises `timing.Refused` where there is none in this precision.
     """
     dtype = peer.dtype or dtype
+    if dtype == INT8 and peer.name == COMPILED:
+        raise Refused("torch.compile makes no int8 form")
     if dtype == INT8 and device.type != "cpu":
         raise Refused("the int8 forms are for processors")
     if checkpoint.config.int8_weights and dtype != INT8 and peer.name in (INHIBITOR, AUTHORS):
@@ -135,12 +156,15 @@ def build(checkpoint: Checkpoint, peer: ModelPeer, dtype: str, device: torch.dev
             model = _build_peer(checkpoint, peer.name)
             if dtype == INT8:
                 model = with_int8_linears(model)
-    return model.eval().requires_grad_(False).to(device, DTYPES[dtype])
+    model = model.eval().requires_grad_(False).to(device, DTYPES[dtype])
+    if peer.name == COMPILED:
+        model.compile(fullgraph=True)  # where it gave up it would be eager unseen
+    return model
 
 
 def _build_peer(checkpoint: Checkpoint, name: str) -> nn.Module:
-    if name in SOFTMAX:
-        return checkpoint.softmax(SOFTMAX[name])
+    if name in (*SOFTMAX, COMPILED):
+        return checkpoint.softmax(SOFTMAX.get(name, "sdpa"))
     if name == AUTHORS:
         if checkpoint.config.int8_weights:
             raise Refused("the checkpoint has int8 weights, for which this formulation has no layers")
@@ -171,8 +195,10 @@ def with_int8_linears(model: nn.Module) -> nn.Module:
         return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
 
 
-def weight_bytes(model: nn.Module) -> int:
-    """Bytes of all weights, those that torch's dynamic quantization packs included."""
+def weight_bytes(model: nn.Module | Session) -> int:
+    """Bytes of all weights, those that torch's dynamic quantization packs included; of an engine those of its file."""
+    if isinstance(model, Session):
+        return model.weight_bytes
     size = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
     for module in model.modules():
         if isinstance(module, torch.ao.nn.quantized.dynamic.Linear):

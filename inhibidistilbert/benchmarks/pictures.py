@@ -21,7 +21,6 @@ from .static import StaticResults
 Value = Quantiles | Point | float | None
 Dot = tuple[str, object, Value]  # of a peer, at a place
 
-SUMMARY = "summary.png"
 _SPEED = "speed (softmax = 1)"
 _QUANTILES = "medians, with 10 % and 90 % quantiles of the rounds"
 # The levels that tell most come first: two are drawn, of those there are.
@@ -35,12 +34,18 @@ _LEVELS = {
 
 
 def redraw(folder: Path) -> None:
-    """All pictures of the tables in `folder`, and the summary where there is what it is of. Raises `UserError` as `draw`."""
+    """All pictures of the tables in `folder`, and a summary for each processor that has both tables of it.
+
+    Raises:
+        UserError: as `draw`.
+    """
     for table in sorted(folder.glob("*.json")):
         draw(table)
-    operators, models = folder / "cpu.json", folder / "model_cpu.json"
-    if operators.is_file() and models.is_file():
-        _save(folder / SUMMARY, partial(summary, CpuResults.read(operators)), ModelResults.read(models), models)
+    for operators in sorted(folder.glob("cpu*.json")):
+        models = operators.with_name(f"model_{operators.name}")
+        if models.is_file():
+            picture = folder / f"summary{operators.stem.removeprefix('cpu')}.png"
+            _save(picture, partial(summary, CpuResults.read(operators)), ModelResults.read(models), models)
 
 
 def draw(table: Path) -> None:
@@ -210,10 +215,10 @@ class Kind(NamedTuple):
 
 
 _KINDS = {
-    "cpu": Kind(CpuResults, {"": operators_cpu}),
+    "cpu*": Kind(CpuResults, {"": operators_cpu}),
     "kernels_gpu": Kind(KernelResults, {"": operators_gpu}),
     "kernels_static": Kind(StaticResults, {}),
-    "model_[cg]pu": Kind(ModelResults, {"": throughput, "_energy": energy}),
+    "model_[cg]pu*": Kind(ModelResults, {"": throughput, "_energy": energy}),
     "gpu_*": Kind(GpuResults, {"": gpu}),
 }
 

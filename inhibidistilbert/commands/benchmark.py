@@ -20,6 +20,7 @@ from .output import (
     new_table,
     number,
     print_table,
+    processor_table,
     progress_bar,
 )
 
@@ -154,7 +155,8 @@ def cpu(
 
     The operator forward, the operator forward and backward (training), its plain torch form (fallback), a layer, and a
     model of DistilBERT-base's size with random weights. All in one run, in turns; what counts are the ratios, medians over
-    the rounds. Takes six to eight minutes with AVX-512, up to twenty without.
+    the rounds. Takes six to eight minutes with AVX-512, up to twenty without. With --output: cpu_<kind>.csv, .json and .png,
+    named by the kind of processor, such as cpu_avx2 or cpu_amx.
     """
     from ..benchmarks import cpu as comparison
     from ..benchmarks.timing import SEED
@@ -168,12 +170,13 @@ def cpu(
         raise UserError(f"--level must be one of {names}; got {sorted(unknown)[0]!r}.")
     check_threads(threads or ())
     files.prepare_output(output)
+    file = processor_table(output, "cpu")
     chosen = [each for each in levels if not level or each.name in level]
     numbers = threads or [1, 2]
     with progress_bar("Timing", len(numbers) * sum(len(each.shapes) for each in chosen)) as advance:
         rows, refusals = comparison.run(chosen, numbers, advance)
     header = machine.header(seed=SEED, **left_out(refusals))
-    deliver(CpuResults(header, rows), output, "cpu.json", as_json, print_cpu_times)
+    deliver(CpuResults(header, rows), output, file, as_json, print_cpu_times)
 
 
 def print_cpu_times(content: "CpuResults") -> None:

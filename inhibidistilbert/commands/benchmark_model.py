@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +20,13 @@ from .output import (
     left_out,
     new_table,
     print_table,
+    processor_table,
     progress_bar,
     save,
 )
 
 if TYPE_CHECKING:
-    from ..support.benchmark_results import ModelRow, RatioRow
+    from ..support.benchmark_results import ModelRow, RatioRow, Tokens
 
 
 def model(
@@ -35,8 +37,8 @@ def model(
         list[str] | None,
         typer.Option(
             metavar="PEER",
-            help="softmax_sdpa, softmax_eager, authors_cdist, or a checkpoint folder; @float32, @int8, … behind it for "
-            "another dtype than the run's. Repeatable.",
+            help="softmax_sdpa, softmax_eager, authors_cdist, torch_compile, onnxruntime, openvino, or a checkpoint folder; "
+            "@float32, @int8, … behind it for another dtype than the run's. Repeatable.",
             show_default="the first three",
         ),
     ] = None,
@@ -46,6 +48,10 @@ def model(
     ] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Texts. Repeatable.", show_default="1, 8, 16, 32")] = None,
     length: Annotated[list[int] | None, typer.Option(help="Tokens. Repeatable.", show_default="128, 256, 512")] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(metavar="BATCHxLENGTH", help="In place of --batch and --length, such as 8x128. Repeatable."),
+    ] = None,
     threads: Annotated[
         list[int] | None, typer.Option(help="Threads of torch. Repeatable.", show_default="as torch has it")
     ] = None,
@@ -67,13 +73,17 @@ def model(
     """Measure throughput, latency, peak memory and energy of a checkpoint beside its peers of the same size.
 
     The protocol of the InhibiDistilbert paper, with longer texts too. The peers take turns; what counts are the ratios,
-    medians over the rounds. Energy is read where there is a meter (pip install "zeus>=0.12") and is left out
-    otherwise. With --output: model_cpu.csv (ratios), .json (everything), .png and .md, or model_gpu.….
+    medians over the rounds. onnxruntime and openvino, of the extras onnx and openvino, run softmax DistilBERT; their memory
+    is what the process grows by, that of others weights and work. Energy is read where there is a meter
+    (pip install "zeus>=0.12") and is left out otherwise. With --output: model_cpu_<kind>.csv (ratios), .json (everything),
+    .png and .md, named by the kind of processor, such as model_cpu_avx2; on a GPU model_gpu.….
     """
     counts = {"--samples": [samples], "--repetitions": [repetitions]}
     for name, values in {"--batch": batch, "--length": length, **counts}.items():
         for value in values or ():
             check_positive(name, value)
+    if shape and (batch or length):
+        raise UserError("--shape takes the place of --batch and --length; give one or the other.")
     check_threads(threads or ())
     if seconds is not None and not seconds > 0:
         raise UserError(f"--seconds must be above 0; got {seconds}.")
@@ -97,6 +107,7 @@ def model(
     protocol = comparison.Protocol(
         batches=batch or comparison.BATCHES,
         lengths=length or [x for x in comparison.LENGTHS if x <= measured.config.max_position_embeddings],
+        shapes=[read_shape(text) for text in shape or ()],
         threads=threads or [torch.get_num_threads()],
         dtypes=dtype or ["float32"],
         samples=samples,
@@ -111,6 +122,7 @@ def model(
         make_inputs = comparison.text_inputs(measured.tokenizer(), read_texts(text_file))
         inputs = f"the texts of {text_file.name}, cut at the length, padded to the longest of a batch"
     files.prepare_output(output)
+    name = processor_table(output, "model_cpu") if where.type == "cpu" else "model_gpu.json"
     meter, source = None, ""
     try:
         meter = energy.find_meter(where)
@@ -137,7 +149,7 @@ def model(
     rows, ratios = [measurement.row() for measurement in measurements], comparison.compare(measurements)
     results = ModelResults(header, rows, ratios)
     if output is not None:
-        file = output / f"model_{'cpu' if where.type == 'cpu' else 'gpu'}.json"
+        file = output / name
         files.write_text(file.with_suffix(".md"), comparison.markdown(ratios))
         save(results, file)
     if as_json:
@@ -145,6 +157,16 @@ def model(
     else:
         print_models(rows)
         print_ratios(ratios)
+
+
+def read_shape(text: str) -> "Tokens":
+    """Of `8x128`. Raises `UserError` where it is none."""
+    from ..support.benchmark_results import Tokens
+
+    found = re.fullmatch(r"0*([1-9]\d{0,8})x0*([1-9]\d{0,8})", text, re.ASCII)
+    if found is None:
+        raise UserError(f"--shape must be texts x tokens, such as 8x128; got {text!r}.")
+    return Tokens(*map(int, found.groups()))
 
 
 def read_texts(file: Path) -> list[str]:

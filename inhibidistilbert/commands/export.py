@@ -43,9 +43,10 @@ def export(
 
     from .. import exporting
     from ..support.models import check_vocabulary, load_config, load_model, load_tokenizer
+    from ..support.packages import check_packages
     from ..support.quiet import quiet_transformers
 
-    exporting.check_packages()
+    check_packages(exporting.PACKAGES, "--to onnx")
     exporting.check_output(output_dir, "OUTPUT_DIR")
     config = load_config(checkpoint_dir, where)
     head = (getattr(config, "architectures", None) or [""])[0]

@@ -84,6 +84,27 @@ def save(results: "Results", file: Path) -> None:
     pictures.draw(file)
 
 
+def processor_table(folder: Path | None, name: str) -> str:
+    """The file of a table of this processor, such as `cpu_avx2.json` for the name `cpu`.
+
+    Raises:
+        UserError: that of another processor of the same kind is in the folder.
+    """
+    from ..support import machine
+    from ..support.files import read_json
+
+    file, mine = f"{name}_{machine.cpu_kind()}.json", machine.cpu_description()["cpu"]
+    if folder is not None and (folder / file).is_file():
+        header = read_json(folder / file, file).get("machine")
+        there = header.get("cpu") if isinstance(header, dict) else None
+        if there != mine:
+            raise UserError(
+                f"--output {str(folder)!r} holds {file} of another processor, {there!r}, and this is {mine!r}: give "
+                "another folder, or rename that table."
+            )
+    return file
+
+
 def deliver(results: "Results", folder: Path | None, name: str, as_json: bool, show: Callable[[Any], None]) -> None:
     """Save the results where there is a folder, then print their rows: as JSON, or by `show`."""
     if folder is not None:

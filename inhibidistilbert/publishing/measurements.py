@@ -1,8 +1,9 @@
 """Reads what was measured of a checkpoint, from the files of results in its folder.
 
 `distillation.json` is written by `inhibidistilbert distill`, `eval_results.json` by `inhibidistilbert evaluate` (see
-`support/eval_results.py`), `cpu.json`, `kernels_gpu.json`, `model_cpu.json` and `model_gpu.json` by
-`inhibidistilbert benchmark … --output`.
+`support/eval_results.py`), `cpu_<kind>.json`, `kernels_gpu.json`, `model_cpu_<kind>.json` and `model_gpu.json` by
+`inhibidistilbert benchmark … --output`. A card shows those of all processors. Older checkpoints have `cpu.json` and
+`model_cpu.json`.
 """
 
 from collections.abc import Iterator
@@ -15,12 +16,15 @@ from ..support.distillation_log import FILE as DISTILLATION
 from ..support.distillation_log import DistillationLog
 from ..support.eval_results import EVAL_RESULTS, Control, EvalResults
 from ..support.files import form_of, read_json
+from ..support.machine import KINDS
 from ..support.results import Results
 from .metadata import hub_id_problem, metric_problem
 
-CPU, KERNELS = "cpu.json", "kernels_gpu.json"
-COSTS = ("model_cpu.json", "model_gpu.json")
-RESULT_FILES = (DISTILLATION, EVAL_RESULTS, CPU, KERNELS, *COSTS)
+KERNELS = "kernels_gpu.json"
+CPU = ("cpu.json", *(f"cpu_{kind}.json" for kind in KINDS))
+MODEL_CPU = tuple(f"model_{name}" for name in CPU)
+COSTS = (*MODEL_CPU, "model_gpu.json")
+RESULT_FILES = (DISTILLATION, EVAL_RESULTS, *CPU, KERNELS, *COSTS)
 R = TypeVar("R", bound=Results)
 
 
@@ -141,9 +145,9 @@ def read_benchmarks(folder: Path) -> list[CpuResults | KernelResults]:
         UserError: a file of results that is not of its form.
     """
     found: list[CpuResults | KernelResults] = []
-    for cpu in _read_results(folder, CPU, CpuResults):
+    for cpu in _read_results(folder, *CPU, kind=CpuResults):
         found.append(replace(cpu, results=[row for row in cpu.results if row.level == "model"]))
-    for kernels in _read_results(folder, KERNELS, KernelResults):
+    for kernels in _read_results(folder, KERNELS, kind=KernelResults):
         found.append(replace(kernels, results=[row for row in kernels.results if row.milliseconds is not None]))
     return found
 
@@ -154,9 +158,10 @@ def read_costs(folder: Path) -> list[ModelResults]:
     Raises:
         UserError: a file of results that is not of its form.
     """
-    return [results for name in COSTS for results in _read_results(folder, name, ModelResults)]
+    return list(_read_results(folder, *COSTS, kind=ModelResults))
 
 
-def _read_results(folder: Path, name: str, kind: type[R]) -> Iterator[R]:
-    if (folder / name).is_file():
-        yield kind.read(folder / name)
+def _read_results(folder: Path, *names: str, kind: type[R]) -> Iterator[R]:
+    for name in names:
+        if (folder / name).is_file():
+            yield kind.read(folder / name)

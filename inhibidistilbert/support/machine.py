@@ -14,6 +14,18 @@ _CPU_FLAGS = (
     "avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
     "asimd", "asimddp", "bf16", "i8mm", "sve",
 )  # fmt: skip
+# Kinds of processor, by the instruction set that decides about speed, the best first. VNNI and its like multiply int8.
+KINDS = {
+    "amx": "amx_int8",
+    "avx512_vnni": "avx512_vnni",
+    "avx512": "avx512f",
+    "avx2_vnni": "avx_vnni",
+    "avx2": "avx2",
+    "neon_i8mm": "i8mm",
+    "neon_dotprod": "asimddp",
+    "neon": "asimd",
+    "other": "",
+}
 _PACKAGES = ("inhibidistilbert", "torch", "transformers", "triton", "llvmlite", "numba")
 
 
@@ -42,6 +54,14 @@ def cpu_description() -> dict[str, str]:
         "cpu flags": " ".join(flag for flag in _CPU_FLAGS if flag in flags),
         "cpus": str(os.cpu_count()),
     }
+
+
+def cpu_kind(flags: str | None = None) -> str:
+    """The kind of processor, of `KINDS`, that has these instruction sets: the one at hand unless they are given."""
+    if flags is None:
+        # Where nothing lists them, as on macOS: every 64-bit ARM processor has this one.
+        flags = cpu_description()["cpu flags"] or ("asimd" if platform.machine() in ("arm64", "aarch64") else "")
+    return next(kind for kind, flag in KINDS.items() if not flag or flag in flags.split())
 
 
 def without_place(argument: str) -> str:

@@ -25,17 +25,27 @@ def peak_memory(device: torch.device, work: Callable[[], object]) -> int | None:
     return _peak_resident_set(work) if device.type == "cpu" else None
 
 
-def _peak_resident_set(work: Callable[[], object]) -> int | None:
+def resident_bytes() -> int | None:
+    """What the process holds, without what was freed; None where the system does not tell."""
     gc.collect()
     try:
-        # What was freed before goes back to the system, or the call would reuse it unseen.
+        # What was freed goes back to the system, or it would count, and be used again unseen.
         ctypes.CDLL(None).malloc_trim(0)
-        _CLEAR.write_text("5")  # Linux: the peak starts anew
-        before = _kilobytes("VmRSS")
+        return 1024 * _kilobytes("VmRSS")
     except (OSError, AttributeError, KeyError):
         return None
+
+
+def _peak_resident_set(work: Callable[[], object]) -> int | None:
+    before = resident_bytes()
+    try:
+        _CLEAR.write_text("5")  # Linux: the peak starts anew
+    except OSError:
+        return None
+    if before is None:
+        return None
     work()
-    return 1024 * max(0, _kilobytes("VmHWM") - before)
+    return max(0, 1024 * _kilobytes("VmHWM") - before)
 
 
 def _kilobytes(field: str) -> int:

@@ -30,6 +30,9 @@ MODELS = {
     "softmax_sdpa": ("DistilBERT, SDPA", ORANGE),
     "softmax_eager": ("DistilBERT, eager", GREEN),
     "authors_cdist": ("authors' formulation", VERMILION),
+    "torch_compile": ("DistilBERT, torch.compile", OTHERS[0]),
+    "openvino": ("OpenVINO", OTHERS[1]),
+    "onnxruntime": ("ONNX Runtime", OTHERS[2]),
 }
 OPERATORS = {
     "inhibitor": ("inhibitor", BLUE),

@@ -13,6 +13,7 @@ from inhibidistilbert.benchmarks import cpu
 from inhibidistilbert.benchmarks.cpu import Level, levels, run
 from inhibidistilbert.benchmarks.operators import BASELINE, TRAINING, Operator
 from inhibidistilbert.benchmarks.timing import Budget, Refused
+from inhibidistilbert.support import machine
 from inhibidistilbert.support.benchmark_results import Shape
 
 TOY = Shape(2, 2, 16, 16)
@@ -147,10 +148,21 @@ def test_quick_run_writes_json_csv_and_figure(command, tmp_path):
         assert {BASELINE, "softmax bf16"} <= here
     assert {"softmax int8"} <= {row["rival"] for row in rows if row["level"] == "model"}
     assert "note: softmax int8 (operator) is left out: torch has no int8 scaled dot product attention for CPUs\n" in err
-    lines = [line for line in (tmp_path / "cpu.csv").read_text().splitlines() if not line.startswith("# ")]
+    table = tmp_path / f"cpu_{machine.cpu_kind()}.json"
+    lines = [line for line in table.with_suffix(".csv").read_text().splitlines() if not line.startswith("# ")]
     assert len(list(csv.DictReader(lines))) == len(rows)
-    assert json.loads((tmp_path / "cpu.json").read_text())["machine"]["seed"] == "0"
-    assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads(table.read_text())["machine"]["seed"] == "0"
+    assert (table.with_suffix(".png")).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_of_another_processor_is_not_overwritten(command, tmp_path, monkeypatch):
+    table = tmp_path / f"cpu_{machine.cpu_kind()}.json"
+    monkeypatch.setattr(cpu, "run", lambda *arguments: pytest.fail("measured before it was refused"))
+    table.write_text('{"machine": {"cpu": "another"}, "results": []}')
+    code, _, err = command("--quick", "--output", tmp_path)
+    assert code == 2
+    assert f"holds {table.name} of another processor, 'another', and this is " in err
+    assert [path.name for path in tmp_path.iterdir()] == [table.name]
 
 
 def test_table_of_one_level(command):

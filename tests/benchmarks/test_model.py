@@ -4,8 +4,10 @@ import csv
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,18 +16,21 @@ import torch
 from transformers import DistilBertForSequenceClassification
 
 from inhibidistilbert import InhibiDistilBertForSequenceClassification, cli, quantize
-from inhibidistilbert.benchmarks import energy, model
+from inhibidistilbert.benchmarks import energy, engines, model
 from inhibidistilbert.benchmarks.model import Protocol, compare, run
-from inhibidistilbert.benchmarks.peers import Checkpoint, ModelPeer, build, weight_bytes
-from inhibidistilbert.benchmarks.timing import Refused, interleave
+from inhibidistilbert.benchmarks.peers import Checkpoint, ModelPeer, build, weight_bytes, write_graph
+from inhibidistilbert.benchmarks.timing import Refused, interleave, torch_threads
 from inhibidistilbert.commands.benchmark_model import read_texts
+from inhibidistilbert.support import packages
 from inhibidistilbert.support.benchmark_results import Setting, Tokens
 from inhibidistilbert.support.errors import UserError
+from inhibidistilbert.support.machine import cpu_kind
 from inhibidistilbert.support.memory import peak_memory
 from tests.helpers.tiny_sentiment import write_tiny_checkpoint
 
 CPU = torch.device("cpu")
 IDS = torch.arange(1, 15).repeat(2, 1)
+TABLE = f"model_cpu_{cpu_kind()}"
 COLUMNS = "model,peer,dtype,threads,batch,length,throughput_ratio,latency_ratio,memory_ratio"
 
 
@@ -87,6 +92,98 @@ def test_half_precision_and_int8_forms(checkpoint):
     packed = [module for module in softmax.modules() if isinstance(module, linear)]
     saved = sum(3 * module.in_features * module.out_features for module in packed)
     assert weight_bytes(softmax) == weight_bytes(peer(checkpoint, "softmax_sdpa")) - saved
+
+
+def model_inputs(rows: int, tokens: int) -> dict[str, torch.Tensor]:
+    mask = torch.ones(rows, tokens, dtype=torch.int64)
+    mask[0, tokens // 2 + 1 :] = 0
+    return {"input_ids": torch.arange(1, 1 + rows * tokens).reshape(rows, tokens), "attention_mask": mask}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "tolerance"),
+    [
+        ("onnxruntime", "float32", 1e-5),
+        ("onnxruntime", "int8", 0.1),
+        ("openvino", "float32", 1e-5),
+        ("openvino", "bfloat16", 0.01),
+        ("openvino", "int8", 0.1),
+    ],
+)
+def test_an_engine_runs_softmax_distilbert(tmp_path, name, dtype, tolerance):
+    checkpoint = Checkpoint.load("tiny")
+    for package in engines.ENGINES[name].packages:
+        pytest.importorskip(package)
+    try:
+        graph = write_graph(checkpoint, ModelPeer(name), dtype, CPU, tmp_path)
+    except Refused as refusal:
+        pytest.skip(str(refusal))  # OpenVINO's bfloat16 on a processor without it
+    session = graph.start(model_inputs(2, 7))
+    softmax = peer(checkpoint, "softmax_sdpa")
+    assert session.weight_bytes < weight_bytes(softmax) * (1 if dtype == "int8" else 1.3)
+    for rows, tokens in ((2, 7), (1, 14), (3, 5)):
+        inputs = model_inputs(rows, tokens)
+        got, want = torch.from_numpy(session(**inputs)[0].copy()), softmax(**inputs)[0]
+        error = (got - want).norm() / want.norm()
+        assert error < tolerance
+        assert dtype == "float32" or error > 1e-6  # it is not float32 by another name
+
+
+def test_an_engine_has_the_threads_of_torch(checkpoint, tmp_path, monkeypatch):
+    threads = []
+    engine = engines.OnnxRuntime()
+    monkeypatch.setattr(engine, "start", lambda file, dtype, number: threads.append(number) or (lambda arrays: arrays))
+    graph = engines.Graph(engine, tmp_path / "a file", "float32", 7)
+    for number in (1, 2):
+        with torch_threads(number):
+            assert graph.start(model_inputs(2, 3)).weight_bytes == 7
+    assert threads == [1, 2]
+
+
+def test_what_an_engine_does_not_have_is_refused(checkpoint, tmp_path):
+    pytest.importorskip("onnxruntime")
+    for dtype in ("bfloat16", "float16"):
+        with pytest.raises(Refused, match=f"ONNX Runtime has no {dtype} form"):
+            write_graph(checkpoint, ModelPeer("onnxruntime"), dtype, CPU, tmp_path)
+    with pytest.raises(Refused, match="processors alone"):
+        write_graph(checkpoint, ModelPeer("onnxruntime"), "float32", torch.device("meta"), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_engine_that_is_not_installed_is_refused_with_what_installs_it(monkeypatch):
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == "nncf" else True)
+    with pytest.raises(UserError, match=r"^--against openvino needs nncf: pip install openvino nncf$"):
+        ModelPeer.parse("openvino@int8")
+
+
+def test_an_engine_beside_the_checkpoint(checkpoint, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    folders = []
+    monkeypatch.setattr(model, "write_graph", lambda *x: folders.append(x[-1]) or write_graph(*x))
+    measurements, refusals = run(checkpoint, [ModelPeer("onnxruntime")], protocol(dtypes=["float32", "int8"]), CPU)
+    measured = {(x.name, x.setting.dtype) for x in measurements}
+    assert measured == set(product(["inhibitor", "onnxruntime"], ["float32", "int8"]))
+    assert refusals == {}
+    assert len(set(folders)) == 1  # int8 is made of the float32 file
+    assert not folders[0].exists()
+
+
+def test_torch_compile_is_softmax_distilbert_in_one_graph(checkpoint, monkeypatch):
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append((self, options)))
+    compiled: list = []
+    found = peer(checkpoint, "torch_compile")
+    assert compiled == [(found, {"fullgraph": True})]
+    torch.testing.assert_close(found(IDS).logits, peer(checkpoint, "softmax_sdpa")(IDS).logits)
+    with pytest.raises(Refused, match=r"torch\.compile makes no int8 form"):
+        peer(checkpoint, "torch_compile", "int8")
+
+
+@pytest.mark.slow  # it compiles
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a compiler")
+def test_torch_compile_compiles(checkpoint):
+    measurements, refusals = run(checkpoint, [ModelPeer("torch_compile")], protocol(), CPU)
+    assert [x.name for x in measurements] == ["inhibitor", "torch_compile"]
+    assert refusals == {}
 
 
 def test_a_folder_as_a_peer(checkpoint, tmp_path):
@@ -194,7 +291,7 @@ def test_energy_ratio_is_the_median_of_the_rounds():
     setting = Setting("float32", 1, Tokens(2, 8))
 
     def measured(name, joules):
-        return model.Measurement(setting, name, [model.Window(2, [1.0], j) for j in joules], 100, 20)
+        return model.Measurement(setting, name, [model.Window(2, [1.0], j) for j in joules], 100, 120)
 
     mine, other = measured("inhibitor", [2.0, 6.0, None, 30.0]), measured("softmax_sdpa", [2.0, 3.0, 1.0, 3.0])
     assert mine.beside(other).energy.median == 2.0
@@ -267,6 +364,11 @@ def test_a_comparison_ends_after_its_time(checkpoint, monkeypatch):
     assert measurements[0].row().as_dict()["rounds"] == 3 + 9
     measurements, _ = run(checkpoint, [], protocol(samples=1000, seconds=1), CPU)
     assert measurements[0].row().as_dict()["rounds"] == 3
+
+
+def test_shapes_in_place_of_all_batches_at_all_lengths():
+    settings = Protocol(shapes=[Tokens(1, 32), Tokens(4, 512)], threads=[1, 2]).settings
+    assert [(x.threads, str(x.tokens)) for x in settings] == [(1, "1×32"), (1, "4×512"), (2, "1×32"), (2, "4×512")]
 
 
 def test_batches_of_many_tokens_are_left_out():
@@ -349,18 +451,18 @@ def test_files_of_a_run(command, folder, tmp_path, no_meter):
     assert code == 0
     assert "note: energy is not measured: there is none in this test." in err
     printed = json.loads(out)
-    lines = (tmp_path / "model_cpu.csv").read_text().splitlines()
+    lines = (tmp_path / f"{TABLE}.csv").read_text().splitlines()
     assert lines[0] == COLUMNS
     rows = list(csv.DictReader(lines))
     # Three peers of the inhibitor and two of the authors' formulation, two lengths, two dtypes.
     assert len(rows) == len(printed["ratios"]) == 5 * 2 * 2
     assert {row["model"] for row in rows} == {"inhibitor", "authors_cdist"}
-    content = json.loads((tmp_path / "model_cpu.json").read_text())
+    content = json.loads((tmp_path / f"{TABLE}.json").read_text())
     assert content["results"] == printed["results"]
     assert content["ratios"] == printed["ratios"]
     assert {"command", "cpu", "torch", "transformers", "seed", "samples", "energy"} <= content["machine"].keys()
-    assert (tmp_path / "model_cpu.png").read_bytes().startswith(b"\x89PNG")
-    assert len((tmp_path / "model_cpu.md").read_text().splitlines()) == len(rows) + 2
+    assert (tmp_path / f"{TABLE}.png").read_bytes().startswith(b"\x89PNG")
+    assert len((tmp_path / f"{TABLE}.md").read_text().splitlines()) == len(rows) + 2
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".json", ".md", ".png"]
 
 
@@ -370,11 +472,22 @@ def test_energy_is_a_column_where_there_is_a_meter(command, folder, tmp_path, mo
     code, out, _ = command(folder, *SMALL, "--against", "softmax_sdpa", "--output", tmp_path)
     assert code == 0
     assert "J/text" in out
-    lines = (tmp_path / "model_cpu.csv").read_text().splitlines()
+    lines = (tmp_path / f"{TABLE}.csv").read_text().splitlines()
     assert lines[0] == COLUMNS + ",energy_ratio"
     assert {row["energy_ratio"] for row in csv.DictReader(lines)} == {"1.0"}
-    assert (tmp_path / "model_cpu_energy.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((tmp_path / "model_cpu.json").read_text())["machine"]["energy"] == "a fake"
+    assert (tmp_path / f"{TABLE}_energy.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / f"{TABLE}.json").read_text())["machine"]["energy"] == "a fake"
+
+
+def test_texts_for_a_size_go_through_the_tokenizer_of_the_shipped_checkpoint(command, tmp_path, no_meter):
+    file = tmp_path / "texts.txt"
+    file.write_text("A good film.\nThe plot was not very good, but the film was funny.\n")
+    code, out, _ = command("tiny", *SMALL, "--against", "softmax_sdpa", "--text-file", file, "--json")
+    assert code == 0
+    assert len(json.loads(out)["ratios"]) == 2
+    tokenizer, config = Checkpoint.load("base").tokenizer(), Checkpoint.load("base").config
+    assert len(tokenizer) <= config.vocab_size
+    assert tokenizer.decode(tokenizer("A good film.")["input_ids"], skip_special_tokens=True) == "a good film."
 
 
 def test_a_size_with_random_weights_and_a_peer_of_another_dtype(command, no_meter):
@@ -396,7 +509,10 @@ def test_neither_datasets_nor_evaluate_is_needed(folder):
     ("arguments", "message"),
     [
         (["nowhere"], "CHECKPOINT 'nowhere' is neither a folder with a config.json nor one of base, small, tiny."),
-        (["tiny", "--against", "linear"], "--against must be softmax_sdpa, softmax_eager, authors_cdist, inhibitor or a "),
+        (
+            ["tiny", "--against", "linear"],
+            "--against must be softmax_sdpa, softmax_eager, torch_compile, openvino, onnxruntime, ",
+        ),
         (["tiny", "--against", "inhibitor"], "--against inhibitor needs a dtype, such as inhibitor@float32"),
         (["tiny", "--dtype", "float8"], "--dtype must be one of float32, bfloat16, float16, int8; got 'float8'."),
         (["tiny", "--length", 513], "--length must be at most 512, the checkpoint's positions; got 513."),
@@ -411,7 +527,9 @@ def test_neither_datasets_nor_evaluate_is_needed(folder):
         ),
         (["tiny", "--samples", 0], "--samples must be at least 1; got 0."),
         (["tiny", "--seconds", 0], "--seconds must be above 0; got 0.0."),
-        (["tiny", "--text-file", "nowhere.txt"], "CHECKPOINT 'tiny' has no tokenizer, which --text-file needs."),
+        (["tiny", "--shape", "8x"], "--shape must be texts x tokens, such as 8x128; got '8x'."),
+        (["tiny", "--shape", "1x513"], "--length must be at most 512, the checkpoint's positions; got 513."),
+        (["tiny", "--shape", "8x128", "--batch", 1], "--shape takes the place of --batch and --length; give one or the "),
         (["tiny", "--device", "abacus"], "device 'abacus' is not available here"),
     ],
 )

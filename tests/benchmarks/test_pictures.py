@@ -31,11 +31,11 @@ MACHINE = '{"machine": {"cpu": "a processor", "date": "2026-01-31"}, "results": 
 
 
 def operators() -> CpuResults:
-    return CpuResults.read(RESULTS / "cpu.json")
+    return CpuResults.read(RESULTS / "cpu_avx2.json")
 
 
 def comparison() -> ModelResults:
-    return ModelResults.read(RESULTS / "model_cpu.json")
+    return ModelResults.read(RESULTS / "model_cpu_avx2.json")
 
 
 @cache
@@ -204,7 +204,7 @@ def test_curves_without_a_loss():
 
 
 def test_the_summary_shows_the_numbers_of_the_tables():
-    with (RESULTS / "model_cpu.csv").open() as file:
+    with (RESULTS / "model_cpu_avx2.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if (row["model"], row["peer"]) == ("inhibitor", "softmax_sdpa")]
     wanted = {(row["dtype"], f"{row['batch']}×{row['length']}"): float(row["throughput_ratio"]) for row in rows}
     figure = figure_of("summary")
@@ -223,8 +223,25 @@ def test_everything_is_drawn_again_from_the_tables(tmp_path: Path):
     renew(tmp_path)
     assert (tmp_path / INDEX).read_text() == (RESULTS / INDEX).read_text()
     drawn = {path.name: path for path in tmp_path.glob("*.png")}
-    assert drawn.keys() == {path.name for path in RESULTS.glob("*.png")} == {"cpu.png", "model_cpu.png", "summary.png"}
+    assert drawn.keys() == {path.name for path in RESULTS.glob("*.png")}
+    assert drawn.keys() >= {"cpu_avx2.png", "model_cpu_avx2.png", "summary_avx2.png"}
     assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size < 100_000 for path in drawn.values())
+
+
+def test_every_processor_has_its_summary_and_is_named_on_its_pictures(tmp_path: Path, monkeypatch):
+    header = {"cpu": "another", "cpu flags": "avx512f amx_int8"}
+    for table in (operators(), comparison()):
+        name = "cpu" if isinstance(table, CpuResults) else "model_cpu"
+        shutil.copy(RESULTS / f"{name}_avx2.json", tmp_path)
+        replace(table, machine={**table.machine, **header}).write(tmp_path / f"{name}_amx.json")
+    drawn = {}
+    monkeypatch.setattr(
+        plots, "save", lambda figure, path: drawn.update({path.name: figure.legends[0].get_title().get_text()})
+    )
+    pictures.redraw(tmp_path)
+    assert drawn.keys() == {f"{name}_{kind}.png" for name in ("cpu", "model_cpu", "summary") for kind in ("avx2", "amx")}
+    for name, note in drawn.items():
+        assert note.startswith("another (avx512f amx_int8)" if "amx" in name else "AMD EPYC (avx2 fma)")
 
 
 @pytest.mark.parametrize(

@@ -325,6 +325,16 @@ class TestNumbers:
         assert len(read_benchmarks(checkpoint)[0].results) == 1
         assert list(untraced_numbers(candidate, ModelCard(text).text)) == []
 
+    def test_tables_of_several_processors_are_all_shown(self, checkpoint, tmp_path):
+        for name in ("cpu", "cpu_avx2", "cpu_amx"):
+            row = CpuRow("model", "A", SHAPE, 1, "inhibitor", 3, quantiles(31.25), quantiles(0.875), None, None)
+            CpuResults({**MACHINE, "cpu": f"Processor of {name}"}, [row]).write(checkpoint / f"{name}.json")
+        candidate = assembled(checkpoint, tmp_path / "x")
+        assert {"cpu.json", "cpu_avx2.json", "cpu_amx.json"} <= candidate.files.keys()
+        text = (candidate.folder / "README.md").read_text()
+        assert re.findall(r"^On Processor of (\w+) ", text, re.MULTILINE) == ["cpu", "cpu_amx", "cpu_avx2"]
+        assert list(untraced_numbers(candidate, ModelCard(text).text)) == []
+
     def test_kernels_on_a_gpu(self, checkpoint, tmp_path):
         rows = [
             KernelRow("forward", SHAPE, "inhibitor fp32", 3, quantiles(1.5)),

@@ -198,6 +198,32 @@ def test_header_names_machine_and_versions(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
+    ("flags", "kind"),
+    [
+        ("avx2 fma", "avx2"),
+        ("avx2 fma avx_vnni", "avx2_vnni"),
+        ("avx2 fma avx512f", "avx512"),
+        ("avx2 fma avx512f avx512_vnni avx512_bf16", "avx512_vnni"),
+        ("avx2 fma avx_vnni avx512f avx512_vnni amx_int8 amx_bf16", "amx"),
+        ("asimd", "neon"),
+        ("asimd asimddp", "neon_dotprod"),
+        ("asimd asimddp bf16 i8mm sve", "neon_i8mm"),
+        ("", "other"),
+    ],
+)
+def test_kinds_of_processors(flags: str, kind: str):
+    assert machine.cpu_kind(flags) == kind
+    assert kind in machine.KINDS
+
+
+@pytest.mark.parametrize(("name", "kind"), [("arm64", "neon"), ("x86_64", "other")])
+def test_a_system_that_lists_no_instruction_sets(monkeypatch: pytest.MonkeyPatch, name: str, kind: str):
+    monkeypatch.setattr(machine, "cpu_description", lambda: {"cpu": "a processor", "cpu flags": "", "cpus": "1"})
+    monkeypatch.setattr("platform.machine", lambda: name)
+    assert machine.cpu_kind() == kind
+
+
+@pytest.mark.parametrize(
     ("argument", "told"),
     [
         ("/home/someone/student/", "student/"),
