@@ -9,6 +9,13 @@ from inhibidistilbert.kernels.llvm.jit import CompilerUnavailable, Machine, host
 
 ARM = Machine("aarch64-unknown-linux-gnu", "cortex-a72", "+neon", 4, 32)
 AVX512 = Machine("x86_64-unknown-linux-gnu", "x86-64-v4", "+avx512f,+avx512bw,+avx512dq,+avx512vl", 16, 32)
+ZEN4 = Machine(
+    "x86_64-unknown-linux-gnu",
+    "znver4",
+    "+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512vnni,+avx512vbmi2,+avx512bf16,+gfni",
+    16,
+    32,
+)
 
 
 def runnable_machines() -> dict[str, Machine]:
@@ -23,6 +30,8 @@ def runnable_machines() -> dict[str, Machine]:
             machines["avx2"] = Machine(host.triple, "x86-64-v3", "+avx2,+fma", 8, 16)
             # Panels and tiles as with AVX-512, without its instructions.
             machines["tall"] = Machine(host.triple, "x86-64-v3", "+avx2,+fma", 16, 32)
+        if all(host.has(feature) for feature in ZEN4.features.replace("+", "").split(",")):
+            machines["zen4"] = replace(ZEN4, triple=host.triple)  # which clamps by one instruction
         machines["sse2"] = Machine(host.triple, "x86-64", "", 4, 16)
         machines["pairs"] = Machine(host.triple, "x86-64", "", 4, 32)  # as for ARM, with more registers than there are
     else:
