@@ -1,5 +1,6 @@
 """The pictures of the results, drawn from the JSON files of the tables alone."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatch
 from functools import partial
@@ -102,7 +103,7 @@ def models(
     figure: Callable[[ModelRow], Value],
     ratio: Callable[[RatioRow], Quantiles | None],
 ) -> Figure | None:
-    """A figure by batch at the shortest length and by length at the smallest batch; None where it was not measured."""
+    """A figure by batch and one by length, the other at what has the most points; None where it was not measured."""
     rows = [row for row in content.results if figure(row) is not None]
     threads = sorted({row.setting.threads for row in rows})
     panels = []
@@ -113,9 +114,11 @@ def models(
             (attrgetter("batch"), "texts in a batch", attrgetter("length"), "texts of {} tokens"),
             (attrgetter("length"), "tokens a text", attrgetter("batch"), "batches of {}"),
         ):
-            least = min(other(row.setting.tokens) for row in here)
-            dots = [(row.peer, by(row.setting.tokens), figure(row)) for row in here if other(row.setting.tokens) == least]
-            panels.append(_panel(sorted(dots, key=itemgetter(1)), f"{kind}, {rest.format(least)}", unit, axis))
+            points = {(other(row.setting.tokens), by(row.setting.tokens)) for row in here}
+            counts = Counter(fixed for fixed, _ in points)
+            most = min(counts, key=lambda fixed: (-counts[fixed], fixed))
+            dots = [(row.peer, by(row.setting.tokens), figure(row)) for row in here if other(row.setting.tokens) == most]
+            panels.append(_panel(sorted(dots, key=itemgetter(1)), f"{kind}, {rest.format(most)}", unit, axis))
     if not panels:
         return None
     pairs = [row for row in content.ratios if (row.model, row.peer) == ("inhibitor", "softmax_sdpa")]

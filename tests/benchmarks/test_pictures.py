@@ -217,6 +217,12 @@ def test_the_summary_shows_the_numbers_of_the_tables():
         assert heights == pytest.approx([wanted[axes.get_title(), place] for place in places])
 
 
+def test_a_figure_by_batch_is_of_the_length_that_has_several():
+    """One text of 32 tokens, and one and eight of 128."""
+    titles = [axes.get_title() for axes in pictures.throughput(ModelResults.read(RESULTS / "model_cpu_amx.json")).axes]
+    assert titles[:2] == ["float32, threads: 1, texts of 128 tokens", "float32, threads: 1, batches of 1"]
+
+
 def test_everything_is_drawn_again_from_the_tables(tmp_path: Path):
     for table in (*RESULTS.glob("*.json"), *RESULTS.glob("*.csv")):
         shutil.copy(table, tmp_path)

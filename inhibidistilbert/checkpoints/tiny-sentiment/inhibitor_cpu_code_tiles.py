@@ -105,7 +105,7 @@ def _define_value_tile(g: Generator, gate: bool, height: int) -> None:
     """Adds to `height` rows of outputs `sums` minus sum over the keys of clamp(v, -Z, Z), the soft-thresholded values, times
     `weight`.
 
-    Where no one instruction clamps, the smaller magnitude is taken, and times the sign added in one. `gate`: of half values,
+    Unless one instruction is to clamp, the smaller magnitude is taken, and added times the sign. `gate`: of half values,
     and minus sign(v) clamp(Z, -|v|, |v|).
     """
     name = f"{'gated_' if gate else ''}values_{height}"
@@ -116,13 +116,13 @@ def _define_value_tile(g: Generator, gate: bool, height: int) -> None:
         inhibited = [f.variable(g.zero(f)) for _ in range(height)]
         with f.loop(0, count) as j:
             shared = values.load(g.vector, j * g.lanes)
-            factor = ones if g.wide and not gate else signs.load(g.vector, j * g.lanes)
+            factor = ones if g.clamps and not gate else signs.load(g.vector, j * g.lanes)
             for r in range(height):
                 bound = g.splat(f, z.load(F32, j * g.lanes + r))
                 if gate:
                     clamped = g.clamp(f, bound, shared)
                 else:
-                    clamped = g.clamp(f, shared, bound) if g.wide else f.smaller(shared, bound)
+                    clamped = g.clamp(f, shared, bound) if g.clamps else f.smaller(shared, bound)
                 inhibited[r].value = f.fma(clamped, factor, inhibited[r].value)
         everything, factor = sums.load(g.vector), g.splat(f, weight)
         for r in range(height):
