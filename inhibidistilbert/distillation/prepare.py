@@ -14,13 +14,14 @@ from .inputs import Inputs
 from .recipe import Recipe
 from .stages import Prepared
 from .tasks import KINDS, Classification, TaskKind, kind_of
-from .teacher import check_same_tokenizer, load_tokenizer
+from .teacher import load_tokenizer, token_difference
 from .work_folder import is_folder
 
 
 def prepare(recipe: Recipe, work_dir: Path, trust_remote_code: bool, inputs: Inputs) -> Prepared:
-    tokenizer, task = _tokenizer(recipe, trust_remote_code), _task(recipe, trust_remote_code)
-    prepared = Prepared(recipe, work_dir, trust_remote_code, inputs, tokenizer, task)
+    task = _task(recipe, trust_remote_code)
+    tokenizer, own_tokenizers = _tokenizers(recipe, task, trust_remote_code)
+    prepared = Prepared(recipe, work_dir, trust_remote_code, inputs, tokenizer, task, own_tokenizers)
     for stage in recipe.stages:
         check_arguments(recipe, stage)
         stage.read(prepared)
@@ -49,21 +50,41 @@ def _config(source: str, trust_remote_code: bool) -> Any:
     return load_config(source, f"--teacher: {source!r}", trust_remote_code)
 
 
-def _tokenizer(recipe: Recipe, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """The one that the teachers and the student share."""
+def _tokenizers(
+    recipe: Recipe, task: TaskKind, trust_remote_code: bool
+) -> tuple[PreTrainedTokenizerBase, dict[str, PreTrainedTokenizerBase]]:
+    """The student's, which all teachers share but those that only answer whole texts; and theirs, by their source."""
     for stage in recipe.stages:
         if stage.needs_teacher and recipe.teacher_of(stage) is None:
             raise UserError(f"--teacher: stage {stage.name} needs one (or {stage.name}.teacher in the recipe).")
     named, student = recipe.models(), recipe.student.source
+    own = _with_own_tokens(recipe, task)
     if is_folder(student) and Path(student).is_dir() and has_tokenizer(student):
         named["--student"] = student
+    else:
+        own -= {recipe.teacher_of(recipe.stages[0])}  # which gives the student its tokenizer
     if not named:
         raise UserError("--teacher: give a teacher, or a student.source folder with a tokenizer.")
-    (first, source), *others = named.items()
-    tokenizer = load_tokenizer(source, trust_remote_code, first)
+    (first, source), *others = sorted(named.items(), key=lambda item: item[1] in own)
+    tokenizer, different = load_tokenizer(source, trust_remote_code, first), {}
     for name, other in others:
-        if other != source:
-            check_same_tokenizer(
-                tokenizer, load_tokenizer(other, trust_remote_code, name), f"{first} {source!r}", f"{name} {other!r}"
+        theirs = load_tokenizer(other, trust_remote_code, name) if other != source else tokenizer
+        difference = token_difference(tokenizer, theirs)
+        if difference and other not in own:
+            raise UserError(
+                f"{first} {source!r} and {name} {other!r} have different tokenizers: {difference}. They must share "
+                "one: only a teacher that answers whole texts (soft_weight without hidden_weight and teacher_base) may have "
+                "its own."
             )
-    return tokenizer
+        if difference:
+            different[other] = theirs
+    return tokenizer, different
+
+
+def _with_own_tokens(recipe: Recipe, task: TaskKind) -> set[str | None]:
+    """The teachers of which no stage needs that they read the student's tokens."""
+    shared: set[str | None] = set()
+    for stage in recipe.stages:
+        if stage.shares_tokens(task):
+            shared |= {recipe.teacher_of(stage), *stage.bases().values()}
+    return {recipe.teacher_of(stage) for stage in recipe.stages} - shared

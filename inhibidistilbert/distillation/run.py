@@ -110,9 +110,10 @@ def _tests(prepared: Prepared, stage: Stage) -> dict[str, dict[str, dict[str, fl
     for role, model in models.items():
         if model is None:
             continue
+        tokenizer = prepared.teacher_tokenizer(stage) if role == "teacher" else prepared.tokenizer
         for path, rows in prepared.tests.items():
-            data = prepared.task.encode(rows, prepared.tokenizer, stage.test_max_length(prepared.recipe.data)).sort("length")
-            collator = Collator(prepared.tokenizer, prepared.task)
+            data = prepared.task.encode(rows, tokenizer, stage.test_max_length(prepared.recipe.data)).sort("length")
+            collator = Collator(tokenizer, prepared.task)
             trainer = StageTrainer(
                 stage=stage.name, task=prepared.task, model=model, args=arguments, data_collator=collator, eval_dataset=data
             )

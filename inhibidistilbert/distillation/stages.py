@@ -46,6 +46,8 @@ class Prepared:
     inputs: Any
     tokenizer: PreTrainedTokenizerBase
     task: TaskKind
+    # Those of teachers that read texts in their own way, by their source.
+    own_tokenizers: dict[str, PreTrainedTokenizerBase] = field(default_factory=dict)
     train: Dataset | None = None
     transfer: Dataset | None = None
     evaluation: Dataset | None = None
@@ -69,6 +71,10 @@ class Prepared:
             self._last = None  # so that two are never in memory
             self._last = key, load_teacher(*key, self.trust_remote_code, stage.teacher_argument)
         return self._last[1].to("cpu")  # type: ignore[arg-type]  # as it was loaded
+
+    def teacher_tokenizer(self, stage: "Stage") -> PreTrainedTokenizerBase:
+        """The one that the stage's teacher reads with."""
+        return self.own_tokenizers.get(self.recipe.teacher_of(stage), self.tokenizer)
 
     def labelled(self) -> dict[str, Dataset]:
         """The labelled sets, by the argument that gave them."""
@@ -146,6 +152,10 @@ class Stage:
         """Whether it learns what the teacher says of the task."""
         return False
 
+    def shares_tokens(self, task: TaskKind) -> bool:
+        """Whether teacher and student must read the same tokens."""
+        return self.needs_teacher
+
     @property
     def teacher_argument(self) -> str:
         return f"{self.name}.teacher" if self.teacher else "--teacher"
@@ -210,7 +220,7 @@ class Stage:
             check_has_int8_form(model, f"{self.name}.fake_quantization: the student")
         if teacher is not None:
             ours, theirs = (word_embeddings(each).num_embeddings for each in (model, teacher))
-            if ours != theirs:
+            if ours != theirs and prepared.teacher_tokenizer(self) is prepared.tokenizer:
                 raise UserError(
                     f"--student: {model.name_or_path!r} has {ours} word embeddings, the teacher {theirs}: they must share a "
                     "tokenizer."
@@ -386,6 +396,13 @@ class Task(_EndToEnd):
     def answers(self) -> bool:
         return bool(self.soft_weight)
 
+    def shares_tokens(self, task: TaskKind) -> bool:
+        return self.needs_teacher and (self.teacher_base is not None or not self._answers_once(task))
+
+    def _answers_once(self, task: TaskKind) -> bool:
+        """Whether the teacher answers each text once, for all epochs: the stage does not learn its hidden states."""
+        return task.head == "ForSequenceClassification" and self.answers and not self.hidden_weight
+
     def bases(self) -> dict[str, str | None]:
         return {f"{self.name}.teacher_base": self.teacher_base}
 
@@ -427,18 +444,20 @@ class Task(_EndToEnd):
         prepared.tests = {path: task.read([path], TEST) for path in data.test_files}
 
     def rows(self, prepared: Prepared, teacher: PreTrainedModel | None) -> Dataset | TextStream:
-        # Without hidden states to learn from, the teacher answers each text once, for all epochs.
-        once = prepared.task.head == "ForSequenceClassification" and self.answers and not self.hidden_weight
         stored = prepared.folder(self) / "labelled"
         # Every process meets here whether the folder is there or not: a late one would else go by, and the others wait.
         with PartialState().main_process_first():
             if PartialState().is_main_process and (broken := damage(stored)):
                 if os.path.lexists(stored):
                     logger.warning("%s %s: the texts are prepared again.", stored, broken)
-                parts = [part for part in (prepared.train, prepared.transfer) if part is not None]
-                rows = prepared.task.encode(datasets.concatenate_datasets(parts), prepared.tokenizer, self.max_length)
-                if once and teacher is not None:
-                    rows = add_teacher_logits(rows, teacher, prepared.tokenizer, prepared.recipe.bf16)
+                texts = datasets.concatenate_datasets(
+                    [part for part in (prepared.train, prepared.transfer) if part is not None]
+                )
+                rows = prepared.task.encode(texts, prepared.tokenizer, self.max_length)
+                if teacher is not None and self._answers_once(prepared.task):
+                    theirs = prepared.teacher_tokenizer(self)
+                    read = None if theirs is prepared.tokenizer else prepared.task.encode(texts, theirs, self.max_length)
+                    rows = add_teacher_logits(rows, teacher, theirs, prepared.recipe.bf16, read)
                 with replacing_folder(stored) as new:
                     rows.save_to_disk(str(new))
                     seal(new)

@@ -5,21 +5,22 @@ from typing import Any
 
 import torch
 import transformers
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..support import models
-from ..support.errors import UserError
 from ..support.models import MODEL_INPUTS, load_model
 
 
 @torch.inference_mode()
 def add_teacher_logits(
-    dataset: Dataset, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, bf16: bool
+    dataset: Dataset, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, bf16: bool, read: Dataset | None = None
 ) -> Dataset:
     """Adds the column `teacher_logits` `(classes,)`, on the accelerator if there is one, `bf16` under autocast.
 
-    The rows come back sorted by length, so that batches hold little padding.
+    tokenizer: the teacher's. read: the same rows as that tokenizer cuts them; None where it is the student's too.
+
+    The rows come back sorted by the length that the teacher reads, so that its batches hold little padding.
     """
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     teacher.to(device).eval()  # type: ignore[arg-type]  # transformers' wrapper of `to` loses its signature
@@ -31,9 +32,12 @@ def add_teacher_logits(
 
     # Hashing a model to name a cache file would take longer than it saves.
     fingerprint = uuid.uuid4().hex
-    return dataset.sort("length").map(
+    read = dataset if read is None else read
+    ordered = read.add_column("row", list(range(len(read)))).sort("length")
+    labelled = ordered.map(
         label, batched=True, batch_size=64, desc="Labelling with the teacher", new_fingerprint=fingerprint
     )
+    return concatenate_datasets([dataset.select(labelled["row"]), labelled.select_columns("teacher_logits")], axis=1)
 
 
 def load_teacher(
@@ -67,19 +71,14 @@ def load_tokenizer(source: str, trust_remote_code: bool, argument: str) -> PreTr
 _PROBE = "The Café's 2nd ÉTUDE (1999) isn't «naïve»: 3.50€, e-mail…"
 
 
-def check_same_tokenizer(
-    first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase, first_name: str, second_name: str
-) -> None:
-    """Raises a UserError where two tokenizers would not give the same ids."""
+def token_difference(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> str | None:
+    """Why two tokenizers would not give the same ids, as a sentence; None where they would."""
     ours, theirs = first.get_vocab(), second.get_vocab()
-    different = f"{first_name} and {second_name} have different tokenizers"
     if len(ours) != len(theirs):
-        raise UserError(f"{different}, of {len(ours)} and {len(theirs)} tokens: teacher and student must share one.")
+        return f"they have {len(ours)} and {len(theirs)} tokens"
     for token, index in ours.items():
         if theirs.get(token) != index:
-            raise UserError(
-                f"{different}: {token!r} is {index} in the one and {theirs.get(token)} in the other: teacher and student "
-                "must share one."
-            )
+            return f"{token!r} is {index} in the one and {theirs.get(token)} in the other"
     if first(_PROBE)["input_ids"] != second(_PROBE)["input_ids"]:
-        raise UserError(f"{different}: the words are the same, but texts are cut differently (case or accents).")
+        return "the words are the same, but texts are cut differently (case or accents)"
+    return None

@@ -454,6 +454,17 @@ def test_a_new_student_of_a_published_size_is_distilled(toy, finished, tmp_path)
     assert math.isfinite(log["stages"]["task"]["loss"])
 
 
+def test_a_teacher_that_answers_whole_texts_may_have_its_own_tokenizer(toy, finished, tmp_path, swapped):
+    """Read with the student's, its answers would be the opposite."""
+    changes = {"student__source": str(swapped), "task__hard_weight": 0.0}
+    log = run_recipe(student_recipe(toy, finished.teacher, **changes), tmp_path / "out")
+    scores = {role: next(iter(tests.values()))["accuracy"] for role, tests in log["tests"].items()}
+    assert scores["teacher"] == next(iter(finished.log["tests"]["teacher"].values()))["accuracy"]
+    assert scores["student"] > 0.9
+    stored = AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab()
+    assert stored["good"] == VOCABULARY["bad"]
+
+
 # Bad input: told before anything is trained, and mended without ado
 
 
@@ -504,11 +515,17 @@ def test_a_student_with_another_vocabulary_is_refused(toy, finished, tmp_path):
     refused(recipe, tmp_path / "out", f"--student.*99 word embeddings.*{len(VOCABULARY)}")
 
 
-def test_a_student_with_another_tokenizer_is_refused(toy, finished, tmp_path):
-    swapped = {**VOCABULARY, "good": VOCABULARY["bad"], "bad": VOCABULARY["good"]}
-    tiny_student().save_pretrained(tmp_path / "start")
-    transformers.DistilBertTokenizer(vocab=swapped).save_pretrained(tmp_path / "start")
-    recipe = student_recipe(toy, finished.teacher, student__source=str(tmp_path / "start"))
+@pytest.fixture
+def swapped(tmp_path) -> Path:
+    """A student whose tokenizer has two words the other way round than its teachers' has."""
+    vocabulary = {**VOCABULARY, "good": VOCABULARY["bad"], "bad": VOCABULARY["good"]}
+    tiny_student().save_pretrained(tmp_path / "swapped")
+    transformers.DistilBertTokenizer(vocab=vocabulary).save_pretrained(tmp_path / "swapped")
+    return tmp_path / "swapped"
+
+
+def test_a_student_with_another_tokenizer_does_not_learn_hidden_states(toy, finished, tmp_path, swapped):
+    recipe = student_recipe(toy, finished.teacher, student__source=str(swapped), task__hidden_weight=1.0)
     refused(recipe, tmp_path / "out", "--teacher .* and --student .* have different tokenizers")
 
 

@@ -1,6 +1,7 @@
 """The teacher: loading, and labelling."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ from transformers import AutoTokenizer, BertForTokenClassification, DistilBertMo
 
 from inhibidistilbert.distillation.teacher import (
     add_teacher_logits,
-    check_same_tokenizer,
     load_teacher,
     load_tokenizer,
+    token_difference,
 )
 from inhibidistilbert.support.errors import UserError
 from inhibidistilbert.support.text_columns import tokenize
@@ -129,11 +130,11 @@ def test_a_missing_teacher_is_named(source):
 
 def test_a_tokenizer_is_the_same_as_a_copy_of_it(tmp_path):
     first, second = (load(write_distilbert(tmp_path / name))[1] for name in ("first", "second"))
-    check_same_tokenizer(first, second, "--teacher", "--student")
+    assert token_difference(first, second) is None
 
 
 OTHER_TOKENIZERS = {
-    "fewer": ({"vocab": dict(list(VOCABULARY.items())[:-1])}, f"of {len(VOCABULARY)} and {len(VOCABULARY) - 1} tokens"),
+    "fewer": ({"vocab": dict(list(VOCABULARY.items())[:-1])}, f"{len(VOCABULARY)} and {len(VOCABULARY) - 1} tokens"),
     "swapped": ({"vocab": {**VOCABULARY, "good": VOCABULARY["bad"], "bad": VOCABULARY["good"]}}, "'(good|bad)' is "),
     "cased": ({"vocab": VOCABULARY, "do_lower_case": False}, "cut differently"),
 }
@@ -143,8 +144,7 @@ OTHER_TOKENIZERS = {
 def test_other_tokenizers_are_told_apart(name):
     options, message = OTHER_TOKENIZERS[name]
     ours, theirs = DistilBertTokenizer(vocab=VOCABULARY), DistilBertTokenizer(**options)
-    with pytest.raises(UserError, match=rf"--teacher and --student have different tokenizers.*{message}"):
-        check_same_tokenizer(ours, theirs, "--teacher", "--student")
+    assert re.search(message, token_difference(ours, theirs) or "")
 
 
 # Labelling
