@@ -13,8 +13,8 @@ ROWS = 32  # of x in a tile of ours: two registers high, and two wide
 DEPTH = 64  # inputs of a step
 _SIDE = 16
 _LINE = 64  # bytes of a register's row
-# Eight registers of 16 rows of 64 bytes each, as the processor's manual lays a configuration out.
-_CONFIGURATION = (1, *[0] * 3, *[0x00400040] * 4, *[0] * 4, *[0x10101010] * 2, *[0] * 2)
+# Four registers of 16 rows of 64 bytes each, as the processor's manual lays a configuration out.
+_CONFIGURATION = (1, *[0] * 3, *[0x00400040] * 2, *[0] * 6, 0x10101010, *[0] * 3)
 
 
 def has_tiles(machine: Machine) -> bool:
@@ -50,16 +50,17 @@ def products(f: Function, x: Value, packed: Value, depth: Value) -> Value:
     """
     sums = f.array(vector(_SIDE, I32), 2 * ROWS)
     line = f.integer(_LINE)
-    groups = [packed, packed.at(depth * _SIDE, I8)]
-    for register in range(4):
-        _do(f, "tilezero", register)
-    with f.loop(0, depth, DEPTH) as k:
-        for half in range(2):
-            _do(f, "tileloadd64", 4 + half, x.at(k * ROWS + _SIDE * _LINE * half, I8), line)
-            _do(f, "tileloadd64", 6 + half, groups[half].at(k * _SIDE, I8), line)
-        for register in range(4):
-            _do(f, "tdpbssd", register, 4 + register // 2, 6 + register % 2)
-    for register in range(4):
-        place = sums.at(2 * _SIDE * _LINE * (register // 2) + _LINE * (register % 2), I8)
-        _do(f, "tilestored64", register, place, f.integer(2 * _LINE))
+    # Half of the registers, each half of the rows by itself: four products at once, in all eight, took 1.6 times as long.
+    rows, weights = 2, 3
+    for half in range(2):
+        for group in range(2):
+            _do(f, "tilezero", group)
+        with f.loop(0, depth, DEPTH) as k:
+            _do(f, "tileloadd64", rows, x.at(k * ROWS + _SIDE * _LINE * half, I8), line)
+            for group in range(2):
+                _do(f, "tileloadd64", weights, packed.at(depth * _SIDE * group + k * _SIDE, I8), line)
+                _do(f, "tdpbssd", group, rows, weights)
+        for group in range(2):
+            place = sums.at(2 * _SIDE * _LINE * half + _LINE * group, I8)
+            _do(f, "tilestored64", group, place, f.integer(2 * _LINE))
     return sums
