@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from ...llvm.builder import I8, I32, Function, Value, vector
 from ...llvm.jit import Machine
 
-ROWS = 32  # of x in a tile of ours: two registers high, and two wide
+ROWS = 32  # of x in a tile of ours: two registers wide, and two high
 DEPTH = 64  # inputs of a step
 _SIDE = 16
 _LINE = 64  # bytes of a register's row
@@ -42,24 +42,28 @@ def configured(f: Function) -> Iterator[None]:
     _do(f, "ldtilecfg", before)
 
 
-def products(f: Function, x: Value, packed: Value, depth: Value) -> Value:
-    """Sums of products, `(ROWS, 32)` i32 on the stack, of rows of signed bytes and a panel of weights.
+def products(f: Function, weight: Value, x: Value, depth: Value, ahead: Value) -> Value:
+    """Sums of products, `(32 outputs, ROWS)` i32 on the stack, of weights as they are stored and packed rows.
 
-    x: as `[step][row][DEPTH]`, so that it is read from one end to the other.
-    packed: two groups of 16 outputs, each as `[inputs of a word][output]`.
+    x: two groups of 16 rows, each as `[inputs of a word][row]`.
+    ahead: whether the weights that follow are brought near meanwhile.
     """
     sums = f.array(vector(_SIDE, I32), 2 * ROWS)
     line = f.integer(_LINE)
-    # Half of the registers, each half of the rows by itself: four products at once, in all eight, took 1.6 times as long.
-    rows, weights = 2, 3
+    # Half of the registers, each half of the outputs by itself: four products at once, in all eight, took 1.6 times as long.
+    weights, rows = 2, 3
     for half in range(2):
+        outputs = weight.at(depth * (_SIDE * half), I8)
         for group in range(2):
             _do(f, "tilezero", group)
         with f.loop(0, depth, DEPTH) as k:
-            _do(f, "tileloadd64", rows, x.at(k * ROWS + _SIDE * _LINE * half, I8), line)
+            with f.when(ahead):
+                for output in range(_SIDE):
+                    f.prefetch(outputs.at(depth * (2 * _SIDE + output) + k, I8))
+            _do(f, "tileloadd64", weights, outputs.at(k, I8), depth)
             for group in range(2):
-                _do(f, "tileloadd64", weights, packed.at(depth * _SIDE * group + k * _SIDE, I8), line)
-                _do(f, "tdpbssd", group, rows, weights)
+                _do(f, "tileloadd64", rows, x.at(depth * (_SIDE * group) + k * _SIDE, I8), line)
+                _do(f, "tdpbssd", group, weights, rows)
         for group in range(2):
             place = sums.at(2 * _SIDE * _LINE * half + _LINE * group, I8)
             _do(f, "tilestored64", group, place, f.integer(2 * _LINE))

@@ -115,10 +115,7 @@ class _Block:
         """The rows in the form that layers take."""
         if not self.g.int8:
             return source
-        steps, excess = self.g.steps_in(self.f, self.rows, self.count, depth)
-        with self.f.loop(0, self.count) as r:
-            row = self.g.row_in(self.rows, r, depth)
-            self.f.call("quantize_row", source.at(r * depth), depth, row, steps.at(r), excess.at(r))
+        self.g.quantize(self.f, lambda r: source.at(r * depth), self.count, depth, self.rows, self.packed)
         return self.rows
 
     def linear(self, name: str, rows: Value, depth: Value, width: Value, output: Value, last: Value | None = None) -> None:
