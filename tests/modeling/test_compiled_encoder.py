@@ -88,25 +88,38 @@ def test_several_radii():
     assert_same(make(False, **RADII), MASKS["padded"], False)
 
 
-@pytest.mark.parametrize("name", PROCESSORS)
-@pytest.mark.parametrize("int8", [True, False], ids=["int8", "float32"])
-def test_every_processor(int8, name, monkeypatch):
-    machine = processor(name)
-    monkeypatch.setattr(encoder, "machine", lambda: machine)
-    assert_same(make(int8, **FORMS["sqrt"]), MASKS["odd"], int8)
-
-
-@pytest.mark.parametrize("int8", [True, False], ids=["int8", "float32"])
-def test_threads(int8, monkeypatch):
+@pytest.fixture
+def on_threads(monkeypatch):
+    """Runs a model on so many threads, however little there is to do."""
+    before = torch.get_num_threads()
     monkeypatch.setattr(encoder, "_WORTH_A_THREAD", 1)
     monkeypatch.setattr(int8_attention, "WORTH_A_THREAD", 1)
-    model, before = make(int8), torch.get_num_threads()
-    one = run(model, MASKS["long"])
-    try:
-        torch.set_num_threads(2)
-        assert torch.equal(run(model, MASKS["long"]), one)
-    finally:
-        torch.set_num_threads(before)
+
+    def run_on(threads: int, model: nn.Module, mask: Tensor) -> Tensor:
+        torch.set_num_threads(threads)
+        return run(model, mask)
+
+    yield run_on
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+@pytest.mark.parametrize("int8", [True, False], ids=["int8", "float32"])
+def test_every_processor(int8, name, monkeypatch, on_threads):
+    machine = processor(name)
+    monkeypatch.setattr(encoder, "machine", lambda: machine)
+    model = make(int8, **FORMS["sqrt"])
+    assert_same(model, MASKS["odd"], int8)
+    assert torch.equal(on_threads(2, model, MASKS["padded"]), on_threads(1, model, MASKS["padded"]))
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("mask", ["one token", "padded", "long"])
+@pytest.mark.parametrize("int8", [True, False], ids=["int8", "float32"])
+def test_threads(int8, mask, threads, on_threads):
+    """They share the outputs of a product of few tokens, and of many the tokens."""
+    model = make(int8)
+    assert torch.equal(on_threads(threads, model, MASKS[mask]), on_threads(1, model, MASKS[mask]))
 
 
 def test_two_callers_at_once():

@@ -189,8 +189,8 @@ def _define_tile(g: LinearGenerator) -> None:
             found = products(f, packed, x, depth, first_row.equals(0))
             with f.loop(0, g.tile, g.lanes) as r:
                 halves = [[found.load(g.words, r + (n + o) * g.tile) for o in range(g.lanes)] for n in (0, g.lanes)]
-                for number, row_sums in enumerate(zip(*(transposed(f, half) for half in halves), strict=True)):
-                    finish(r + number, row_sums)
+                for n, of_row in enumerate(zip(*(transposed(f, half) for half in halves), strict=True)):
+                    finish(r + n, of_row)
             return
         rows = [x.at(depth * (g.item * r), I8) for r in range(g.tile)]
         groups = [packed, packed.at(depth * (g.item * g.lanes), I8)]
