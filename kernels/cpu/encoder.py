@@ -20,7 +20,6 @@ from ..llvm.threads import run_on_threads
 from ..memory import check_memory
 from .attention import FLAWED, cpu_refusal
 from .attention import make_plan as make_float32_plan
-from .code.amx import has_tiles
 from .code.encoder import STEPS, encoder_ir, workspace_size
 from .code.linear import block_rows, panel
 from .int8_attention import int8_refusal
@@ -29,9 +28,8 @@ from .int8_linear import LARGEST_DEPTH
 from .launch import Plan, float_bits, pack, strides_of
 from .packed import Run
 
-# Tokens that pass through a layer together: a core keeps what is computed from them in a cache of its own. Tiles of bytes
-# are so fast that reading the weights anew for each block counts for more.
-_MOST_ROWS, _MOST_ROWS_OF_TILES = 128, 256
+# Tokens that pass through a layer together: a core keeps what is computed from them in a cache of its own.
+_MOST_ROWS = 128
 # Up to so many tokens the threads share the outputs of each product, and not the tokens: each then reads a part of the
 # weights, where it would read all of them.
 _MOST_SHARED = 64
@@ -217,9 +215,8 @@ class Encoder:
         products = tokens * sizes.dim * (4 * sizes.dim + 2 * sizes.hidden)
         is_shared = threads > 1 and tokens <= _MOST_SHARED and products >= 2 * STEPS * _WORTH_A_THREAD
         threads = min(threads, ceil(products / _WORTH_A_THREAD))
-        most = _MOST_ROWS_OF_TILES if sizes.int8 and has_tiles(here) else _MOST_ROWS
         of_a_thread = tokens if is_shared else ceil(tokens / threads)
-        rows = block_rows(here, ceil(of_a_thread / ceil(of_a_thread / most)), most, sizes.int8)
+        rows = block_rows(here, ceil(of_a_thread / ceil(of_a_thread / _MOST_ROWS)), _MOST_ROWS, sizes.int8)
         items = min(threads, sizes.dim // panel(here)) if is_shared else ceil(tokens / rows)
         threads, memory = min(threads, items), workspace_size(here, rows, sizes.dim, sizes.hidden)
         words = (items, memory, rows, tokens, sizes.dim, sizes.hidden)
