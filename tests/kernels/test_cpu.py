@@ -158,6 +158,46 @@ def test_code_for_others_can_be_generated(foreign: Machine, elf_machine: int) ->
         assert not any(name in code for name in (b"memset", b"memcpy", b"fmaxf", b"fmaf"))
 
 
+# A few queries, of whole vectors of channels
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(M=1, N=1, D=16),
+        Case(M=1, N=150, D=64, causal=True, padding="left"),
+        Case(M=4, N=70, D=80, causal=True, padding="holes", dropout=True, scalars=(2,)),
+        Case(M=3, N=2, D=16, causal=True),
+        Case(M=2, N=33, D=32, ties=True, signed=False, dropout=True, gamma=-0.8),
+        Case(M=2, N=65, D=16, centered=False, offset=100.0, beta=-1.3),
+        Case(M=3, N=70, D=96, dropout=True, inhibition="gate", center="least", delta=0.9, alpha=-0.3),
+        Case(M=1, N=37, D=16, padding="holes", inhibition="gate", alpha=0.2, scalars=(2, 2)),
+        Case(M=4, N=33, D=16, padding="left", signed=False, center="least", delta=0.7, alpha=-0.3),
+    ],
+    ids=str,
+)
+def test_few_queries(machine: str, case: Case) -> None:
+    inputs, want = judged(case)
+    assert_agrees(run(inputs, "cpu"), want)
+
+
+@pytest.mark.parametrize("place", SPOILT)
+def test_few_queries_see_what_is_not_finite(place: str) -> None:
+    for number in NOT_FINITE:
+        inputs, want = spoilt(Case(M=3, N=37, D=16, padding="holes", causal=True, dropout=True), number, place)
+        assert_agrees(run(inputs, "cpu"), want)
+
+
+def test_few_queries_are_those_of_many() -> None:
+    """Alone, or within a panel: the same but for rounding."""
+    tensors = random_tensors(queries=20, keys=20, size=64)
+    whole = inhibitor_attention(**tensors, causal=True, backend="cpu")
+    for count in (1, 4, 5):
+        last = tensors | {"query": tensors["query"][:, :, -count:]}
+        got = inhibitor_attention(**last, causal=True, backend="cpu")
+        torch.testing.assert_close(got, whole[:, :, -count:], rtol=1e-5, atol=1e-4)
+
+
 # Layouts
 
 
