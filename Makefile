@@ -18,6 +18,8 @@ WORKERS ?= auto
 PYTEST := -m pytest --disable-plugin-autoload -p xdist -p timeout -p hypothesispytest \
   --numprocesses "$(WORKERS)" --dist loadfile --no-loadscope-reorder
 kernel-repository: OUTPUT ?= build/kernel-repository
+page: OUTPUT ?= build/page
+CHROMIUM ?= chromium
 evaluate: OUTPUT ?= runs/evaluate
 
 RECIPE ?= study
@@ -28,7 +30,7 @@ TEXTS ?= .cache/data/study/unlabelled.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-full test-lowest test-sharding data study-data study check checkpoint-sources kernel-repository release-sources
-.PHONY: benchmark-model results-index evaluate fuzz gpu
+.PHONY: benchmark-model results-index evaluate fuzz gpu page test-page
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -93,6 +95,16 @@ evaluate: data ## fine-tune the shipped checkpoint on Rotten Tomatoes and evalua
 
 kernel-repository: $(INSTALLED) ## the operator as a kernel for the Hub, in OUTPUT=build/kernel-repository
 	$(BIN)/python -m inhibidistilbert.publishing.kernel_repository "$(OUTPUT)"
+
+page: $(INSTALLED) ## a page that runs the shipped checkpoint in the browser, in OUTPUT=build/page; needs npm
+	HF_HUB_OFFLINE=1 $(BIN)/python -m inhibidistilbert.space $(CHECKPOINT) "$(OUTPUT)"
+	@echo "to see it: $(BIN)/python -m http.server --bind localhost --directory '$(OUTPUT)' 8000, then open http://localhost:8000"
+
+test-page: OUTPUT := build/page
+test-page: page ## the page in CHROMIUM=chromium, beside Python's answers; its pictures in build/page-pictures
+	npm ci --prefix tests/space/browser --ignore-scripts --no-audit --no-fund
+	HF_HUB_OFFLINE=1 PAGE="$(OUTPUT)" CHROMIUM="$(CHROMIUM)" PAGE_SCREENSHOTS=build/page-pictures \
+	  $(BIN)/python -m pytest tests/space/test_browser.py
 
 gpu: ## everything measured on a GPU, by the PYTHON that has a torch for it, with nothing installed: 5 to 8 minutes
 	HF_HUB_OFFLINE=1 $(PYTHON) -m inhibidistilbert.cli benchmark gpu --output benchmarks/results
