@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
@@ -49,6 +50,10 @@ def predict(
         Path | None,
         typer.Option(metavar="PATH", help="CSV, TSV, JSON, JSON lines, parquet, or plain text, one a line; UTF-8."),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="PATTERN", help="Many files, a folder or 'folder/*.parquet': --output is a folder then."),
+    ] = None,
     text_column: Annotated[
         str | None, typer.Option(metavar="NAME", help="Column of --file that holds the texts.", show_default="text")
     ] = None,
@@ -83,7 +88,15 @@ def predict(
 
     A multi-label model gives every label of a probability from --threshold on, or says that there is none. Blank lines are
     skipped. Texts longer than the model's positions are cut, unless --stride is given.
+
+    With --data, each file's labels go into a file of the folder --output. The same command again keeps those that are there.
     """
+    if data is not None:
+        if text or file or output is None:
+            raise UserError("--data needs --output DIR, and neither TEXT nor --file.")
+        options = {"stride": stride, "threshold": threshold, "all_scores": all_scores}
+        label_files(data, output, model, options | {"column": text_column or "text"}, device, batch_size)
+        return
     check_output(output, file)
     name, source = open_texts(text, file, text_column)
     texts = NonBlank(source)
@@ -113,6 +126,27 @@ def predict(
         )
     if texts.skipped:
         note(f"blank lines skipped: {texts.skipped}.")
+
+
+def label_files(data: str, output: Path, model: Path | None, settings: dict[str, Any], device: str, batch_size: int) -> None:
+    """Label every file of `data` into the folder `output`, and tell what was kept and what has no label."""
+    from ..labelling import Labeller, Settings, check_files, find_files
+    from ..prediction import default_checkpoint
+
+    files, chosen = find_files(data), Settings(**settings)
+    check_files(files, chosen.column)
+    line = partial(json_line, all_scores=chosen.all_scores)
+    label = Labeller(model or default_checkpoint(), output, chosen, line, device, batch_size)
+    label.prepare()
+    shards = [label(file) for file in with_bar(files, "Labelling")]
+    failed = [shard for shard in shards if shard.error]
+    rows, kept = sum(shard.rows for shard in shards), sum(shard.kept for shard in shards)
+    note(f"{rows} texts labelled in {len(shards) - len(failed)} files, {kept} of them kept from an earlier run.")
+    if bad := sum(shard.bad for shard in shards):
+        note(f"rows without a label: {bad}; {str(output / 'bad-rows')!r} says which and why.")
+    if failed:
+        more = f" ({len(failed)} such files)" if len(failed) > 1 else ""
+        raise UserError(f"--data: {failed[0].file!r} has no labels: {failed[0].error}{more}.")
 
 
 def open_texts(arguments: Sequence[str] | None, file: Path | None, column: str | None) -> tuple[str, Iterator[str | None]]:

@@ -8,16 +8,18 @@ from typing import Any
 
 from ..modeling.sources import source_files, write_remote_code
 from ..support.errors import UserError, reason
+from ..support.files import write_text
 from .card import CARD, dropped_sections, read_card, render_card, write_eval_results
 from .measurements import RESULT_FILES
 from .regular import copy_regular, refuse_others
 from .source import check_source
-from .tasks import architecture_of
+from .tasks import architecture_of, has_pipeline
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "added_tokens.json")
 # What is copied. The source files are written anew, and so is the card, from what the maintainer's says.
 ALLOWED = ("config.json", "generation_config.json", "LICENSE", *WEIGHTS, *TOKENIZER, *RESULT_FILES)
+HANDLER = "handler.py"  # what hosted inference endpoints look for
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,14 @@ def repository_files(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def write_handler(folder: Path) -> None:
+    """Write the file that answers the requests of hosted inference endpoints."""
+    write_text(folder / HANDLER, Path(__file__).with_name(HANDLER).read_text(encoding="utf-8"))
+
+
 def allowed_names() -> set[str]:
     """Names, with wildcards, that may stand in the root of a published checkpoint."""
-    return {*ALLOWED, CARD, *source_files()}
+    return {*ALLOWED, CARD, HANDLER, *source_files()}
 
 
 def assemble(source: Path, target: Path, repo_id: str, revision: str | None) -> Candidate:
@@ -85,6 +92,8 @@ def assemble(source: Path, target: Path, repo_id: str, revision: str | None) -> 
         copy_regular(source / name, target / name)
     config = check_source(target)
     write_remote_code(target)
+    if has_pipeline(architecture_of(config)):
+        write_handler(target)
     left_out_sections = tuple(dropped_sections(read_card(target).text))
     render_card(target, config, repo_id, revision)
     write_eval_results(target)

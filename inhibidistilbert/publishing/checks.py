@@ -18,7 +18,7 @@ from ..modeling.sources import AUTO_MAP
 from ..support.errors import UserError, reason
 from ..support.foreign import ForeignFieldError, choices, weight_map
 from ..support.models import TOKENIZER_FILES, load_tokenizer
-from .assemble import Candidate, allowed_names
+from .assemble import HANDLER, Candidate, allowed_names
 from .card import CARD, ENTRIES, read_card, read_metadata, section, template_text
 from .contents import parameter_counts, pieces
 from .known_sources import differences, releases
@@ -26,7 +26,7 @@ from .measurements import RESULT_FILES
 from .metadata import as_list, metadata_problems, result_problems
 from .private_paths import find_private_paths
 from .secrets import redact, secrets_in
-from .tasks import PIPELINE_TAGS
+from .tasks import PIPELINE_TAGS, has_pipeline
 
 _SAVE_AGAIN = "save model and tokenizer again with save_pretrained"
 READ_IT = "read it; --verify with --trust-remote-code runs it all the same, without token and home"
@@ -157,8 +157,11 @@ def check_remote_code(candidate: Candidate) -> Iterator[Problem]:
 def check_known_sources(candidate: Candidate) -> Iterator[Problem]:
     """Every source file is, by its content, that of this version or of a release. None is imported."""
     code = {name: file for name, file in candidate.files.items() if name.endswith(".py")}
+    # A model without a pipeline has no handler.
+    absent = set() if has_pipeline(candidate.architecture) else {HANDLER} - code.keys()
     for name, what in differences(code, "model"):
-        yield Problem(name, what, READ_IT)
+        if name not in absent:
+            yield Problem(name, what, READ_IT)
 
 
 def check_choices(candidate: Candidate) -> Iterator[Problem]:

@@ -16,12 +16,19 @@ from pathlib import Path
 from ..modeling.sources import write_remote_code
 from ..support.errors import UserError
 from ..support.files import write_text
-from .assemble import repository_files
+from .assemble import repository_files, write_handler
 from .card import CARD
 from .kernel_repository import build_kernel_repository
 
 TABLE = Path(__file__).with_name("known_sources.json")
-_WRITE: dict[str, Callable[[Path], object]] = {"model": write_remote_code, "kernel": build_kernel_repository}
+
+
+def _write_model(folder: Path) -> None:
+    write_remote_code(folder)
+    write_handler(folder)
+
+
+_WRITE: dict[str, Callable[[Path], object]] = {"model": _write_model, "kernel": build_kernel_repository}
 
 
 @cache

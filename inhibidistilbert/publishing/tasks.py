@@ -23,6 +23,11 @@ def architecture_of(config: Mapping[str, Any]) -> str:
     return str((config.get("architectures") or [""])[0])
 
 
+def has_pipeline(architecture: str) -> bool:
+    """Whether transformers has a pipeline for the model class, so that hosted endpoints can serve it."""
+    return PIPELINE_TAGS.get(architecture) in PIPELINES
+
+
 def auto_class(architecture: str) -> str:
     """`"InhibiDistilBertForMaskedLM"` -> `"AutoModelForMaskedLM"`; of a class that is none of these `"AutoModel"`."""
     if architecture not in PIPELINE_TAGS:

@@ -186,6 +186,7 @@ class TestGoodFolder:
             "config.json",
             "distillation.json",
             "eval_results.json",
+            "handler.py",
             "model.safetensors",
             "tokenizer.json",
             "tokenizer_config.json",
