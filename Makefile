@@ -29,8 +29,8 @@ ENCODER ?= .cache/data/minilm
 TEXTS ?= .cache/data/study/unlabelled.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-lowest test-sharding data study-data study check checkpoint-sources kernel-repository release-sources
-.PHONY: benchmark-model results-index evaluate fuzz gpu page test-page
+.PHONY: help demo test test-full test-lowest test-sharding test-ray data study-data study check checkpoint-sources kernel-repository
+.PHONY: release-sources benchmark-model results-index evaluate fuzz gpu page test-page
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,10 @@ test-lowest: ## the tests on the lowest transformers, in an environment of their
 test-sharding: $(INSTALLED) ## training under FSDP and DeepSpeed, which it installs, on two processes of this CPU
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "deepspeed==0.19.8"
 	HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests/distillation/test_processes.py
+
+test-ray: $(INSTALLED) ## labelling on a cluster of Ray, which it installs, with a worker killed on purpose
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[ray]"
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_labelling_on_ray.py
 
 check: $(INSTALLED) ## lint, format, types, and what may import what
 	$(BIN)/ruff check .

@@ -54,6 +54,9 @@ def predict(
         str | None,
         typer.Option(metavar="PATTERN", help="Many files, a folder or 'folder/*.parquet': --output is a folder then."),
     ] = None,
+    engine: Annotated[
+        str | None, typer.Option(metavar="NAME", help="With --data: ray labels on a cluster. Left out: here.")
+    ] = None,
     text_column: Annotated[
         str | None, typer.Option(metavar="NAME", help="Column of --file that holds the texts.", show_default="text")
     ] = None,
@@ -95,8 +98,10 @@ def predict(
         if text or file or output is None:
             raise UserError("--data needs --output DIR, and neither TEXT nor --file.")
         options = {"stride": stride, "threshold": threshold, "all_scores": all_scores}
-        label_files(data, output, model, options | {"column": text_column or "text"}, device, batch_size)
+        label_files(data, output, model, options | {"column": text_column or "text"}, device, batch_size, engine)
         return
+    if engine:
+        raise UserError(f"--engine {engine!r} goes with --data.")
     check_output(output, file)
     name, source = open_texts(text, file, text_column)
     texts = NonBlank(source)
@@ -128,17 +133,27 @@ def predict(
         note(f"blank lines skipped: {texts.skipped}.")
 
 
-def label_files(data: str, output: Path, model: Path | None, settings: dict[str, Any], device: str, batch_size: int) -> None:
+def label_files(
+    data: str, output: Path, model: Path | None, settings: dict[str, Any], device: str, batch_size: int, engine: str | None
+) -> None:
     """Label every file of `data` into the folder `output`, and tell what was kept and what has no label."""
     from ..labelling import Labeller, Settings, check_files, find_files
+    from ..labelling_on_ray import check_ray, label_on_ray
     from ..prediction import default_checkpoint
 
+    if engine == "ray":
+        check_ray()
+    elif engine is not None:
+        raise UserError(f"--engine must be ray, got {engine!r}.")
     files, chosen = find_files(data), Settings(**settings)
     check_files(files, chosen.column)
     line = partial(json_line, all_scores=chosen.all_scores)
-    label = Labeller(model or default_checkpoint(), output, chosen, line, device, batch_size)
+    # A worker has another working directory.
+    checkpoint, folder = (model or default_checkpoint()).absolute(), output.absolute()
+    label = Labeller(checkpoint, folder, chosen, line, device, batch_size)
     label.prepare()
-    shards = [label(file) for file in with_bar(files, "Labelling")]
+    done = label_on_ray(label, files) if engine else map(label, with_bar(files, "Labelling"))
+    shards = list(done)
     failed = [shard for shard in shards if shard.error]
     rows, kept = sum(shard.rows for shard in shards), sum(shard.kept for shard in shards)
     note(f"{rows} texts labelled in {len(shards) - len(failed)} files, {kept} of them kept from an earlier run.")
