@@ -16,6 +16,7 @@ from .inhibitor_blocked import number_of_radii, torch_backward, torch_forward
 from .inhibitor_custom_op import op_namespace, register_backend
 from .inhibitor_llvm_jit import Machine, entry, host_machine, refusal
 from .inhibitor_cpu_code_backward import backward_ir
+from .inhibitor_cpu_code_few import MOST_QUERIES
 from .inhibitor_cpu_code_fields import panel_width, workspace_layout
 from .inhibitor_cpu_code_forward import forward_ir
 from .inhibitor_cpu_launch import Plan, Strides, float_bits, pack, reaches_of, run, strides_of
@@ -76,9 +77,11 @@ def make_plan(
     padded = ceil(keys / lanes) * lanes, ceil(size / lanes) * lanes
     of_scalars, of_masks, of_tensors = strides
     staged = center > 0 or inhibition == 2 or normalized or radii > 1
+    gapless = all(of_tensor[-1] == 1 for of_tensor in of_tensors[:3])
+    few = name == "forward" and queries <= MOST_QUERIES and dtype == torch.float32 and size % lanes == 0 and gapless
     words = (
         *(items, splits, threads, workspace_size, addressof(layout)),
-        *(heads, queries, keys, size, _DTYPES[dtype], *flags, staged, *padded, float_bits(size**-0.5), float_bits(1.0)),
+        *(heads, queries, keys, size, _DTYPES[dtype], *flags, staged, few, *padded, float_bits(size**-0.5), float_bits(1.0)),
         *(4 * stride for of_scalar in of_scalars for stride in of_scalar),
         *(stride for of_mask in of_masks for stride in of_mask),
         *(dtype.itemsize * stride for of_tensor in of_tensors for stride in of_tensor),

@@ -8,7 +8,13 @@ A piece of work is a block of tokens, that passes through all of it while it is 
     query, key, value of the next layer, from the states
 
 Where the weights are int8 each activation is rounded once, where it was computed.
+
+Of few tokens the weights take most of the time, and one block is all there is. Then the threads share the outputs of each
+product: a call is one of the four steps, up to and with the products of a line above, and what has been computed lies in
+memory that they share.
 """
+
+from collections.abc import Callable
 
 from .inhibitor_llvm_builder import F32, I64, PTR, Function, Value
 from .inhibitor_llvm_jit import Machine
@@ -21,9 +27,11 @@ _LINEARS, _NORMS = ("out", "first", "second", "query", "key", "value"), ("attent
 BLOCK = (
     *("items", "workspace_size", "block_rows", "tokens", "dim", "hidden"),
     *("after", "before"),  # whether there is an attention before this, and one after
+    *("step", "parts"),  # 0 for all steps, or the number of one, and into how many parts its outputs go
     "epsilon",  # float32, of the norms
     *("next", "arrived", "workspace"),
     *("states", "attended", "divisor", "query_output", "key_output", "value_output"),
+    *("shared_middle", "shared_projected", "shared_wide"),  # of one step: `_Block` says what is there
     *(f"{name}_{part}" for name in _LINEARS for part in LINEAR),
     *(f"{name}_{part}" for name in _NORMS for part in ("weight", "bias")),
 )
@@ -78,34 +86,43 @@ def _define_rows(g: LinearGenerator) -> None:
         total, square = f.variable(zero), f.variable(zero)
         with f.loop(0, n, g.lanes) as k:
             x = row.load(g.floats, k) + other.load(g.floats, k)
-            row.store(x, k)
+            output.store(x, k)
             total.value = total.value + x
         mean = g.splat(f, g.sum_of_lanes(f, total.value) * share)
         with f.loop(0, n, g.lanes) as k:
-            x = row.load(g.floats, k) - mean
+            x = output.load(g.floats, k) - mean
             square.value = f.fma(x, x, square.value)
         variance = g.sum_of_lanes(f, square.value) * share
         rate = g.splat(f, one / f.intrinsic("llvm.sqrt.f32", F32, variance + epsilon))
         with f.loop(0, n, g.lanes) as k:
-            x = (row.load(g.floats, k) - mean) * rate
+            x = (output.load(g.floats, k) - mean) * rate
             output.store(f.fma(x, weight.load(g.floats, k), bias.load(g.floats, k)), k)
 
 
 class _Block:
-    """The block of tokens at hand, and where its numbers are in the memory of a thread."""
+    """The block of tokens at hand, and where its numbers are: in the memory of a thread, or of one step in shared memory.
+
+    `states`, always of the thread: what is rounded next. `projected`: outputs of `out` and `second`. `middle`: states
+    behind the first norm. `wide`: outputs of `first`.
+    """
 
     def __init__(self, g: LinearGenerator, f: Function, block: Fields, memory: Value, item: Value) -> None:
         self.g, self.f, self.block = g, f, block
         self.dim, self.hidden, size = (block.integer(name) for name in ("dim", "hidden", "block_rows"))
-        self.first = item * size
+        self.parts = block.integer("parts")
+        self.first, self.part = item // self.parts * size, item % self.parts
         self.last = block.integer("tokens") - 1 - self.first
         left = (self.last + g.tile) // g.tile * g.tile
         self.count = (left < size).where(left, size)
         widest = (self.dim < self.hidden).where(self.hidden, self.dim)
-        self.states, self.projected = memory, memory.at(size * self.dim)
-        self.wide = self.projected.at(size * self.dim)
-        self.packed = self.wide.at(size * self.hidden)
+        self.states, own_projected = memory, memory.at(size * self.dim)
+        own_wide = own_projected.at(size * self.dim)
+        self.packed = own_wide.at(size * self.hidden)
         self.rows = self.packed.at(widest * panel(g.machine))
+        self.all_steps = block.integer("step").equals(0)
+        self.projected = self.all_steps.where(own_projected, block.pointer("shared_projected"))
+        self.middle = self.all_steps.where(self.states, block.pointer("shared_middle"))
+        self.wide = self.all_steps.where(own_wide, block.pointer("shared_wide"))
 
     def token(self, r: Value) -> Value:
         """Which token stands in row r; those beyond the last one repeat it."""
@@ -115,17 +132,20 @@ class _Block:
         """The rows in the form that layers take."""
         if not self.g.int8:
             return source
-        steps, excess = self.g.steps_in(self.f, self.rows, self.count, depth)
-        with self.f.loop(0, self.count) as r:
-            row = self.g.row_in(self.rows, r, depth)
-            self.f.call("quantize_row", source.at(r * depth), depth, row, steps.at(r), excess.at(r))
+        self.g.quantize(self.f, lambda r: source.at(r * depth), self.count, depth, self.rows, self.packed)
         return self.rows
+
+    def outputs_of_part(self, width: Value) -> tuple[Value, Value]:
+        """Where its outputs begin and end."""
+        outputs = panel(self.g.machine)
+        panels = width // outputs
+        return panels * self.part // self.parts * outputs, panels * (self.part + 1) // self.parts * outputs
 
     def linear(self, name: str, rows: Value, depth: Value, width: Value, output: Value, last: Value | None = None) -> None:
         """last: the last row of the output; by default that of a buffer, which has them all."""
-        layer, zero = self.block.place(f"{name}_weight"), self.f.integer(0)
-        last = self.count - 1 if last is None else last
-        self.f.call("linear", layer, rows, self.count, last, depth, output, width, zero, width, self.packed)
+        layer, last = self.block.place(f"{name}_weight"), self.count - 1 if last is None else last
+        outputs = self.outputs_of_part(width)
+        self.f.call("linear", layer, rows, self.count, last, depth, output, width, *outputs, self.packed)
 
     def norm(self, name: str, residual: Value, per_token: bool) -> None:
         """The states: `projected` plus the residual, which is of all tokens or of the rows."""
@@ -135,44 +155,72 @@ class _Block:
             numbers = weight, bias, self.block.number("epsilon"), self.states.at(r * self.dim), self.dim
             self.f.call("add_norm", self.projected.at(r * self.dim), other, *numbers)
 
+    def share(self, place: Callable[[Value], Value]) -> None:
+        """Copy the states to rows at `place`. One part does, where all have the same."""
+        with self.f.when(self.part.equals(0)), self.f.loop(0, self.count) as r:
+            self.f.call("copy", self.states.at(r * self.dim), place(r), self.dim)
+
+
+def _attended_to_projected(b: _Block) -> None:
+    with b.f.loop(0, b.count) as r:
+        token = b.token(r)
+        row, divisor = b.block.pointer("attended").at(token * b.dim), b.block.pointer("divisor").load(F32, token)
+        b.f.call("divide", row, divisor, b.states.at(r * b.dim), b.dim)
+    b.linear("out", b.quantize(b.states, b.dim), b.dim, b.dim, b.projected)
+
+
+def _projected_to_wide(b: _Block) -> None:
+    b.norm("attention_norm", b.block.pointer("states"), per_token=True)
+    with b.f.when(b.all_steps.equals(0)):
+        b.share(lambda r: b.middle.at(r * b.dim))
+    b.linear("first", b.quantize(b.states, b.dim), b.dim, b.hidden, b.wide)
+    start, stop = b.outputs_of_part(b.hidden)
+    with b.f.loop(0, b.count) as r:
+        b.f.call("gelu", b.wide.at(r * b.hidden + start), stop - start)
+
+
+def _wide_to_projected(b: _Block) -> None:
+    b.linear("second", b.quantize(b.wide, b.hidden), b.hidden, b.dim, b.projected)
+
+
+def _projected_to_heads(b: _Block) -> None:
+    states = b.block.pointer("states")
+    with b.f.when(b.block.flag("after")):
+        b.norm("output_norm", b.middle, per_token=False)
+        b.share(lambda r: states.at(b.token(r) * b.dim))
+    with b.f.when(b.block.flag("after").equals(0)), b.f.loop(0, b.count) as r:
+        b.f.call("copy", states.at(b.token(r) * b.dim), b.states.at(r * b.dim), b.dim)
+    with b.f.when(b.block.flag("before")):
+        rows = b.quantize(b.states, b.dim)
+        for name in ("query", "key", "value"):
+            b.linear(name, rows, b.dim, b.dim, b.block.pointer(f"{name}_output").at(b.first * b.dim), b.last)
+
+
+# In order; the last one alone where no attention comes before.
+_STEPS = (_attended_to_projected, _projected_to_wide, _wide_to_projected, _projected_to_heads)
+STEPS = len(_STEPS)
+
+
+def _define_steps(g: LinearGenerator) -> None:
+    for step in _STEPS:
+        parameters = {"block": PTR, "memory": PTR, "item": I64}
+        with g.module.function(step.__name__, parameters) as (f, address, memory, item):
+            step(_Block(g, f, Fields(address, BLOCK), memory, item))
+
 
 def _define_run_item(g: LinearGenerator) -> None:
     with g.module.function("run_item", {"block": PTR, "memory": PTR, "item": I64}) as (f, address, memory, item):
         block = Fields(address, BLOCK)
-        b = _Block(g, f, block, memory, item)
-        with f.when(block.flag("after")):
-            f.call("finish_layer", address, memory, item)
-        with f.when(block.flag("after").equals(0)), f.loop(0, b.count) as r:
-            f.call("copy", block.pointer("states").at(b.token(r) * b.dim), b.states.at(r * b.dim), b.dim)
-        with f.when(block.flag("before")):
-            rows = b.quantize(b.states, b.dim)
-            for name in ("query", "key", "value"):
-                b.linear(name, rows, b.dim, b.dim, block.pointer(f"{name}_output").at(b.first * b.dim), b.last)
-
-
-def _define_finish_layer(g: LinearGenerator) -> None:
-    with g.module.function("finish_layer", {"block": PTR, "memory": PTR, "item": I64}) as (f, address, memory, item):
-        block = Fields(address, BLOCK)
-        b = _Block(g, f, block, memory, item)
-        with f.loop(0, b.count) as r:
-            token = b.token(r)
-            row, divisor = block.pointer("attended").at(token * b.dim), block.pointer("divisor").load(F32, token)
-            f.call("divide", row, divisor, b.states.at(r * b.dim), b.dim)
-        b.linear("out", b.quantize(b.states, b.dim), b.dim, b.dim, b.projected)
-        b.norm("attention_norm", block.pointer("states"), per_token=True)
-        b.linear("first", b.quantize(b.states, b.dim), b.dim, b.hidden, b.wide)
-        with f.loop(0, b.count) as r:
-            f.call("gelu", b.wide.at(r * b.hidden), b.hidden)
-        b.linear("second", b.quantize(b.wide, b.hidden), b.hidden, b.dim, b.projected)
-        b.norm("output_norm", b.states, per_token=False)
-        with f.loop(0, b.count) as r:
-            f.call("copy", b.states.at(r * b.dim), block.pointer("states").at(b.token(r) * b.dim), b.dim)
+        for number, step in enumerate(_STEPS, start=1):
+            wanted = block.integer("step").equals(number) | block.integer("step").equals(0)
+            with f.when(wanted if number == STEPS else wanted & block.flag("after")):
+                f.call(step.__name__, address, memory, item)
 
 
 def encoder_ir(machine: Machine, int8: bool) -> str:
     """The IR of a module that exports `void encoder(void *block)`."""
     g = LinearGenerator(machine, int8)
-    for define in (_define_rows, _define_finish_layer, _define_run_item):
+    for define in (_define_rows, _define_steps, _define_run_item):
         define(g)
     with g.module.function("encoder", {"block": PTR}, exported=True) as (f, address):
         block = Fields(address, BLOCK)

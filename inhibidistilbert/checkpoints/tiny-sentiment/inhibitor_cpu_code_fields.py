@@ -16,6 +16,7 @@ SHAPE_FIELDS = (
     "normalized",  # whether there is a delta
     "radii",
     "staged",  # whether scores are finished once all distances of a panel are known
+    "few",  # whether the queries go one by one, see `few.py`
     *("padded_keys", "padded_size"),  # rounded up to whole vectors
     *("root", "one"),  # float32: 1 / sqrt(size), and 1, which the compiler must not know
 )

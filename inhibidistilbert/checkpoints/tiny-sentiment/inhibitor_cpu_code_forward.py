@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from .inhibitor_forms import NOTHING_PASSES
 from .inhibitor_llvm_builder import F32, I8, I32, I64, PTR, Function, Value, Variable
 from .inhibitor_llvm_jit import Machine
+from .inhibitor_cpu_code_few import define_few
 from .inhibitor_cpu_code_fields import BUFFERS, FORWARD_FIELDS, RUN, STATE, Fields, each_item, thread_memory
 from .inhibitor_cpu_code_panels import Generator, call, define_panels, gather, head_of, is_gate
 from .inhibitor_cpu_code_tiles import FULLY_INHIBITED, Rows, call_tile, define_forward_tiles
@@ -109,7 +110,7 @@ def define_begin_head(g: Generator) -> None:
         state.set("plain_ready", f.integer(0))
         for name in ("largest_key", "mean_key", "limit"):
             state.set(name, f.number(F32, 0.0))
-        with f.when(state.integer("visible") > 0):
+        with f.when((state.integer("visible") > 0) & block.flag("few").equals(0)):
             call(f, block, state, "choose_shift", key)
 
 
@@ -393,9 +394,12 @@ def _define_item(g: Generator) -> None:
         share, batch, head = item % splits, item // splits // heads, item // splits % heads
         key, value = (head_of(block, name, batch, head) for name in ("key", "value"))
         call(f, block, state, "begin_head", batch, head, key)
-        with f.when(state.integer("visible") > 0):
+        few = block.flag("few")
+        with f.when(few):
+            call(f, block, state, "few", batch, head, key, value)
+        with f.when((state.integer("visible") > 0) & few.equals(0)):
             call(f, block, state, "pack_head", batch, key, value)
-        panels = (block.integer("queries") + g.lanes - 1) // g.lanes
+        panels = few.where(f.integer(0), (block.integer("queries") + g.lanes - 1) // g.lanes)
         with f.loop(share * panels // splits, (share + 1) * panels // splits) as panel:
             call(f, block, state, "prefetch", item, panel * g.lanes)
             call(f, block, state, "forward_panel", batch, head, panel * g.lanes, key)
@@ -408,6 +412,7 @@ def forward_ir(machine: Machine) -> str:
     define_forward_tiles(g)
     define_begin_head(g)
     define_prefetch(g, reads=("query", "key", "value"), writes=("output",))
+    define_few(g)
     for define in (
         *(_define_pack_head, _define_sum_partly, _define_panel_scores, _define_find_center, _define_finish_scores),
         *(_define_sum_openings, _define_hide_future, _define_panel_values, _define_keep, _define_panel, _define_item),

@@ -6,17 +6,18 @@ much as two or three rows, and nothing need be kept between calls.
 
 With int8 weights the rows of x are rounded to 8 bits, each on a grid of its own. A word holds four inputs where one
 instruction multiplies so many: unsigned bytes with signed ones, so 128 is added to the weights, and 128 times the sum of
-the row taken off. Elsewhere it holds two, widened to 16 bits. Where the processor has registers for tiles of bytes, both are
-signed, see `amx.py`.
+the row taken off. Elsewhere it holds two, widened to 16 bits.
+
+Where the processor has registers for tiles of bytes, both are signed, and the rows of x are packed instead of the weights,
+which the registers take as they are stored; see `amx.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from .inhibitor_llvm_builder import F32, I8, I16, I32, I64, PTR, Function, Value, vector
 from .inhibitor_llvm_jit import Machine
 from .inhibitor_quantized import SMALLEST
-from .inhibitor_cpu_code_amx import DEPTH as AMX_DEPTH
 from .inhibitor_cpu_code_amx import ROWS as AMX_ROWS
 from .inhibitor_cpu_code_amx import configured, has_tiles, products
 from .inhibitor_cpu_code_fields import Fields, each_item, thread_memory
@@ -85,7 +86,7 @@ class LinearGenerator(ByteGenerator):
         self.has_tiles = self.item == 1 and has_tiles(machine)
         if int8:
             _define_quantize_row(self)
-        _define_pack_weights(self)
+        _define_pack(self)
         _define_tile(self)
         _define_linear(self)
 
@@ -93,11 +94,19 @@ class LinearGenerator(ByteGenerator):
         """Makes a thread ready for tiles, around all that it does."""
         return configured(f) if self.has_tiles else nullcontext()
 
-    def row_in(self, rows: Value, r: Value, depth: Value) -> Value:
-        """Where row r of quantized rows begins."""
-        if self.has_tiles:
-            return rows.at(r // AMX_ROWS * AMX_ROWS * depth + r % AMX_ROWS * AMX_DEPTH, I8)
-        return rows.at(r * depth * self.item, I8)
+    def quantize(
+        self, f: Function, row: Callable[[Value], Value], count: Value, depth: Value, rows: Value, spare: Value
+    ) -> None:
+        """Fill `rows` with `count` rows, whole tiles. row: the address of one. spare: memory for a panel."""
+        steps, excess = self.steps_in(f, rows, count, depth)
+        with f.loop(0, count, self.tile) as first:
+            packed = rows.at(first * depth * self.item, I8)
+            stored = spare if self.has_tiles else packed
+            with f.loop(0, self.tile) as n:
+                r = first + n
+                f.call("quantize_row", row(r), depth, stored.at(n * depth * self.item, I8), steps.at(r), excess.at(r))
+            if self.has_tiles:
+                f.call("pack", stored, depth, packed)
 
     def steps_in(self, f: Function, rows: Value, count: Value, depth: Value) -> tuple[Value, Value]:
         """Where the steps and the excess of `count` quantized rows are: behind them."""
@@ -126,22 +135,22 @@ def _define_quantize_row(g: LinearGenerator) -> None:
             number = g.rounded(source.load(g.floats, k) * rate) - ROUNDER_BITS
             if g.item == 1:
                 total.value = total.value + number
-                g.store_bytes(row, number, k // AMX_DEPTH * (AMX_ROWS * AMX_DEPTH) + k % AMX_DEPTH if g.has_tiles else k)
+                g.store_bytes(row, number, k)
             else:
                 number = f.shuffle(number, number, [n ^ 3 * (n % 4 in (1, 2)) for n in range(g.lanes)])
                 row.store(number.convert("trunc", vector(g.lanes, I16)), k)
         excess.store(g.sum_of_lanes(f, total.value) * 128)
 
 
-def _define_pack_weights(g: LinearGenerator) -> None:
-    """The panel of outputs that begins at `weight`; meanwhile the next one is brought near."""
-    with g.module.function("pack_weights", {"weight": PTR, "depth": I64, "packed": PTR}) as (f, weight, depth, packed):
+def _define_pack(g: LinearGenerator) -> None:
+    """A panel of weights that begins at `rows`, while the next one is brought near; or, for tiles, as many rows of x."""
+    with g.module.function("pack", {"rows": PTR, "depth": I64, "packed": PTR}) as (f, first_row, depth, packed):
         stored = 1 if g.int8 else 4
         with f.loop(0, panel(g.machine), g.lanes) as first, f.loop(0, depth, 4 * g.lanes // stored) as k:
-            source = weight.at((first * depth + k) * stored, I8)
+            source = first_row.at((first * depth + k) * stored, I8)
             rows = [source.at(depth * (r * stored), I8).load(g.words) for r in range(g.lanes)]
-            following = weight.at((depth * panel(g.machine) + first * depth) * stored + k * (stored * g.lanes), I8)
-            for line in range(0, 4 * g.lanes * g.lanes, _LINE):
+            following = first_row.at((depth * panel(g.machine) + first * depth) * stored + k * (stored * g.lanes), I8)
+            for line in range(0, 0 if g.has_tiles else 4 * g.lanes * g.lanes, _LINE):
                 f.prefetch(following.at(line, I8))
             place = packed.at((first * depth + k * g.lanes) * g.item, I8)
             for n, word in enumerate(transposed(f, rows)):
@@ -154,10 +163,14 @@ def _define_pack_weights(g: LinearGenerator) -> None:
 
 
 def _define_tile(g: LinearGenerator) -> None:
-    """A tile of rows times a panel of outputs; the output of rows beyond `last` is that of row `last`."""
-    parameters = {"layer": PTR, "packed": PTR, "x": PTR, "steps": PTR, "excess": PTR, "depth": I64, "last": I64}
-    parameters |= {"output": PTR, "width": I64, "column": I64}
-    with g.module.function("tile", parameters) as (f, address, packed, x, steps, excess, depth, last, output, width, column):
+    """A tile of rows times a panel of outputs; the output of rows beyond `last` is that of row `last`.
+
+    weights: packed, but where there are registers for tiles. number: of the first row.
+    """
+    parameters = {"layer": PTR, "weights": PTR, "x": PTR, "steps": PTR, "excess": PTR, "depth": I64, "last": I64}
+    parameters |= {"output": PTR, "width": I64, "column": I64, "number": I64}
+    with g.module.function("tile", parameters) as (f, address, packed, x, steps, excess, depth, last, output, *others):
+        width, column, first_row = others
         layer = Fields(address, LINEAR)
 
         def of_columns(name: str) -> list[Value]:
@@ -173,9 +186,11 @@ def _define_tile(g: LinearGenerator) -> None:
                 place.store(y + biases[n], n * g.lanes)
 
         if g.has_tiles:
-            found = products(f, x, packed, depth)
-            with f.loop(0, g.tile) as r:
-                finish(r, [found.load(g.words, (r * 2 + n) * g.lanes) for n in range(2)])
+            found = products(f, packed, x, depth, first_row.equals(0))
+            with f.loop(0, g.tile, g.lanes) as r:
+                halves = [[found.load(g.words, r + (n + o) * g.tile) for o in range(g.lanes)] for n in (0, g.lanes)]
+                for n, of_row in enumerate(zip(*(transposed(f, half) for half in halves), strict=True)):
+                    finish(r + n, of_row)
             return
         rows = [x.at(depth * (g.item * r), I8) for r in range(g.tile)]
         groups = [packed, packed.at(depth * (g.item * g.lanes), I8)]
@@ -211,11 +226,13 @@ def _define_linear(g: LinearGenerator) -> None:
         outputs, stored = panel(g.machine), 1 if g.int8 else 4
         steps, excess = g.steps_in(f, x, count, depth)
         with f.loop(start, stop, outputs) as column:
-            weight = Fields(layer, LINEAR).pointer("weight").at(column * depth * stored, I8)
-            f.call("pack_weights", weight, depth, packed)
+            weights = Fields(layer, LINEAR).pointer("weight").at(column * depth * stored, I8)
+            if not g.has_tiles:
+                f.call("pack", weights, depth, packed)
+                weights = packed
             with f.loop(0, count, g.tile) as r:
                 of_tile = x.at(r * depth * g.item, I8), steps.at(r), excess.at(r), depth, last - r
-                f.call("tile", layer, packed, *of_tile, output.at(r * width), width, column)
+                f.call("tile", layer, weights, *of_tile, output.at(r * width), width, column, r)
 
 
 def _define_run_item(g: LinearGenerator) -> None:
@@ -229,10 +246,11 @@ def _define_run_item(g: LinearGenerator) -> None:
         left = (last + tile) // tile * tile
         count = (left < size).where(left, size)
         rows = memory.at(depth * (4 * outputs), I8)
-        steps, excess = g.steps_in(f, rows, count, depth)
-        with f.loop(0, count) as r:
-            source = block.pointer("x").at((first + (r < last).where(r, last)) * block.integer("x_stride"))
-            f.call("quantize_row", source, depth, g.row_in(rows, r, depth), steps.at(r), excess.at(r))
+
+        def row(r: Value) -> Value:
+            return block.pointer("x").at((first + (r < last).where(r, last)) * block.integer("x_stride"))
+
+        g.quantize(f, row, count, depth, rows, memory)
         panels = width // outputs
         start, stop = panels * part // parts * outputs, panels * (part + 1) // parts * outputs
         output = block.pointer("output").at(first * width)

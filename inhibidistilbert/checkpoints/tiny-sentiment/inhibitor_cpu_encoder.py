@@ -20,8 +20,7 @@ from .inhibitor_llvm_threads import run_on_threads
 from .inhibitor_memory import check_memory
 from .inhibitor_cpu_attention import FLAWED, cpu_refusal
 from .inhibitor_cpu_attention import make_plan as make_float32_plan
-from .inhibitor_cpu_code_amx import has_tiles
-from .inhibitor_cpu_code_encoder import encoder_ir, workspace_size
+from .inhibitor_cpu_code_encoder import STEPS, encoder_ir, workspace_size
 from .inhibitor_cpu_code_linear import block_rows, panel
 from .inhibitor_cpu_int8_attention import int8_refusal
 from .inhibitor_cpu_int8_attention import make_plan as make_int8_plan
@@ -29,9 +28,11 @@ from .inhibitor_cpu_int8_linear import LARGEST_DEPTH
 from .inhibitor_cpu_launch import Plan, float_bits, pack, strides_of
 from .inhibitor_cpu_packed import Run
 
-# Tokens that pass through a layer together: a core keeps what is computed from them in a cache of its own. Tiles of bytes
-# are so fast that packing the weights anew for each block counts for more.
-_MOST_ROWS, _MOST_ROWS_OF_TILES = 128, 256
+# Tokens that pass through a layer together: a core keeps what is computed from them in a cache of its own.
+_MOST_ROWS = 128
+# Up to so many tokens the threads share the outputs of each product, and not the tokens: each then reads a part of the
+# weights, where it would read all of them.
+_MOST_SHARED = 64
 # Below so many products the threads would wait for each other longer than they compute.
 _WORTH_A_THREAD = 1 << 21
 _MOST_PROGRAMS = 16
@@ -162,14 +163,19 @@ class Encoder:
         query, key, value, attended = (memory.take(each) for _ in range(4))
         statistics = [memory.take(4 * tokens * sizes.heads) if wanted else None for wanted in self._statistics()]
         plan = self._plan_of_tokens(here, tokens, threads)
+        of_tokens = unpack(f"{len(plan.words) // 8}q", plan.words)
+        items, _, rows, *_ = of_tokens
+        parts = items // ceil(tokens / rows)
+        steps_of_pass = [0] if parts == 1 else range(1, STEPS + 1)
         plans = [self._plan_of_attention(here, run, threads) for run in runs]
         workspace = memory.take(max(each.memory for each in (plan, *plans)))
+        shared = [0 if parts == 1 else memory.take(4 * rows * width) for width in (sizes.dim, sizes.dim, sizes.hidden)]
 
-        def pass_over_tokens(number: int) -> _Step:
-            """Behind the attention of layer `number`, up to that of the next."""
-            words: _Words = [*unpack(f"{len(plan.words) // 8}q", plan.words)]
-            words += [int(number >= 0), int(number + 1 < len(self._layers)), float_bits(sizes.epsilon), 0, 0, workspace]
-            words += [_States(), attended, divisor.data_ptr(), query, key, value]
+        def pass_over_tokens(number: int, step: int) -> _Step:
+            """Behind the attention of layer `number`, up to that of the next: a step of it, or with 0 all."""
+            words: _Words = [*of_tokens, int(number >= 0), int(number + 1 < len(self._layers)), step]
+            words += [parts, float_bits(sizes.epsilon), 0, 0, workspace]
+            words += [_States(), attended, divisor.data_ptr(), query, key, value, *shared]
             this, following = self._layers[max(number, 0)], self._layers[min(number + 1, len(self._layers) - 1)]
             behind, before = slice(0, 3), slice(3, 6)
             words += [*this.addresses(behind, slice(0)), *following.addresses(before, slice(0))]
@@ -193,9 +199,9 @@ class Encoder:
                 steps.append(_Step(plan.entry, [*head, *scalars, *tail], plan.threads, flaw))
             return steps
 
-        steps = [pass_over_tokens(-1)]
+        steps = [pass_over_tokens(-1, steps_of_pass[-1])]
         for number in range(len(self._layers)):
-            steps += [*attention(number), pass_over_tokens(number)]
+            steps += [*attention(number), *(pass_over_tokens(number, step) for step in steps_of_pass)]
         return _Program(steps, memory.size, entry("each_block", each_block_ir, here), (divisor, plans))
 
     def _statistics(self) -> tuple[bool, bool]:
@@ -204,13 +210,14 @@ class Encoder:
         return not int8 and self._sizes.center > 0, not int8 and has_delta
 
     def _plan_of_tokens(self, here: Machine, tokens: int, threads: int) -> Plan:
+        """Pieces of work are blocks of tokens, or of few tokens parts of the outputs of one block."""
         sizes = self._sizes
         products = tokens * sizes.dim * (4 * sizes.dim + 2 * sizes.hidden)
+        is_shared = threads > 1 and tokens <= _MOST_SHARED and products >= 2 * STEPS * _WORTH_A_THREAD
         threads = min(threads, ceil(products / _WORTH_A_THREAD))
-        most = _MOST_ROWS_OF_TILES if sizes.int8 and has_tiles(here) else _MOST_ROWS
-        of_a_thread = ceil(tokens / threads)
-        rows = block_rows(here, ceil(of_a_thread / ceil(of_a_thread / most)), most, sizes.int8)
-        items = ceil(tokens / rows)
+        of_a_thread = tokens if is_shared else ceil(tokens / threads)
+        rows = block_rows(here, ceil(of_a_thread / ceil(of_a_thread / _MOST_ROWS)), _MOST_ROWS, sizes.int8)
+        items = min(threads, sizes.dim // panel(here)) if is_shared else ceil(tokens / rows)
         threads, memory = min(threads, items), workspace_size(here, rows, sizes.dim, sizes.hidden)
         words = (items, memory, rows, tokens, sizes.dim, sizes.hidden)
         return Plan(entry("encoder", encoder_ir, here, sizes.int8), pack(words), threads, threads * memory)
