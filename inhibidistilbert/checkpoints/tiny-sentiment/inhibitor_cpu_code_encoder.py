@@ -9,9 +9,9 @@ A piece of work is a block of tokens, that passes through all of it while it is 
 
 Where the weights are int8 each activation is rounded once, where it was computed.
 
-Of few tokens the weights take most of the time, and one block is all there is. Then the threads share the outputs of each
-product: a call is one of the four steps, up to and with the products of a line above, and what has been computed lies in
-memory that they share.
+With few tokens most of the time goes into reading the weights, and there is a single block. Then the threads share the
+outputs of each product, so that each reads a part of the weights. A call is one of four steps: each ends with products,
+whose outputs the next step needs whole. They lie in memory that the threads share.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ BLOCK = (
     "epsilon",  # float32, of the norms
     *("next", "arrived", "workspace"),
     *("states", "attended", "divisor", "query_output", "key_output", "value_output"),
-    *("shared_middle", "shared_projected", "shared_wide"),  # of one step: `_Block` says what is there
+    *("shared_middle", "shared_projected", "shared_wide"),  # used by single steps; see `_Block`
     *(f"{name}_{part}" for name in _LINEARS for part in LINEAR),
     *(f"{name}_{part}" for name in _NORMS for part in ("weight", "bias")),
 )
@@ -100,7 +100,7 @@ def _define_rows(g: LinearGenerator) -> None:
 
 
 class _Block:
-    """The block of tokens at hand, and where its numbers are: in the memory of a thread, or of one step in shared memory.
+    """The block of tokens at hand, and where its numbers are: in a thread's memory, or for single steps in shared memory.
 
     `states`, always of the thread: what is rounded next. `projected`: outputs of `out` and `second`. `middle`: states
     behind the first norm. `wide`: outputs of `first`.

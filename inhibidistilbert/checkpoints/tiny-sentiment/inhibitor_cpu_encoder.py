@@ -172,7 +172,7 @@ class Encoder:
         shared = [0 if parts == 1 else memory.take(4 * rows * width) for width in (sizes.dim, sizes.dim, sizes.hidden)]
 
         def pass_over_tokens(number: int, step: int) -> _Step:
-            """Behind the attention of layer `number`, up to that of the next: a step of it, or with 0 all."""
+            """What comes between the attention of layer `number` and that of the next. step: 0 for all, or which."""
             words: _Words = [*of_tokens, int(number >= 0), int(number + 1 < len(self._layers)), step]
             words += [parts, float_bits(sizes.epsilon), 0, 0, workspace]
             words += [_States(), attended, divisor.data_ptr(), query, key, value, *shared]
@@ -210,7 +210,7 @@ class Encoder:
         return not int8 and self._sizes.center > 0, not int8 and has_delta
 
     def _plan_of_tokens(self, here: Machine, tokens: int, threads: int) -> Plan:
-        """Pieces of work are blocks of tokens, or of few tokens parts of the outputs of one block."""
+        """The pieces of work are blocks of tokens; with few tokens, parts of the outputs of one block."""
         sizes = self._sizes
         products = tokens * sizes.dim * (4 * sizes.dim + 2 * sizes.hidden)
         is_shared = threads > 1 and tokens <= _MOST_SHARED and products >= 2 * STEPS * _WORTH_A_THREAD
