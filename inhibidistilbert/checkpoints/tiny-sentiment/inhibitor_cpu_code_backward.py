@@ -17,12 +17,11 @@ from .inhibitor_cpu_code_forward import (
     define_entry,
     define_prefetch,
     lowest_score,
-    note_flaws,
     pack_key_panel,
     pack_query_panel,
     set_sizes,
 )
-from .inhibitor_cpu_code_panels import Generator, call, define_panels, gather, head_of, is_gate, transposed
+from .inhibitor_cpu_code_panels import Generator, call, define_panels, gather, head_of, is_gate, note_flaws, transposed
 from .inhibitor_cpu_code_tiles import FULLY_INHIBITED, SMALLEST_DIFFERENCE, Rows, define_backward_tiles
 
 

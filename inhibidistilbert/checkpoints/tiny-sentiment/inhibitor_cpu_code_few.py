@@ -7,7 +7,7 @@ are channels, of rows of float32 without gaps that fill whole vectors.
 from .inhibitor_forms import NOTHING_PASSES
 from .inhibitor_llvm_builder import F32, I8, I32, I64, PTR, Function, Value
 from .inhibitor_cpu_code_fields import RUN, Fields
-from .inhibitor_cpu_code_panels import Generator, call, head_of, is_gate
+from .inhibitor_cpu_code_panels import Generator, call, head_of, is_gate, note_flaws
 from .inhibitor_cpu_code_tiles import FULLY_INHIBITED
 
 MOST_QUERIES = 4
@@ -51,8 +51,7 @@ def _define_center(g: Generator) -> None:
             least.value = f.smaller(least.value, seen.where(x, f.number(g.vector, FULLY_INHIBITED)))
         zero, numbers = f.number(F32, 0.0), f.larger(count.convert("sitofp", F32), f.number(F32, 1.0))
         whole = f.sum_of_lanes(total.value)
-        with f.when((whole * state.number("steepest") * 0.0).is_nan()):
-            block.set("flawed", f.integer(1))
+        note_flaws(f, block, whole * state.number("steepest"))
         nearest = (count > 0).where(f.smallest_lane(least.value), zero)
         by_kind = block.integer("center").equals(2).where(nearest, zero)
         state.pointer("row_sums").store(block.integer("center").equals(1).where(whole / numbers, by_kind))
@@ -167,8 +166,7 @@ def _define_query(g: Generator) -> None:
         flaw = f.variable(g.zero(f))
         with f.loop(0, size, g.lanes) as k:
             flaw.value = f.fma(outputs.load(g.vector, k), g.zero(f), flaw.value)
-        with f.when(f.sum_of_lanes(flaw.value).is_nan()):
-            block.set("flawed", f.integer(1))
+        note_flaws(f, block, f.sum_of_lanes(flaw.value))
         row = head_of(block, "output", batch, head).at(number * block.integer("output_l"), I8)
         factor = state.number("beta") / state.pointer("opened").load(F32)
         call(f, block, state, "store_row", outputs, f.integer(g.lanes), factor, row)

@@ -71,6 +71,12 @@ def workspace_size(machine: Machine, rows: int, depth: int) -> int:
     return -(-(packed_size(machine, depth) + quantized_size(rows, depth)) // 64) * 64
 
 
+def outputs_of_part(machine: Machine, width: Value, part: Value, parts: Value) -> tuple[Value, Value]:
+    """Where the outputs of a part begin and end: whole panels, shared evenly."""
+    panels = width // panel(machine)
+    return panels * part // parts * panel(machine), panels * (part + 1) // parts * panel(machine)
+
+
 def item_size(g: "LinearGenerator") -> int:
     """Bytes of an input in quantized rows and packed weights."""
     return (1 if g.multiplies_bytes else 2) if g.int8 else 4
@@ -240,21 +246,19 @@ def _define_run_item(g: LinearGenerator) -> None:
     with g.module.function("run_item", {"block": PTR, "memory": PTR, "item": I64}) as (f, address, memory, item):
         block = Fields(address, BLOCK)
         parts, depth, size = block.integer("parts"), block.integer("depth"), block.integer("block_rows")
-        width, tile, outputs = block.integer("width"), g.tile, panel(g.machine)
+        width, tile = block.integer("width"), g.tile
         first, part = item // parts * size, item % parts
         last = block.integer("rows") - 1 - first
         left = (last + tile) // tile * tile
         count = (left < size).where(left, size)
-        rows = memory.at(depth * (4 * outputs), I8)
+        rows = memory.at(depth * (4 * panel(g.machine)), I8)
 
         def row(r: Value) -> Value:
             return block.pointer("x").at((first + (r < last).where(r, last)) * block.integer("x_stride"))
 
         g.quantize(f, row, count, depth, rows, memory)
-        panels = width // outputs
-        start, stop = panels * part // parts * outputs, panels * (part + 1) // parts * outputs
-        output = block.pointer("output").at(first * width)
-        f.call("linear", block.place("weight"), rows, count, last, depth, output, width, start, stop, memory)
+        outputs, output = outputs_of_part(g.machine, width, part, parts), block.pointer("output").at(first * width)
+        f.call("linear", block.place("weight"), rows, count, last, depth, output, width, *outputs, memory)
 
 
 def int8_linear_ir(machine: Machine) -> str:

@@ -17,12 +17,11 @@ from .forward import (
     define_entry,
     define_prefetch,
     lowest_score,
-    note_flaws,
     pack_key_panel,
     pack_query_panel,
     set_sizes,
 )
-from .panels import Generator, call, define_panels, gather, head_of, is_gate, transposed
+from .panels import Generator, call, define_panels, gather, head_of, is_gate, note_flaws, transposed
 from .tiles import FULLY_INHIBITED, SMALLEST_DIFFERENCE, Rows, define_backward_tiles
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from ...llvm.builder import F32, I64, PTR, Function, Value
 from ...llvm.jit import Machine
 from .fields import Fields, each_item, thread_memory
-from .linear import LINEAR, LinearGenerator, packed_size, panel, quantized_size
+from .linear import LINEAR, LinearGenerator, outputs_of_part, packed_size, panel, quantized_size
 
 _LINEARS, _NORMS = ("out", "first", "second", "query", "key", "value"), ("attention_norm", "output_norm")
 # One block for all threads. Tensors are contiguous, `(tokens, dim)` each; `divisor` is `(tokens,)`. `dim` and `hidden` are
@@ -136,10 +136,7 @@ class _Block:
         return self.rows
 
     def outputs_of_part(self, width: Value) -> tuple[Value, Value]:
-        """Where its outputs begin and end."""
-        outputs = panel(self.g.machine)
-        panels = width // outputs
-        return panels * self.part // self.parts * outputs, panels * (self.part + 1) // self.parts * outputs
+        return outputs_of_part(self.g.machine, width, self.part, self.parts)
 
     def linear(self, name: str, rows: Value, depth: Value, width: Value, output: Value, last: Value | None = None) -> None:
         """last: the last row of the output; by default that of a buffer, which has them all."""

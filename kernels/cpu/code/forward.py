@@ -9,7 +9,7 @@ from ...llvm.builder import F32, I8, I32, I64, PTR, Function, Value, Variable
 from ...llvm.jit import Machine
 from .few import define_few
 from .fields import BUFFERS, FORWARD_FIELDS, RUN, STATE, Fields, each_item, thread_memory
-from .panels import Generator, call, define_panels, gather, head_of, is_gate
+from .panels import Generator, call, define_panels, gather, head_of, is_gate, note_flaws
 from .tiles import FULLY_INHIBITED, Rows, call_tile, define_forward_tiles
 
 # How large queries and keys may be, on the scale of the scores, against the mean size of the values: the relative error of
@@ -63,13 +63,6 @@ def define_prefetch(g: Generator, reads: Sequence[str], writes: Sequence[str]) -
         with f.when((following < block.integer("items")) & block.integer("splits").equals(1)):
             for tensor in reads:
                 panel(tensor, following)
-
-
-def note_flaws(f: Function, block: Fields, *sizes: Value) -> None:
-    """Sets `flawed` where one of these float32 numbers is not finite; such a call is done again in plain torch."""
-    nothing = [size * 0.0 for size in sizes]
-    with f.when(sum(nothing[1:], nothing[0]).is_nan()):
-        block.set("flawed", f.integer(1))
 
 
 def _scalar_of(block: Fields, name: str, head: Value, radius: Value) -> Value:

@@ -70,6 +70,13 @@ def call(f: Function, block: Fields, state: Fields, name: str, *arguments: Value
     f.call(name, block.address, state.address, *arguments)
 
 
+def note_flaws(f: Function, block: Fields, *sizes: Value) -> None:
+    """Sets `flawed` where one of these float32 numbers is not finite; such a call is done again in plain torch."""
+    nothing = [size * 0.0 for size in sizes]
+    with f.when(sum(nothing[1:], nothing[0]).is_nan()):
+        block.set("flawed", f.integer(1))
+
+
 # Half types
 
 
